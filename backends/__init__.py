@@ -1,0 +1,54 @@
+"""Pretrained families as right-hand sides of one ODE: load_backend makes them, Backend says what they offer."""
+
+import torch
+
+from solvers import Spec
+
+from .base import SCHEDULES, Backend, BackendError, Condition, initial_noise
+
+NAMES = ("digits", "ldm", "gaussian")
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+}
+
+__all__ = ["DTYPES", "NAMES", "SCHEDULES", "Backend", "BackendError", "Condition", "initial_noise", "load_backend"]
+
+
+def load_backend(spec: Spec, device: torch.device | str, dtype: torch.dtype | str | None = None) -> Backend:
+    """The backbone that a spec names (backend, backend_config), frozen, on `device`.
+
+    dtype None or "auto": what backend_config.torch_dtype says, else float16 on CUDA and float32 elsewhere. An
+    unknown name or option, or missing weights: BackendError.
+    """
+    device, name = torch.device(device), spec.backend
+    if name not in NAMES:
+        raise BackendError(f"backend {name!r}: expected one of {', '.join(NAMES)}")
+    if name == "gaussian":
+        from .gaussian import GaussianMixture
+
+        return GaussianMixture(device)
+    from . import ldm
+
+    config = dict(spec.backend_config)
+    number_type = resolve_dtype(config.get("torch_dtype") if dtype in (None, "auto") else dtype, device)
+    if name == "digits":
+        from .digits import FOLDER
+
+        config = {"model_name_or_path": str(FOLDER)} | config
+    return ldm.load(config, device, number_type, name)
+
+
+def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    """A dtype by name; auto is float16 on CUDA and float32 elsewhere."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype in (None, "auto"):
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if dtype not in DTYPES:
+        raise BackendError(f"dtype {dtype!r}: expected auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]

@@ -1,0 +1,131 @@
+"""What every backbone becomes at its border: conditions, the velocity of one ODE, and decoded images."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from solvers import NoiseSchedule, Spec, UserError, discrete, flowmatch, logsnr, polynomial, time_uniform
+
+SCHEDULES = ("polynomial", "logsnr", "time_uniform", "discrete", "flowmatch")
+
+
+class BackendError(UserError):
+    """A backbone that cannot be loaded or used as asked; the message is one line for the user."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the network is told besides x and sigma: row b of each tensor belongs to image b.
+
+    `negative` (one row, shared by all images) is there when classifier-free guidance is on: guidance_scale != 1.
+    """
+
+    positive: dict[str, Tensor]
+    negative: dict[str, Tensor] | None
+    guidance_scale: float
+
+    def __len__(self) -> int:
+        return len(next(iter(self.positive.values())))
+
+    def repeat(self, times: int) -> "Condition":
+        """Point-major repetition: row m * B + b is row b."""
+        return replace(self, positive={k: v.repeat(times, *[1] * (v.ndim - 1)) for k, v in self.positive.items()})
+
+    def select(self, indices: Sequence[int]) -> "Condition":
+        """The rows of some images."""
+        return replace(self, positive={k: v[list(indices)] for k, v in self.positive.items()})
+
+    def guided_batch(self) -> dict[str, Tensor]:
+        """The rows of one doubled batch [negative of all, positive of all], or the positive rows without guidance."""
+        if self.negative is None:
+            return self.positive
+        n = len(self)
+        return {k: torch.cat([self.negative[k].expand(n, *v.shape[1:]), v]) for k, v in self.positive.items()}
+
+
+class Backend(ABC):
+    """A frozen pretrained family as an ODE dx/dsigma = velocity, from latents of noise level sigma_max to sigma_min."""
+
+    name: str
+    device: torch.device
+    dtype: torch.dtype
+    latent_shape: tuple[int, int, int]
+    sigma_min: float
+    sigma_max: float
+    noise_schedule: NoiseSchedule | None = None
+    flow_shift: float | None = None
+    flow_mu: float | None = None
+    default_schedule: str = "discrete"
+    default_guidance: float = 7.5
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str], guidance_scale: float) -> Condition:
+        """The condition of B prompts; guidance_scale 1 means no guidance."""
+
+    @abstractmethod
+    def velocity(self, condition: Condition) -> Callable[[Tensor, Tensor], Tensor]:
+        """velocity(x [M*B, C, H, W], sigma [] or [M*B]) -> [M*B, C, H, W] float32; row m * B + b has condition b."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, H, W] -> images [B, 3, H', W'] float32 in [0, 1]."""
+
+    @abstractmethod
+    def identity(self) -> str:
+        """Which weights these are: a path or hub id with its revision."""
+
+    def sigmas(self, spec: Spec) -> Tensor:
+        """The nodes [num_steps] of a spec's schedule, between its noise levels or this backbone's."""
+        kind = spec.schedule_type or self.default_schedule
+        if spec.num_steps is None:
+            raise BackendError("num_steps is not set: give --num-steps")
+        if kind == "discrete" and self.noise_schedule is not None:
+            return discrete(spec.num_steps, self.noise_schedule)
+        if kind == "flowmatch" and (self.flow_shift is not None or self.flow_mu is not None):
+            return self._flow_nodes(spec)
+        ends = (spec.sigma_min or self.sigma_min, spec.sigma_max or self.sigma_max)
+        rho = {} if spec.schedule_rho is None else {"rho": spec.schedule_rho}
+        if kind == "polynomial":
+            return polynomial(spec.num_steps, *ends, **rho)
+        if kind == "logsnr":
+            return logsnr(spec.num_steps, *ends)
+        if kind == "time_uniform":
+            return time_uniform(spec.num_steps, *ends, **rho)
+        raise BackendError(f"schedule {kind!r} does not fit backend {self.name!r}: expected one of {', '.join(SCHEDULES)} that it has")
+
+    def _flow_nodes(self, spec: Spec) -> Tensor:
+        mu = self.flow_mu if spec.flowmatch_mu is None else spec.flowmatch_mu
+        if mu is not None:
+            return flowmatch(spec.num_steps, mu=mu)
+        return flowmatch(spec.num_steps, shift=spec.flowmatch_shift or self.flow_shift)
+
+    def start(self, seeds: Sequence[int], sigma: float | Tensor) -> Tensor:
+        """The state at the first node on the device: float32 noise of each seed, times sigma."""
+        return float(sigma) * initial_noise(seeds, self.latent_shape).to(self.device)
+
+
+def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Unit float32 noise [len(seeds), *shape], each seed's from its own CPU generator: it depends on nothing else."""
+    return torch.stack([torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def per_points(condition: Condition, rows: int, cache: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The doubled batch of a condition repeated to `rows` rows, made once per number of rows."""
+    if rows not in cache:
+        times, rest = divmod(rows, len(condition))
+        if rest or not times:
+            raise ValueError(f"{rows} rows for a condition of {len(condition)} images: expected a multiple")
+        cache[rows] = condition.repeat(times).guided_batch()
+    return cache[rows]
+
+
+def guide(output: Tensor, condition: Condition) -> Tensor:
+    """Classifier-free guidance (Ho and Salimans 2022): u + s (c - u) of a doubled batch [u, c], in float32."""
+    output = output.float()
+    if condition.negative is None:
+        return output
+    u, c = output.chunk(2)
+    return u + condition.guidance_scale * (c - u)

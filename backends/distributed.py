@@ -1,0 +1,41 @@
+"""The process group of a torchrun launch, or the single process without one."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `world`, and the device it should use."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world > 1:
+            dist.barrier()
+
+
+@contextmanager
+def process_group(device: str | None = None) -> Iterator[Ranks]:
+    """Join the group that torchrun describes in RANK, WORLD_SIZE and LOCAL_RANK (nccl on CUDA, else gloo)."""
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Ranks(0, 1, torch.device(kind))
+        return
+    if kind == "cuda":
+        kind = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(torch.device(kind))
+    dist.init_process_group("nccl" if kind.startswith("cuda") else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), world, torch.device(kind))
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,138 @@
+"""One way from prompts and seeds to image files, for every backbone and solver: generate()."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from backends import Backend
+from backends.distributed import Ranks
+from manifest import Manifest, write_atomically
+from solvers import Solver, compile_tableau, sample
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A backbone, a solver on its nodes, guidance and finish: all that decides an image besides prompt and seed."""
+
+    backend: Backend
+    solver: Solver
+    solver_name: str
+    sigmas: Tensor
+    guidance_scale: float
+    finish: str = "none"
+    predictor: Path | None = None
+
+    @cached_property
+    def cost(self):
+        """The compiled tableau, off which serial depth and evaluations are read."""
+        return compile_tableau(self.solver, self.sigmas, self.finish)
+
+    def settings(self) -> dict:
+        """What the manifest says of every image."""
+        return {
+            "solver": self.solver_name,
+            "predictor": None if self.predictor is None else hashlib.sha256(self.predictor.read_bytes()).hexdigest(),
+            "nodes": self.sigmas.tolist(),
+            "depth": self.cost.depth,
+            "evaluations": self.cost.evaluations,
+            "guidance": self.guidance_scale,
+            "finish": self.finish,
+            "backbone": f"{self.backend.name}: {self.backend.identity()}",
+            "dtype": str(self.backend.dtype).removeprefix("torch."),
+        }
+
+    def images(self, prompts: Sequence[str], seeds: Sequence[int], callback=None) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] of B prompts and seeds; callback(n, x) sees the latents after step n."""
+        with torch.inference_mode():
+            velocity = self.backend.velocity(self.backend.encode(prompts, self.guidance_scale))
+            x = self.backend.start(seeds, self.sigmas[0])
+            return self.backend.decode(sample(self.solver, velocity, x, self.sigmas, callback, self.finish))
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where images go, and what beside them."""
+
+    outdir: Path
+    batch: int = 64
+    subdirs: bool = True
+    grid: bool = False
+    return_inters: bool = False
+
+    def name(self, seed: int) -> str:
+        """File name of a seed's image, relative to outdir."""
+        return f"{seed - seed % 1000:06d}/{seed:06d}.png" if self.subdirs else f"{seed:06d}.png"
+
+
+def generate(sampler: Sampler, prompts: Sequence[str], seeds: Sequence[int], output: Output, ranks: Ranks) -> int:
+    """Write the image of each seed and the manifest; returns how many images this rank made.
+
+    Prompts pair with seeds by position and repeat. Batches are fixed by position in the seed list and shared out
+    whole over the ranks; one that is complete is skipped, an incomplete one is made again as a whole, so that a run
+    that was interrupted ends in the very same files.
+    """
+    output.outdir.mkdir(parents=True, exist_ok=True)
+    settings = sampler.settings()
+    manifest = Manifest(output.outdir, ranks.rank, settings)
+    ranks.barrier()  # every rank has read the parts of an earlier run
+    if ranks.rank == 0:
+        Manifest.merge(output.outdir)
+    ranks.barrier()
+    records = [{"file": output.name(s), "seed": s, "prompt": prompts[i % len(prompts)]} | settings for i, s in enumerate(seeds)]
+    batches = [records[i : i + output.batch] for i in range(0, len(records), output.batch)]
+    mine = list(enumerate(batches))[ranks.rank :: ranks.world]
+    todo = [(i, batch) for i, batch in mine if not all(manifest.has(r) for r in batch)]
+    bar = tqdm(total=sum(len(b) for _, b in todo), unit="image", desc=sampler.solver_name, disable=None if ranks.rank == 0 else True)
+    with bar:
+        for i, batch in todo:
+            write_batch(sampler, i, batch, output)
+            manifest.add(batch)
+            bar.update(len(batch))
+    ranks.barrier()
+    if ranks.rank == 0:
+        Manifest.merge(output.outdir)
+    return bar.n
+
+
+def write_batch(sampler: Sampler, index: int, batch: list[dict], output: Output) -> None:
+    """Make and write the images of one batch, and what goes beside them."""
+
+    def save_step(n: int, x: Tensor) -> None:
+        for record, image in zip(batch, sampler.backend.decode(x), strict=True):
+            save_png(image, output.outdir / "inters" / f"{record['seed']:06d}" / f"step{n + 1:02d}.png")
+
+    seeds, prompts = [r["seed"] for r in batch], [r["prompt"] for r in batch]
+    images = sampler.images(prompts, seeds, save_step if output.return_inters else None)
+    for record, image in zip(batch, images, strict=True):
+        save_png(image, output.outdir / record["file"])
+    if output.grid:
+        save_png(make_grid(images), output.outdir / "grids" / f"batch_{index:04d}.png")
+
+
+def make_grid(images: Tensor, columns: int | None = None) -> Tensor:
+    """Images [n, 3, H, W] side by side in rows, nearly square unless `columns` says otherwise: [3, rows H, columns W]."""
+    columns = columns or max(1, round(len(images) ** 0.5))
+    blank = images.new_ones((-len(images)) % columns, *images.shape[1:])
+    rows = torch.cat([images, blank]).unflatten(0, (-1, columns))
+    return rows.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """round(255 x) of values in [0, 1], as bytes on the CPU."""
+    return (image.float().clamp(0, 1) * 255).round().byte().cpu()
+
+
+def save_png(image: Tensor, path: Path) -> None:
+    """Write an image [3, H, W] in [0, 1] as a PNG, as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = BytesIO()
+    Image.fromarray(to_uint8(image).permute(1, 2, 0).numpy()).save(content, "PNG")
+    write_atomically(path, content.getvalue())

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Everything from a fresh machine with Python 3.11: ./launch.sh demo, ./launch.sh test
+set -euo pipefail
+cd "$(dirname "$0")"
+
+usage() {
+    cat <<'TEXT'
+usage: ./launch.sh COMMAND [ARGUMENTS]
+
+  setup    make the environment in .venv (every command below does so when it is missing or stale)
+  demo     sample digits from text with every solver; prints a comparison table, writes demo/
+  test     run the test suite (arguments go to pytest)
+  sample   python sample.py ARGUMENTS
+  show     print a predictor: ./launch.sh show exps/digits
+  build    train the digits backbone and its judge again (minutes)
+
+PYTHON names the interpreter to make the environment with (default: python3.11, else python3).
+TEXT
+}
+
+interpreter() {
+    local name
+    for name in "${PYTHON:-}" python3.11 python3.12 python3.13 python3; do
+        if [ -n "$name" ] && "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$name"
+            return
+        fi
+    done
+    echo "error: Python 3.11 or newer is needed; install it, or name it: PYTHON=/path/to/python ./launch.sh setup" >&2
+    exit 2
+}
+
+setup() {
+    local stamp=.venv/.complete python
+    if [ -x .venv/bin/python ] && cmp -s pyproject.toml "$stamp"; then
+        return
+    fi
+    python=$(interpreter)
+    echo "setting up .venv with $("$python" --version) (once; about a minute)" >&2
+    rm -f "$stamp"
+    [ -x .venv/bin/python ] || "$python" -m venv .venv
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+    cp pyproject.toml "$stamp"
+}
+
+command=${1:---help}
+shift || true
+case "$command" in
+    setup) setup ;;
+    demo) setup && exec .venv/bin/python -m benchmarks.compare_solvers --out demo "$@" ;;
+    test) setup && exec .venv/bin/python -m pytest "$@" ;;
+    sample) setup && exec .venv/bin/python sample.py "$@" ;;
+    show) setup && exec .venv/bin/python -m solvers.predictor show "$@" ;;
+    build) setup && exec .venv/bin/python -m backends.digits.build "$@" ;;
+    -h | --help | help) usage ;;
+    *)
+        echo "error: unknown command '$command'; ./launch.sh --help lists them" >&2
+        exit 2
+        ;;
+esac

@@ -1,0 +1,226 @@
+"""Sample images from text prompts with a learned or a classical solver: python sample.py --help."""
+
+import csv
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+
+import backends
+from backends import SCHEDULES, load_backend
+from backends.distributed import Ranks, process_group
+from generation import Output, Sampler, generate
+from solvers import BASELINES, FINISHES, Predictor, Spec, UserError, load_predictor, num_steps_for_depth, resolve_predictor_path
+from solvers.errors import run_command
+
+ALIASES = {"ddim": "euler", "epd_parallel": "epd"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the command line asks of the sampler; None where it leaves the choice to the predictor or the backend."""
+
+    predictor_path: str | None = None
+    solver: str = "epd"
+    backend: str | None = None
+    backend_config: dict | None = None
+    model_path: str | None = None
+    num_steps: int | None = None
+    schedule: str | None = None
+    guidance: float | None = None
+    steps_match: bool = False
+    finish: str = "none"
+    dtype: str = "auto"
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds of "0,3,10-12": [0, 3, 10, 11, 12]."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise UserError(f"--seeds {text!r}: {part.strip()!r} is neither a seed nor a range such as 0-63")
+        if dash and int(last) < int(first):
+            raise UserError(f"--seeds {text!r}: the range {part.strip()} is reversed; write {last}-{first}")
+        seeds += range(int(first), int(last if dash else first) + 1)
+    twice = {s for s in seeds if seeds.count(s) > 1} if len(seeds) < 10000 else set(seeds[len(set(seeds)) :])
+    if twice:
+        raise UserError(f"--seeds {text!r}: seed {min(twice)} is there twice, but a seed names one image")
+    if max(seeds) >= 2**63:
+        raise UserError(f"--seeds {text!r}: {max(seeds)} is too large, expected less than 2^63")
+    return seeds
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a CSV file (column text, prompt or caption, else the first filled one) or of a text file, one a line."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompt-file {path}: cannot be read as UTF-8 text ({error})") from None
+    if path.suffix.lower() == ".csv":
+        rows = list(csv.DictReader(text.splitlines()))
+        prompts = [next((row[k] for k in ("text", "prompt", "caption", *row) if row.get(k)), "") for row in rows]
+    else:
+        prompts = text.splitlines()
+    prompts = [p.strip() for p in prompts if p.strip()]
+    if not prompts:
+        raise UserError(f"--prompt-file {path}: holds no prompt; expected one a line, or a CSV with a column text, prompt or caption")
+    return prompts
+
+
+def choose_prompts(prompt: str | None, prompt_file: Path | None, backend: str) -> list[str]:
+    """The prompts of the command line; the digits backbone has its own for want of any."""
+    if prompt is not None and prompt_file is not None:
+        raise UserError("--prompt and --prompt-file: give one of the two")
+    if prompt is not None:
+        return [prompt]
+    if prompt_file is not None:
+        return read_prompts(prompt_file)
+    if backend == "digits":
+        from backends.digits.data import ALL_LABELS, evaluation_prompts
+
+        return evaluation_prompts(len(ALL_LABELS))
+    raise UserError("no prompts: give --prompt TEXT or --prompt-file FILE")
+
+
+def agree(name: str, asked: object, recorded: object, path: Path | None) -> None:
+    """Refuse a choice that contradicts what a table was made for."""
+    if asked is not None and recorded is not None and asked != recorded:
+        raise UserError(f"{name} is {asked!r}, but {path} was made for {recorded!r}; leave the option out, or use another predictor")
+
+
+def settle(choice: Choice, predictor: Predictor | None, path: Path | None) -> Spec:
+    """One spec: the command line over what the predictor recorded; a contradiction is an error that names both."""
+    recorded = Spec() if predictor is None else predictor.spec
+    asked = choice.backend_config or {}
+    if choice.solver == "epd":
+        agree("--backend", choice.backend, recorded.backend, path)
+        agree("resolution", asked.get("resolution"), recorded.backend_config.get("resolution"), path)
+        agree("--schedule", choice.schedule, recorded.schedule_type, path)
+        agree("--num-steps", choice.num_steps, recorded.num_steps, path)
+    elif choice.backend not in (None, recorded.backend):
+        recorded = Spec()  # a baseline on another backbone has nothing to do with what the table was made for
+    config = {**recorded.backend_config, **asked}
+    if choice.model_path is not None:
+        config["model_name_or_path"] = choice.model_path
+    return replace(
+        recorded,
+        backend=choice.backend or recorded.backend or "digits",
+        backend_config=config,
+        num_steps=choice.num_steps or recorded.num_steps,
+        schedule_type=choice.schedule or recorded.schedule_type,
+        guidance_rate=recorded.guidance_rate if choice.guidance is None else choice.guidance,
+    )
+
+
+def make_sampler(choice: Choice, ranks: Ranks) -> Sampler:
+    """The sampler of a command line; every contradiction is found before any weights load."""
+    path = None if choice.predictor_path is None else resolve_predictor_path(choice.predictor_path)
+    predictor = None if path is None else load_predictor(path)
+    name = ALIASES.get(choice.solver, choice.solver)
+    spec = settle(replace(choice, solver=name), predictor, path)
+    sigmas = None
+    if name == "epd":
+        if predictor is None:
+            raise UserError("--solver epd needs a learned table: give --predictor-path (such as exps/digits), or another --solver")
+        if choice.steps_match:
+            raise UserError("--steps-match fits a baseline to the predictor; choose a --solver other than epd")
+        solver, sigmas = predictor.solver(), predictor.sigmas
+    else:
+        solver = BASELINES[name]
+        spec = match_steps(choice, spec, predictor, name)
+        path = None
+    backend = load_backend(spec, ranks.device, None if choice.dtype == "auto" else choice.dtype)
+    sigmas = backend.sigmas(spec) if sigmas is None else sigmas
+    guidance = backend.default_guidance if spec.guidance_rate is None else spec.guidance_rate
+    return Sampler(backend, solver, name, sigmas, guidance, choice.finish, path)
+
+
+def match_steps(choice: Choice, spec: Spec, predictor: Predictor | None, name: str) -> Spec:
+    """The spec with the nodes that --steps-match asks for, or with those given."""
+    if choice.steps_match:
+        if predictor is None or choice.num_steps is not None:
+            raise UserError("--steps-match takes the serial depth of a predictor: give --predictor-path, and no --num-steps")
+        depth = predictor.cost(choice.finish).depth
+        return replace(spec, num_steps=num_steps_for_depth(BASELINES[name], depth, choice.finish))
+    if spec.num_steps is None:
+        raise UserError(f"--solver {name} needs --num-steps N (number of nodes), or --steps-match with a --predictor-path")
+    return spec
+
+
+class EitherSpelling(click.Command):
+    """Options may be written with - or _."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, context_settings={"token_normalize_func": lambda t: t.replace("_", "-")}, **kwargs)
+
+
+def as_json(context, parameter, text: str | None) -> dict | None:
+    """A JSON object of an option."""
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"--backend-config {text!r}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f'--backend-config {text!r}: expected a JSON object such as {{"resolution": 512}}')
+    return value
+
+
+SWITCH = {"type": click.BOOL, "is_flag": False, "flag_value": "true", "default": False, "metavar": "[BOOL]"}
+
+
+@click.command(cls=EitherSpelling)
+@click.option("--predictor-path", help="Learned table: a .pkl, a run folder, a name or number under exps.")
+@click.option(
+    "--solver",
+    type=click.Choice(["epd", *BASELINES, *ALIASES]),
+    default="epd",
+    show_default=True,
+    help="epd is whatever the predictor describes.",
+)
+@click.option("--backend", type=click.Choice(backends.NAMES), help="Backbone; the predictor's by default, else digits.")
+@click.option("--model-path", help="Folder, hub id, or single .safetensors/.ckpt file of the backbone.")
+@click.option("--backend-config", callback=as_json, help="JSON object of backend options, over the predictor's.")
+@click.option("--seeds", default="0-63", show_default=True, help='Such as "0,3,10-12"; a seed names one image.')
+@click.option("--prompt", help="One prompt for all seeds.")
+@click.option("--prompt-file", type=click.Path(path_type=Path), help="CSV or text file; prompts pair with seeds by position and repeat.")
+@click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Images in a batch.")
+@click.option("--num-steps", type=click.IntRange(2), help="Number of nodes, for a baseline.")
+@click.option("--schedule", type=click.Choice(SCHEDULES), help="How nodes are made, for a baseline.")
+@click.option("--steps-match", is_flag=True, help="Give the baseline the predictor's serial depth.")
+@click.option("--guidance", type=click.FloatRange(0), help="Guidance scale, 1 for none; the predictor's by default.")
+@click.option("--finish", type=click.Choice(FINISHES), default="none", show_default=True, help="After the last node above 0.")
+@click.option("--device", help="cpu, cuda, cuda:1, mps; CUDA where there is one by default.")
+@click.option("--dtype", type=click.Choice(["auto", *backends.DTYPES]), default="auto", show_default=True, help="Of the network.")
+@click.option("--use-fp16", **SWITCH, help="The same as --dtype float16.")
+@click.option("--outdir", type=click.Path(path_type=Path), help="Default: samples/BACKEND/SOLVER-depthD-evalsE.")
+@click.option("--subdirs/--no-subdirs", default=True, show_default=True, help="A folder for every 1000 seeds.")
+@click.option("--grid", **SWITCH, help="A grid of every batch beside the images.")
+@click.option("--return-inters", **SWITCH, help="The decoded state after every step beside the images.")
+def main(seeds, prompt, prompt_file, batch, device, use_fp16, outdir, subdirs, grid, return_inters, **choice) -> None:
+    """Sample images from text prompts. Run again, it goes on where it stopped; torchrun shares the work out."""
+    choice = Choice(**choice)
+    if use_fp16:
+        if choice.dtype not in ("auto", "float16", "fp16"):
+            raise UserError(f"--use_fp16 contradicts --dtype {choice.dtype}; give one of the two")
+        choice = replace(choice, dtype="float16")
+    seed_list = parse_seeds(seeds)
+    with process_group(device) as ranks:
+        sampler = make_sampler(choice, ranks)
+        prompts = choose_prompts(prompt, prompt_file, sampler.backend.name)
+        cost = sampler.cost
+        outdir = outdir or Path("samples", sampler.backend.name, f"{sampler.solver_name}-depth{cost.depth}-evals{cost.evaluations}")
+        output = Output(outdir, batch, subdirs, grid, return_inters)
+        if ranks.rank == 0:
+            guided = "" if sampler.guidance_scale == 1 else f", guidance {sampler.guidance_scale:g} (each evaluation on 2 rows)"
+            click.echo(f"{sampler.solver_name}: serial depth {cost.depth}, {cost.evaluations} evaluations an image{guided}")
+        generate(sampler, prompts, seed_list, output, ranks)
+        if ranks.rank == 0:
+            click.echo(f"{len(seed_list)} images in {outdir}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,47 @@
+"""Samplers of the diffusion ODE dx/dsigma = velocity(x, sigma), learned and classical, and their files."""
+
+from .baselines import BASELINES, num_steps_for_depth
+from .epd import EPD
+from .errors import UserError
+from .multi_step import IPNDM, DPMpp, UniPC
+from .predictor import Predictor, PredictorError, Spec, load_predictor, resolve_predictor_path, save_predictor
+from .sampling import FINISHES, Solver, denoiser_from_velocity, sample, trajectory, velocity_from_denoiser
+from .schedules import NoiseSchedule, discrete, flowmatch, logsnr, polynomial, time_uniform
+from .single_step import DPM, DPM2, Euler, Heun
+from .table import SolverTable
+from .tableau import Tableau, compile_tableau
+
+__all__ = [
+    "BASELINES",
+    "DPM",
+    "DPM2",
+    "EPD",
+    "FINISHES",
+    "IPNDM",
+    "DPMpp",
+    "Euler",
+    "Heun",
+    "NoiseSchedule",
+    "Predictor",
+    "PredictorError",
+    "Solver",
+    "SolverTable",
+    "Spec",
+    "Tableau",
+    "UniPC",
+    "UserError",
+    "compile_tableau",
+    "denoiser_from_velocity",
+    "discrete",
+    "flowmatch",
+    "load_predictor",
+    "logsnr",
+    "num_steps_for_depth",
+    "polynomial",
+    "resolve_predictor_path",
+    "sample",
+    "save_predictor",
+    "time_uniform",
+    "trajectory",
+    "velocity_from_denoiser",
+]

@@ -1,0 +1,142 @@
+"""Multistep baselines: iPNDM, DPM-Solver++, UniPC. One evaluation a step; earlier ones are remembered."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .sampling import Solver, gradient
+from .single_step import first_slope
+
+# Adams-Bashforth weights of orders 1 to 4 for equal steps, newest slope first
+ADAMS_BASHFORTH = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
+
+
+def extrapolate(slope: Tensor, history: tuple, max_order: int) -> tuple[Tensor, tuple]:
+    """The Adams-Bashforth combination of a slope and the history of earlier ones, and the new history."""
+    slopes = (slope, *history)[:max_order]
+    weights = ADAMS_BASHFORTH[len(slopes) - 1]
+    combined = sum(a * d for a, d in zip(weights, slopes, strict=True)) if len(slopes) > 1 else slope
+    return combined, slopes[: max_order - 1]
+
+
+def check_order(name: str, order: int, highest: int) -> None:
+    if not 1 <= order <= highest:
+        raise ValueError(f"{name}: order {order}, expected 1 to {highest}")
+
+
+@dataclass(frozen=True)
+class IPNDM(Solver):
+    """iPNDM (Zhang and Chen 2023, DEIS, section 3.4): Adams-Bashforth weights for equal steps, whatever the nodes."""
+
+    max_order: int = 4
+    afs: bool = False
+
+    def __post_init__(self):
+        check_order("IPNDM", self.max_order, len(ADAMS_BASHFORTH))
+
+    def step(self, velocity, x, sigmas, n, history):
+        d = first_slope(velocity, x, sigmas, n, self.afs)
+        e, history = extrapolate(d, history, self.max_order)
+        return x + (sigmas[n + 1] - sigmas[n]) * e, history
+
+
+@dataclass(frozen=True)
+class DPMpp(Solver):
+    """DPM-Solver++(1M, 2M, 3M) (Lu et al. 2022, equations 8 and 9): exponential multistep on D, in lambda = -log sigma.
+
+    The ODE is dx/dsigma = (x - D) / sigma for eps- and flow-matching models alike. Into sigma 0: order 1, x = D.
+    """
+
+    order: int = 2
+
+    def __post_init__(self):
+        check_order("DPMpp", self.order, 3)
+
+    def step(self, velocity, x, sigmas, n, history):
+        s, s_next = sigmas[n], sigmas[n + 1]
+        data = x - s * gradient(velocity, x, s)
+        history = ((data, s), *history)[: self.order]
+        if s_next == 0:
+            return data, history
+        h = (s / s_next).log()
+        update = (s_next / s) * x - torch.expm1(-h) * data
+        if len(history) > 1:
+            d1, d2, r0 = _divided_differences(history, h)
+            if d2 is None:
+                update = update - 0.5 * torch.expm1(-h) * d1
+            else:
+                phi2 = torch.expm1(-h) / h + 1
+                phi3 = phi2 / h - 0.5
+                update = update + phi2 * d1 - phi3 * d2
+        return update, history
+
+
+def _divided_differences(history: tuple, h: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """h D' (2 entries), or h D' and h^2 D'' / ... (3 entries) at the newest node, from (D, sigma), newest first."""
+    (m0, s0), (m1, s1) = history[:2]
+    r0 = (s1 / s0).log() / h
+    d1_0 = (m0 - m1) / r0
+    if len(history) == 2:
+        return d1_0, None, r0
+    m2, s2 = history[2]
+    r1 = (s2 / s1).log() / h
+    d1_1 = (m1 - m2) / r1
+    return d1_0 + (r0 / (r0 + r1)) * (d1_0 - d1_1), (d1_0 - d1_1) / (r0 + r1), r0
+
+
+@dataclass(frozen=True)
+class UniPC(Solver):
+    """UniPC with B2(h) (Zhao et al. 2023, algorithms 5 and 6, data prediction): predictor and corrector from the same evaluations.
+
+    The corrector at a node uses the evaluation that the next predictor needs anyway, so a step costs one evaluation
+    and the last state is a predicted one. Into sigma 0: order 1, x = D.
+    """
+
+    order: int = 2
+
+    def __post_init__(self):
+        check_order("UniPC", self.order, 3)
+
+    def step(self, velocity, x, sigmas, n, history):
+        s, s_next = sigmas[n], sigmas[n + 1]
+        data = x - s * gradient(velocity, x, s)
+        past, start = history if history else ((), None)
+        if past:
+            x = self._update(start, past, s, corrector=data)
+        past = ((data, s), *past)[: self.order]
+        if s_next == 0:
+            return data, (past, x)
+        return self._update(x, past, s_next), (past, x)
+
+    def _update(self, x: Tensor, past: tuple, s_next: Tensor, corrector: Tensor | None = None) -> Tensor:
+        """From x at the newest node of `past` to s_next; with `corrector`, D there, the corrected state."""
+        (m0, s0), earlier = past[0], past[1:]
+        h = (s0 / s_next).log()
+        ratios = [(s0 / s).log() / h for _, s in earlier]
+        differences = [(m - m0) / r for (m, _), r in zip(earlier, ratios, strict=True)]
+        if corrector is not None:
+            ratios, differences = [*ratios, h.new_ones(())], [*differences, corrector - m0]
+        update = (s_next / s0) * x - torch.expm1(-h) * m0
+        for weight, difference in zip(_unipc_weights(ratios, h), differences, strict=True):
+            update = update - torch.expm1(-h) * weight * difference
+        return update
+
+
+def _unipc_weights(ratios: list[Tensor], h: Tensor) -> Tensor:
+    """The weights a of UniPC's equation R a = b / B2(h); a single term takes its limit 1/2 (remark 3.3)."""
+    if len(ratios) < 2:
+        return h.new_full((len(ratios),), 0.5)
+    r = torch.stack(ratios)
+    phi, factorial, b = torch.expm1(-h) / -h - 1, 1.0, []
+    for i in range(1, len(ratios) + 1):
+        b.append(phi * factorial / torch.expm1(-h))
+        factorial *= i + 1
+        phi = phi / -h - 1 / factorial
+    powers = torch.stack([r**i for i in range(len(ratios))])
+    return torch.linalg.solve(powers, torch.stack(b))

@@ -1,0 +1,247 @@
+"""Predictor files: a learned table with all that is needed to sample with it, as plain data."""
+
+import os
+import pickle
+import re
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..epd import EPD
+from ..sampling import Solver
+from ..table import SolverTable
+from ..tableau import Tableau, compile_tableau
+from .published import read_published
+from .reading import PredictorError, read_pickle
+
+FORMAT = "epd-predictor/1"
+SECRETS = ("token", "use_auth_token", "api_key", "password", "secret")
+
+__all__ = ["FORMAT", "Predictor", "PredictorError", "Spec", "load_predictor", "resolve_predictor_path", "save_predictor"]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The settings a table was made for; None where the file does not say. Names as in the published predictors."""
+
+    dataset_name: str | None = None
+    backend: str | None = None
+    """Backbone family: ldm, sd3, flux or digits."""
+    backend_config: dict = field(default_factory=dict)
+    """Options of the backend: model_name_or_path, resolution, torch_dtype, ... Never a token."""
+    num_steps: int | None = None
+    """Number of nodes, one more than the table has rows."""
+    num_points: int | None = None
+    guidance_type: str | None = None
+    guidance_rate: float | None = None
+    schedule_type: str | None = None
+    """polynomial, logsnr, time_uniform, discrete or flowmatch."""
+    schedule_rho: float | None = None
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    flowmatch_mu: float | None = None
+    flowmatch_shift: float | None = None
+    afs: bool = False
+    max_order: int = 1
+    """1 is EPD-Solver; above 1 EPD-Plugin, the order of the extrapolation that places the points."""
+    solver: str = "epd"
+    """epd or tableau."""
+
+
+SPEC_TYPES = {f.name: f.type for f in fields(Spec)}
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A learned table (or a whole tableau), what it was made for, its resolved nodes and where it comes from."""
+
+    table: SolverTable | Tableau
+    spec: Spec
+    sigmas: Tensor | None = None
+    provenance: dict = field(default_factory=dict)
+
+    def solver(self, parallel: bool = True, max_batch: int | None = None) -> Solver:
+        """The solver that this predictor describes."""
+        if isinstance(self.table, Tableau):
+            return self.table
+        return EPD(self.table, self.spec.afs, self.spec.max_order, parallel, max_batch)
+
+    def cost(self, finish: str = "none") -> Tableau:
+        """The compiled tableau, off which depth and evaluations are read; they do not depend on the nodes."""
+        if isinstance(self.table, Tableau):
+            return self.table
+        nodes = torch.linspace(2, 1, self.table.num_intervals + 1) if self.sigmas is None else self.sigmas
+        return compile_tableau(self.solver(), nodes, finish)
+
+
+def save_predictor(predictor: Predictor, path: str | Path) -> None:
+    """Write a predictor as a pickle of builtins only; the file is replaced as a whole or not at all."""
+    table, kind = predictor.table, "tableau" if isinstance(predictor.table, Tableau) else "table"
+    if kind == "table":
+        arrays: dict[str, Any] = {k: v.detach().tolist() for k, v in table.arrays().items()}
+    else:
+        arrays = {k: vars(table)[k].detach().tolist() for k in ("sigmas", "stages", "output")}
+        arrays["levels"] = [list(level) for level in table.levels]
+    document = {
+        "format": FORMAT,
+        kind: arrays,
+        "sigmas": None if predictor.sigmas is None else predictor.sigmas.tolist(),
+        "spec": plain(without_secrets(asdict(predictor.spec)), "spec"),
+        "provenance": plain(without_secrets(predictor.provenance), "provenance"),
+    }
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(pickle.dumps(document, protocol=4))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_predictor(path: str | Path) -> Predictor:
+    """Read a predictor in the own or in the published format; nothing in the file is ever executed.
+
+    A file that is truncated, malformed or holds a foreign class: PredictorError, one line that names it.
+    """
+    path = Path(path)
+    document, foreign = read_pickle(path)
+    try:
+        if isinstance(document, dict) and "format" in document:
+            if foreign:
+                raise PredictorError("a predictor of the own format holds builtins only, but this one refers to classes")
+            return _from_document(document)
+        return _from_published(*read_published(document))
+    except (ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
+        raise PredictorError(f"{path}: {error}") from None
+
+
+def _from_document(document: dict) -> Predictor:
+    if document["format"] != FORMAT:
+        raise PredictorError(f"format {document['format']!r}, expected {FORMAT!r}; a newer version of this program may read it")
+    unknown = set(document) - {"format", "table", "tableau", "sigmas", "spec", "provenance"}
+    if unknown:
+        raise PredictorError(f"unknown key {sorted(unknown, key=str)[0]!r}")
+    if ("table" in document) == ("tableau" in document):
+        raise PredictorError("expected either a table or a tableau")
+    spec = spec_from(document.get("spec"))
+    nodes = document.get("sigmas")
+    sigmas = None if nodes is None else tensor_of(nodes, "sigmas", 1)
+    provenance = plain(document.get("provenance") or {}, "provenance")
+    if "tableau" in document:
+        parts = mapping(document["tableau"], "tableau", {"sigmas", "stages", "output", "levels"})
+        arrays = [tensor_of(parts[k], k, n) for k, n in (("sigmas", 1), ("stages", 2), ("output", 1))]
+        levels = tuple(tuple(int(s) for s in level) for level in parts["levels"])
+        return Predictor(Tableau(*arrays, levels), spec, sigmas, provenance)
+    parts = mapping(document["table"], "table", {"r", "w", "scale_dir", "scale_time"})
+    table = SolverTable(**{k: tensor_of(v, k, 2) for k, v in parts.items() if v is not None})
+    return checked(Predictor(table, spec, sigmas, provenance))
+
+
+def _from_published(arrays: dict[str, Tensor], values: dict, provenance: dict) -> Predictor:
+    return checked(Predictor(SolverTable(**arrays), spec_from(values), None, plain(without_secrets(provenance), "provenance")))
+
+
+def checked(predictor: Predictor) -> Predictor:
+    """The predictor, or an error when its parts contradict each other."""
+    table, spec = predictor.table, predictor.spec
+    for name, told, found in (
+        ("num_steps", spec.num_steps, table.num_intervals + 1),
+        ("num_points", spec.num_points, table.num_points),
+        ("number of sigmas", None if predictor.sigmas is None else len(predictor.sigmas), table.num_intervals + 1),
+    ):
+        if told is not None and told != found:
+            raise PredictorError(f"{name} is {told}, but the table says {found}")
+    return predictor
+
+
+def spec_from(values: Any) -> Spec:
+    """A Spec of plain values; an unknown key or a value of the wrong type is an error that names it."""
+    values = mapping(values, "spec", set(SPEC_TYPES))
+    checked_values: dict[str, Any] = {}
+    for name, value in values.items():
+        expected = SPEC_TYPES[name]
+        if value is not None and "float" in str(expected) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+            raise PredictorError(f"spec.{name} is {value!r}, expected {expected}")
+        checked_values[name] = value
+    if "backend_config" in checked_values:
+        checked_values["backend_config"] = plain(without_secrets(checked_values["backend_config"]), "spec.backend_config")
+    return Spec(**checked_values)
+
+
+def mapping(value: Any, name: str, allowed: set[str]) -> dict:
+    """value, if it is a dict whose keys are all allowed."""
+    if not isinstance(value, dict):
+        raise PredictorError(f"{name} is a {type(value).__name__}, expected a dict")
+    for key in value:
+        if key not in allowed:
+            raise PredictorError(f"unknown key {name}.{key}")
+    return value
+
+
+def tensor_of(value: Any, name: str, ndim: int) -> Tensor:
+    """A float64 tensor of nested lists of numbers."""
+    try:
+        tensor = torch.tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError):
+        raise PredictorError(f"{name} is not a list of numbers") from None
+    if tensor.ndim != ndim:
+        raise PredictorError(f"{name} has {tensor.ndim} dimensions, expected {ndim}")
+    return tensor
+
+
+def plain(value: Any, name: str, depth: int = 0) -> Any:
+    """value, if it is made of dict, list, str, int, float, bool and None only, at most 8 deep; tuples become lists."""
+    if depth > 8:
+        raise PredictorError(f"{name} is nested more than 8 deep")
+    if isinstance(value, dict):
+        return {str(k): plain(v, f"{name}.{k}", depth + 1) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v, name, depth + 1) for v in value]
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    raise PredictorError(f"{name} holds a {type(value).__name__}, expected plain data")
+
+
+def without_secrets(value: Any) -> Any:
+    """value without the entries whose names say that they are secret."""
+    if isinstance(value, dict):
+        return {k: without_secrets(v) for k, v in value.items() if not str(k).lower().endswith(SECRETS)}
+    return value
+
+
+def resolve_predictor_path(text: str, exps: str | Path = "exps") -> Path:
+    """The predictor file meant by a file, a folder, either of them under `exps`, or the number of a folder there.
+
+    In a folder: the newest export, by the number at the end of its name, else the only .pkl file that it holds.
+    """
+    places = [Path(text)] if Path(text).is_absolute() else [Path(text), Path(exps) / text]
+    for place in places:
+        if place.is_file():
+            return place
+        if place.is_dir():
+            return _in_folder(place)
+    if text.isdigit() and Path(exps).is_dir():
+        runs = sorted(p for p in Path(exps).iterdir() if p.is_dir() and p.name.split("-")[0].isdigit())
+        runs = [p for p in runs if int(p.name.split("-")[0]) == int(text)]
+        if runs:
+            return _in_folder(runs[-1])
+    tried = ", ".join(map(str, places)) + (f", folders {Path(exps) / text}-*" if text.isdigit() else "")
+    raise PredictorError(f"predictor {text!r} not found (looked for {tried}); give a .pkl file, a run folder or a name under {exps}")
+
+
+def _in_folder(folder: Path) -> Path:
+    for pattern in ("export/network-snapshot-export-*.pkl", "network-snapshot-export-*.pkl", "network-snapshot-*.pkl"):
+        numbered = [(int(m[1]), p.name, p) for p in folder.glob(pattern) if (m := re.search(r"(\d+)\.pkl$", p.name))]
+        if numbered:
+            return max(numbered)[2]
+    found = sorted(folder.glob("*.pkl"))
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(p.name for p in found)
+    raise PredictorError(f"{folder} holds " + (f"several predictors: {names}; name one of them" if found else "no predictor (.pkl)"))

@@ -1,0 +1,59 @@
+"""Look at predictor files and convert published ones: python -m solvers.predictor."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from ..errors import run_command
+from . import Predictor, PredictorError, load_predictor, resolve_predictor_path, save_predictor
+
+
+def describe(predictor: Predictor) -> str:
+    """Spec, cost, nodes and table of a predictor as text."""
+    table, spec = predictor.table, predictor.spec
+    lines = [f"{name:16} {value}" for name, value in asdict(spec).items() if value not in (None, {})]
+    nodes, cost = predictor.sigmas, predictor.cost()
+    if nodes is None:
+        lines.append(f"{'nodes':16} not stored; made from the schedule by the backend")
+    lines.append(f"{'cost':16} serial depth {cost.depth}, {cost.evaluations} evaluations an image (guidance apart)")
+    lines += [f"{'provenance.' + k:16} {v}" for k, v in predictor.provenance.items()]
+    if spec.solver == "tableau":
+        return "\n".join(lines)
+    arrays = table.arrays()
+    width = 8 * table.num_points
+    lines.append("\ninterval  " + ("sigma             " if nodes is not None else "") + "".join(f"{n:<{width}}  " for n in arrays))
+    for n in range(table.num_intervals):
+        span = f"{nodes[n]:7.4f} {nodes[n + 1]:9.4f} " if nodes is not None else ""
+        cells = ("".join(f"{v:8.4f}" for v in a[n].tolist()) for a in arrays.values())
+        lines.append(f"{n:8}  {span}" + "  ".join(cells))
+    return "\n".join(lines)
+
+
+@click.group()
+def main() -> None:
+    """Predictor files: learned solver tables."""
+
+
+@main.command()
+@click.argument("file")
+def show(file: str) -> None:
+    """Print the table and the settings of FILE (a .pkl, a run folder, or a name under exps)."""
+    path = resolve_predictor_path(file)
+    click.echo(f"{path}\n{describe(load_predictor(path))}")
+
+
+@main.command()
+@click.argument("source")
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace TARGET if it exists.")
+def convert(source: str, target: Path, force: bool) -> None:
+    """Write SOURCE (own or published format) to TARGET in the own format, which holds plain data only."""
+    if target.exists() and not force:
+        raise PredictorError(f"{target} exists; give --force to replace it")
+    save_predictor(load_predictor(resolve_predictor_path(source)), target)
+    click.echo(f"wrote {target}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,103 @@
+"""The published predictor pickles, read as data: their embedded source is never looked at."""
+
+import io
+import pickle
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .reading import Persistent, PredictorError, SafeUnpickler, StoredTensor, checked_load
+
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+DTYPES = {"FloatStorage": torch.float32, "DoubleStorage": torch.float64}
+SPEC_KEYS = (
+    "dataset_name",
+    "backend",
+    "backend_config",
+    "num_steps",
+    "num_points",
+    "guidance_type",
+    "guidance_rate",
+    "schedule_type",
+    "schedule_rho",
+    "sigma_min",
+    "sigma_max",
+    "flowmatch_mu",
+    "flowmatch_shift",
+    "afs",
+)
+PROVENANCE_KEYS = ("sampler_stu", "sampler_tea", "M", "alpha", "img_resolution", "predict_x0", "lower_order_final", "fcn")
+
+
+def read_published(document: Any) -> tuple[dict[str, Tensor], dict, dict]:
+    """Table arrays, spec values and provenance of a published predictor ({"model": ...}, anything beside it ignored)."""
+    model = document.get("model") if isinstance(document, dict) else None
+    meta = model.meta if isinstance(model, Persistent) else None
+    state = meta.get("state") if isinstance(meta, dict) else None
+    if not isinstance(state, dict) or not isinstance(state.get("_parameters"), dict):
+        raise PredictorError("neither a predictor of this project nor a published one (no model state)")
+    student = state.get("sampler_stu") or "epd"
+    if student not in ("epd", "ipndm"):
+        raise PredictorError(f"sampler_stu is {student!r}, expected 'epd' or 'ipndm'")
+    values = {k: state[k] for k in SPEC_KEYS if state.get(k) is not None}
+    if "backend" not in values and state.get("dataset_name") == "ms_coco":
+        values["backend"] = "ldm"  # files from before the key existed
+    values["max_order"] = (state.get("max_order") or 4) if student == "ipndm" else 1
+    provenance = {"format": "published"} | {k: state[k] for k in PROVENANCE_KEYS if state.get(k) is not None}
+    return decode_table(state), values, provenance
+
+
+def decode_table(state: dict) -> dict[str, Tensor]:
+    """r = sigmoid, w = softmax, scales = 2 h sigmoid(p / 2) + 1 - h for a half-range h > 0; `fcn` sets the last o to 1."""
+    parameters = state["_parameters"]
+    raw = {k: read_tensor(parameters.get(k), k) for k in ("r_params", "weight_s")}
+    arrays = {"r": raw["r_params"].sigmoid(), "w": raw["weight_s"].softmax(-1)}
+    for name in ("scale_dir", "scale_time"):
+        half = state.get(name) or 0
+        if not isinstance(half, int | float) or not 0 <= half < 1:
+            raise PredictorError(f"the half-range {name} is {half!r}, expected a number in [0, 1)")
+        if half:
+            arrays[name] = 2 * half * (read_tensor(parameters.get(f"{name}_params"), f"{name}_params") / 2).sigmoid() + 1 - half
+    if state.get("fcn") and "scale_dir" in arrays:
+        arrays["scale_dir"][-1] = 1
+    return arrays
+
+
+class _StorageUnpickler(SafeUnpickler):
+    """Reads a legacy torch stream: knows storage classes by name and returns persistent ids as they are."""
+
+    def __init__(self, file):
+        super().__init__(file, {("torch", name): name for name in DTYPES})
+
+    def persistent_load(self, pid):
+        return pid
+
+
+def read_tensor(stored: Any, name: str) -> Tensor:
+    """A stored 2-D tensor in float64, from the raw little-endian numbers of its storage."""
+    if not isinstance(stored, StoredTensor) or not isinstance(stored.storage.stream, bytes):
+        raise PredictorError(f"parameter {name} is missing or not a tensor")
+    numbers = _read_storage(stored.storage.stream, name)
+    shape = stored.shape
+    if len(shape) != 2 or stored.offset != 0 or stored.stride != (shape[1], 1) or shape[0] * shape[1] != len(numbers):
+        raise PredictorError(f"parameter {name} has an unexpected layout")
+    return numbers.view(shape).double()
+
+
+def _read_storage(stream: bytes, name: str) -> Tensor:
+    file = io.BytesIO(stream)
+    try:
+        head = [checked_load(_StorageUnpickler(file), file) for _ in range(5)]
+    except (pickle.UnpicklingError, EOFError, IndexError, TypeError, AttributeError, OverflowError) as error:
+        raise PredictorError(f"parameter {name}: damaged storage ({error})") from None
+    magic, protocol, _, pid, keys = head
+    if magic != MAGIC or protocol != PROTOCOL:
+        raise PredictorError(f"parameter {name}: not a torch storage")
+    if not (isinstance(pid, tuple) and len(pid) == 6 and pid[0] == "storage" and pid[1] in DTYPES and keys == [pid[2]]):
+        raise PredictorError(f"parameter {name}: not a single plain storage of floats")
+    dtype, count = DTYPES[pid[1]], int.from_bytes(file.read(8), "little")
+    raw = file.read()
+    if count != pid[4] or len(raw) != count * dtype.itemsize or not count:
+        raise PredictorError(f"parameter {name}: {len(raw)} bytes of numbers, expected {count} numbers")
+    return torch.frombuffer(bytearray(raw), dtype=dtype)

@@ -1,0 +1,117 @@
+"""Schedules: the nodes (noise levels sigma, descending, float64) between which a solver steps."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def polynomial(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7) -> Tensor:
+    """EDM's nodes, uniform in sigma^(1/rho) (Karras et al. 2022, equation 5): [num_steps], sigma_max to sigma_min."""
+    u = _ramp(num_steps, sigma_min, sigma_max)
+    nodes = (sigma_max ** (1 / rho) + u * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+    return _pinned(nodes, sigma_min, sigma_max)
+
+
+def logsnr(num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+    """Nodes uniform in log sigma (Lu et al. 2022, DPM-Solver): [num_steps], sigma_max to sigma_min."""
+    u = _ramp(num_steps, sigma_min, sigma_max)
+    nodes = (math.log(sigma_max) + u * (math.log(sigma_min) - math.log(sigma_max))).exp()
+    return _pinned(nodes, sigma_min, sigma_max)
+
+
+def time_uniform(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 1) -> Tensor:
+    """Nodes uniform in the time t^(1/rho) of the linear-beta VP process through both ends (Song et al. 2021): [num_steps]."""
+    u = _ramp(num_steps, sigma_min, sigma_max)
+    epsilon = 1e-3
+    low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
+    beta_d = 2 * (low / epsilon - high) / (epsilon - 1)
+    beta_min = high - beta_d / 2
+    t = (1 + u * (epsilon ** (1 / rho) - 1)) ** rho
+    nodes = torch.expm1(beta_d / 2 * t**2 + beta_min * t).sqrt()
+    return _pinned(nodes, sigma_min, sigma_max)
+
+
+def flowmatch(num_steps: int, shift: float | None = None, mu: float | None = None) -> Tensor:
+    """Flow-matching nodes (Esser et al. 2024, section 5.3.2): static `shift` (SD3: 3) or dynamic `mu` (FLUX at 1024 pixels: 1.15).
+
+    They equal FlowMatchEulerDiscreteScheduler's own grid without its final 0. With a static shift that grid ends at
+    the shifted 0.001 and is shifted once more, so that SD3's last node is 0.0089, not 0.0030.
+    """
+    if (shift is None) == (mu is None):
+        raise ValueError("flowmatch: give either shift or mu")
+    u = _ramp(num_steps, 0.001, 1.0)
+    if mu is not None:
+        return _pinned(math.exp(mu) / (math.exp(mu) + 1 / (1 + u * (0.001 - 1)) - 1), sigma_max=1.0)
+    low = shift * 0.001 / (1 + (shift - 1) * 0.001)
+    u = 1 + u * (low - 1)
+    return _pinned(shift * u / (1 + (shift - 1) * u), sigma_max=1.0)
+
+
+class NoiseSchedule:
+    """Continuous noise level of a discrete-time eps-model: log alpha piecewise linear in t through t = i/T, i = 1..T.
+
+    alphas_cumprod [T] is the training schedule; sigma = sqrt(1 - alpha^2) / alpha is the variance-exploding noise
+    level (DPM-Solver, appendix D.4). Beyond both ends the end segment is extended.
+    """
+
+    def __init__(self, alphas_cumprod: Tensor):
+        a = torch.as_tensor(alphas_cumprod, dtype=torch.float64)
+        if a.ndim != 1 or len(a) < 2 or (a.diff() >= 0).any() or a[0] >= 1 or a[-1] <= 0:
+            raise ValueError("noise schedule: alphas_cumprod must be 1-D and fall strictly within (0, 1)")
+        self.log_alpha = 0.5 * a.log()
+        self.times = torch.arange(1, len(a) + 1, dtype=torch.float64) / len(a)
+
+    def to(self, device: torch.device | str) -> "NoiseSchedule":
+        """A copy whose knots lie on another device, for noise levels that lie there."""
+        copy = object.__new__(NoiseSchedule)
+        copy.log_alpha, copy.times = self.log_alpha.to(device), self.times.to(device)
+        return copy
+
+    @property
+    def sigma_min(self) -> float:
+        return self.sigma(self.times[0]).item()
+
+    @property
+    def sigma_max(self) -> float:
+        return self.sigma(self.times[-1]).item()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise level at times t in (0, 1], any shape."""
+        log_alpha = _interpolate(t.to(torch.float64), self.times, self.log_alpha)
+        return torch.expm1(-2 * log_alpha).sqrt()
+
+    def t(self, sigma: Tensor) -> Tensor:
+        """Time of noise levels sigma, any shape: the inverse of sigma(t)."""
+        log_alpha = -0.5 * torch.log1p(sigma.to(torch.float64) ** 2)
+        return _interpolate(log_alpha, self.log_alpha.flip(0), self.times.flip(0))
+
+
+def discrete(num_steps: int, noise_schedule: NoiseSchedule) -> Tensor:
+    """Nodes uniform in the time of a noise schedule, from t = 1 to its first knot (Stable Diffusion's default): [num_steps]."""
+    first, last = noise_schedule.times[0].item(), noise_schedule.times[-1].item()
+    return noise_schedule.sigma(last + _ramp(num_steps, first, last) * (first - last))
+
+
+def _ramp(num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+    if num_steps < 2:
+        raise ValueError(f"schedule: {num_steps} nodes, expected at least 2")
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"schedule: sigma_min {sigma_min} and sigma_max {sigma_max} must satisfy 0 < sigma_min < sigma_max")
+    return torch.arange(num_steps, dtype=torch.float64) / (num_steps - 1)
+
+
+def _pinned(nodes: Tensor, sigma_min: float | None = None, sigma_max: float | None = None) -> Tensor:
+    """Without the rounding of the formula at the known ends."""
+    if sigma_max is not None:
+        nodes[0] = sigma_max
+    if sigma_min is not None:
+        nodes[-1] = sigma_min
+    return nodes
+
+
+def _interpolate(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    """Piecewise linear through (knots, values), knots ascending; linear beyond the ends."""
+    i = torch.searchsorted(knots, x.detach().contiguous()).clamp(1, len(knots) - 1)
+    slope = (values[i] - values[i - 1]) / (knots[i] - knots[i - 1])
+    return values[i - 1] + slope * (x - knots[i - 1])

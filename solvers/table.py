@@ -1,0 +1,83 @@
+"""The learned part of an EPD solver: a table of positions, weights and scales, one row an interval."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+GAP = 1e-6  # coincident positions are put this far apart
+
+
+@dataclass(frozen=True)
+class SolverTable:
+    """Positions r, simplex weights w and optional scales of K parallel points (EPD-Solver, arXiv 2512.22796).
+
+    Each tensor is [..., N, K] in float64: N intervals, K points; leading dimensions hold one table per image.
+    r in [0, 1]; the weights of a row are >= 0 and sum to 1; scales are > 0, None means 1. Else ValueError.
+    """
+
+    r: Tensor
+    w: Tensor
+    scale_dir: Tensor | None = None
+    scale_time: Tensor | None = None
+
+    def __post_init__(self):
+        for name, value in self.arrays().items():
+            value = torch.as_tensor(value).to(torch.float64)
+            object.__setattr__(self, name, value)
+            if value.ndim < 2 or value.shape != self.r.shape or not value.numel():
+                raise ValueError(
+                    f"table: {name} has shape {list(value.shape)}, expected [..., intervals, points] as r {list(self.r.shape)}"
+                )
+            if not value.detach().isfinite().all():
+                raise ValueError(f"table: {name} holds a value that is not a finite number")
+        r, w = self.r.detach(), self.w.detach()
+        if (r < 0).any() or (r > 1).any():
+            raise ValueError("table: a position r lies outside [0, 1]")
+        if (w < 0).any() or ((w.sum(-1) - 1).abs() > 1e-4).any():
+            raise ValueError("table: the weights w of a row are not >= 0 with sum 1")
+        for name in ("scale_dir", "scale_time"):
+            if name in self.arrays() and (self.arrays()[name].detach() <= 0).any():
+                raise ValueError(f"table: a {name} is not positive")
+
+    def arrays(self) -> dict[str, Tensor]:
+        """The tensors that are there, by name."""
+        return {k: v for k, v in vars(self).items() if v is not None}
+
+    @property
+    def num_intervals(self) -> int:
+        return self.r.shape[-2]
+
+    @property
+    def num_points(self) -> int:
+        return self.r.shape[-1]
+
+    def row(self, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """r, w, scale_dir, scale_time of interval n, each [..., K]; scales that are absent are ones."""
+        r = self.r[..., n, :]
+        ones = torch.ones_like(r)
+        direction = ones if self.scale_dir is None else self.scale_dir[..., n, :]
+        time = ones if self.scale_time is None else self.scale_time[..., n, :]
+        return r, self.w[..., n, :], direction, time
+
+    @classmethod
+    def uniform(cls, num_intervals: int, num_points: int) -> "SolverTable":
+        """Equally spaced points k/(K+1) with equal weights: where learning starts."""
+        r = torch.arange(1, num_points + 1, dtype=torch.float64) / (num_points + 1)
+        return cls(r.expand(num_intervals, -1).clone(), torch.full((num_intervals, num_points), 1 / num_points, dtype=torch.float64))
+
+    @classmethod
+    def sorted(cls, r: Tensor, w: Tensor, scale_dir: Tensor | None = None, scale_time: Tensor | None = None) -> "SolverTable":
+        """The same solver with ascending positions, strictly inside (0, 1) and at least 1e-6 apart.
+
+        Weights and scales move with their positions. A position that is NaN or outside [0, 1]: ValueError.
+        """
+        table = cls(r, w, scale_dir, scale_time)
+        order = table.r.argsort(dim=-1, stable=True)
+        arrays = {k: v.gather(-1, order) for k, v in table.arrays().items()}
+        points, previous = [], torch.zeros_like(arrays["r"][..., 0])
+        for k in range(table.num_points):
+            highest = 1 - GAP * (table.num_points - k)
+            previous = torch.maximum(arrays["r"][..., k], previous + GAP).clamp(max=highest)
+            points.append(previous)
+        return cls(**arrays | {"r": torch.stack(points, -1)})

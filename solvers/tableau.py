@@ -1,0 +1,105 @@
+"""Any sampler as one explicit tableau over the whole trajectory."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .sampling import Solver, gradient, sample
+
+
+@dataclass(frozen=True)
+class Tableau(Solver):
+    """An explicit Runge-Kutta tableau from the first node to the last (Butcher 2016, section 230).
+
+    Stage s evaluates g_s = velocity(stages[s, 0] x_0 + sum_j stages[s, 1 + j] g_j, sigmas[s]) with j < s, and the
+    result is output[0] x_0 + sum_j output[1 + j] g_j. Stages that do not depend on each other form a level and go
+    into one batch: `depth` levels are the serial depth, `evaluations` counts the stages.
+
+    sigmas [S], stages [S, S + 1], output [S + 1] in float64; levels hold the stage numbers in order.
+    """
+
+    sigmas: Tensor
+    stages: Tensor
+    output: Tensor
+    levels: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self):
+        s = len(self.sigmas)
+        if self.stages.shape != (s, s + 1) or self.output.shape != (s + 1,):
+            raise ValueError(f"tableau: stages {list(self.stages.shape)} and output {list(self.output.shape)} do not fit {s} sigmas")
+        done: set[int] = set()
+        for level in self.levels:
+            needed = self.stages[list(level), 1:].nonzero()[:, 1].tolist()
+            if not done.issuperset(needed):
+                raise ValueError("tableau: a stage uses a gradient of its own or a later level")
+            done.update(level)
+        if done != set(range(s)) or sum(map(len, self.levels)) != s:
+            raise ValueError("tableau: the levels do not hold each stage once")
+
+    @property
+    def depth(self) -> int:
+        return len(self.levels)
+
+    @property
+    def evaluations(self) -> int:
+        return len(self.sigmas)
+
+    def num_steps(self, sigmas):
+        return 1
+
+    def step(self, velocity, x, sigmas, n, history):
+        gradients: list[Tensor | None] = [None] * self.evaluations
+        for level in self.levels:
+            inputs = torch.cat([_combine(self.stages[s], x, gradients) for s in level])
+            slopes = gradient(velocity, inputs, self.sigmas[list(level)].repeat_interleave(len(x)))
+            for s, slope in zip(level, slopes.split(len(x)), strict=True):
+                gradients[s] = slope
+        return _combine(self.output, x, gradients), ()
+
+
+def _combine(row: Tensor, x: Tensor, gradients: list[Tensor | None]) -> Tensor:
+    """row[0] x + sum_j row[1 + j] gradients[j] over the entries that are not 0."""
+    total = row[0] * x
+    for j in row[1:].nonzero()[:, 0].tolist():
+        total = total + row[1 + j] * gradients[j]
+    return total
+
+
+def compile_tableau(solver: Solver, sigmas: Tensor, finish: str = "none") -> Tableau:
+    """The tableau of a solver on the nodes sigmas [N], found by running its own code on coordinate vectors.
+
+    The start is the vector e_0 and the s-th evaluation returns e_{1+s}: what goes into it is row s of the tableau.
+    Tables per image have no single tableau: ValueError.
+    """
+    evaluations = 0
+
+    def count(x, sigma):
+        nonlocal evaluations
+        evaluations += len(x)
+        return torch.zeros_like(x)
+
+    start = torch.ones(1, 1, dtype=torch.float64)
+    sample(solver, count, start, sigmas, finish=finish)
+
+    basis = torch.eye(1 + evaluations, dtype=torch.float64)
+    rows: list[Tensor] = []
+    times: list[Tensor] = []
+
+    def record(x, sigma):
+        first = 1 + len(rows)
+        rows.extend(x.detach())
+        times.extend(sigma.detach().expand(len(x)))
+        return basis[first : first + len(x)]
+
+    output = sample(solver, record, basis[:1], sigmas, finish=finish)[0].detach()
+    stages = torch.stack(rows)
+    return Tableau(torch.stack(times), stages, output, _levels(stages))
+
+
+def _levels(stages: Tensor) -> tuple[tuple[int, ...], ...]:
+    """Each stage one level after the last that it depends on."""
+    level: list[int] = []
+    for row in stages:
+        level.append(1 + max((level[j] for j in row[1:].nonzero()[:, 0].tolist()), default=-1))
+    return tuple(tuple(s for s, at in enumerate(level) if at == i) for i in range(max(level) + 1))
