@@ -49,12 +49,17 @@ class Sampler:
             "dtype": str(self.backend.dtype).removeprefix("torch."),
         }
 
-    def images(self, prompts: Sequence[str], seeds: Sequence[int], callback=None) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] of B prompts and seeds; callback(n, x) sees the latents after step n."""
+    def latents(self, prompts: Sequence[str], seeds: Sequence[int], callback=None) -> Tensor:
+        """Final latents [B, C, H, W] of B prompts and seeds; callback(n, x) sees those after step n."""
         with torch.inference_mode():
             velocity = self.backend.velocity(self.backend.encode(prompts, self.guidance_scale))
             x = self.backend.start(seeds, self.sigmas[0])
-            return self.backend.decode(sample(self.solver, velocity, x, self.sigmas, callback, self.finish))
+            return sample(self.solver, velocity, x, self.sigmas, callback, self.finish)
+
+    def images(self, prompts: Sequence[str], seeds: Sequence[int], callback=None) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] of B prompts and seeds."""
+        with torch.inference_mode():
+            return self.backend.decode(self.latents(prompts, seeds, callback))
 
 
 @dataclass(frozen=True)

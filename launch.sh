@@ -32,7 +32,7 @@ interpreter() {
 
 setup() {
     local stamp=.venv/.complete python
-    if [ -x .venv/bin/python ] && cmp -s pyproject.toml "$stamp"; then
+    if [ -x .venv/bin/python ] && (pwd && cat pyproject.toml) | cmp -s - "$stamp"; then
         return
     fi
     python=$(interpreter)
@@ -40,7 +40,7 @@ setup() {
     rm -f "$stamp"
     [ -x .venv/bin/python ] || "$python" -m venv .venv
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-    cp pyproject.toml "$stamp"
+    (pwd && cat pyproject.toml) > "$stamp"
 }
 
 command=${1:---help}

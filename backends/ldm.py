@@ -4,11 +4,12 @@ import os
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from solvers import NoiseSchedule
 
+from . import quiet  # noqa: F401  isort: skip
+from diffusers import StableDiffusionPipeline  # isort: skip
 from .base import Backend, BackendError, Condition, guide, per_points
 
 DEFAULT_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"

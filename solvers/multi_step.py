@@ -67,7 +67,7 @@ class DPMpp(Solver):
         h = (s / s_next).log()
         update = (s_next / s) * x - torch.expm1(-h) * data
         if len(history) > 1:
-            d1, d2, r0 = _divided_differences(history, h)
+            d1, d2 = _divided_differences(history, h)
             if d2 is None:
                 update = update - 0.5 * torch.expm1(-h) * d1
             else:
@@ -77,17 +77,17 @@ class DPMpp(Solver):
         return update, history
 
 
-def _divided_differences(history: tuple, h: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-    """h D' (2 entries), or h D' and h^2 D'' / ... (3 entries) at the newest node, from (D, sigma), newest first."""
+def _divided_differences(history: tuple, h: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Estimates of h D' and, from 3 entries, h^2 D'' / 2 at the newest of (D, sigma), newest first; D' is dD/dlambda."""
     (m0, s0), (m1, s1) = history[:2]
     r0 = (s1 / s0).log() / h
     d1_0 = (m0 - m1) / r0
     if len(history) == 2:
-        return d1_0, None, r0
+        return d1_0, None
     m2, s2 = history[2]
     r1 = (s2 / s1).log() / h
     d1_1 = (m1 - m2) / r1
-    return d1_0 + (r0 / (r0 + r1)) * (d1_0 - d1_1), (d1_0 - d1_1) / (r0 + r1), r0
+    return d1_0 + (r0 / (r0 + r1)) * (d1_0 - d1_1), (d1_0 - d1_1) / (r0 + r1)
 
 
 @dataclass(frozen=True)

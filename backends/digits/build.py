@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 import torch
 import torch.nn.functional as F
-from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import save_file
 
+from .. import quiet  # noqa: F401  isort: skip
 from . import FOLDER, data, judge, models
 from .fit import fit
 
@@ -170,7 +170,6 @@ def build(out: Path, work: Path, steps: dict[str, int], seed: int, judge_folder:
 @click.option("--check", is_flag=True, help="A few steps of each part into a temporary folder, to prove that the script runs.")
 def main(out: Path, work: Path, seed: int, check: bool) -> None:
     """Train the digits backbone and its judge; an interrupted build goes on where it stopped."""
-    diffusers_logging.disable_progress_bar()
     random.seed(seed)
     if check:
         with tempfile.TemporaryDirectory() as tmp:

@@ -1,6 +1,7 @@
 """The independent judge of digit images: a small CNN trained on the real training scans, never on samples."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from .data import COLOURS, WEIGHTS, Label
+from .data import COLOURS, DIGITS, WEIGHTS, Label
 
 FOLDER = Path(__file__).parent / "judge"
 
@@ -19,12 +20,11 @@ class JudgeNet(nn.Module):
     def __init__(self):
         super().__init__()
         widths = (3, 24, 48, 64)
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in zip(widths, widths[1:], strict=False))
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(widths))
         self.norms = nn.ModuleList(nn.GroupNorm(8, o) for o in widths[1:])
         self.hidden = nn.Linear(64 * 16, 64)
-        self.heads = nn.ModuleDict(
-            {"digit": nn.Linear(64, 10), "colour": nn.Linear(64, len(COLOURS)), "weight": nn.Linear(64, len(WEIGHTS))}
-        )
+        heads = {"digit": len(DIGITS), "colour": len(COLOURS), "weight": len(WEIGHTS)}
+        self.heads = nn.ModuleDict({name: nn.Linear(64, n) for name, n in heads.items()})
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Penultimate features [n, 64] of images [n, 3, 32, 32] in [0, 1]."""

@@ -1,10 +1,13 @@
 """Predictor files: a learned table with all that is needed to sample with it, as plain data."""
 
+import math
 import os
 import pickle
 import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
 import torch
@@ -15,10 +18,10 @@ from ..sampling import Solver
 from ..table import SolverTable
 from ..tableau import Tableau, compile_tableau
 from .published import read_published
-from .reading import PredictorError, read_pickle
+from .reading import PredictorError, check_size, read_pickle
 
 FORMAT = "epd-predictor/1"
-SECRETS = ("token", "use_auth_token", "api_key", "password", "secret")
+SECRETS = ("token", "api_key", "apikey", "access_key", "authorization", "password", "secret")  # ends of names
 
 __all__ = ["FORMAT", "Predictor", "PredictorError", "Spec", "load_predictor", "resolve_predictor_path", "save_predictor"]
 
@@ -48,7 +51,7 @@ class Spec:
     max_order: int = 1
     """1 is EPD-Solver; above 1 EPD-Plugin, the order of the extrapolation that places the points."""
     solver: str = "epd"
-    """epd or tableau."""
+    """epd for a table, tableau for a whole tableau."""
 
 
 SPEC_TYPES = {f.name: f.type for f in fields(Spec)}
@@ -78,8 +81,11 @@ class Predictor:
 
 
 def save_predictor(predictor: Predictor, path: str | Path) -> None:
-    """Write a predictor as a pickle of builtins only; the file is replaced as a whole or not at all."""
-    table, kind = predictor.table, "tableau" if isinstance(predictor.table, Tableau) else "table"
+    """Write a predictor as a pickle of builtins only; the file is replaced as a whole or not at all.
+
+    What load_predictor would refuse, or one table per image: PredictorError. Entries with secret names are left out.
+    """
+    table, kind = checked(predictor).table, "tableau" if isinstance(predictor.table, Tableau) else "table"
     if kind == "table":
         arrays: dict[str, Any] = {k: v.detach().tolist() for k, v in table.arrays().items()}
     else:
@@ -89,17 +95,23 @@ def save_predictor(predictor: Predictor, path: str | Path) -> None:
         "format": FORMAT,
         kind: arrays,
         "sigmas": None if predictor.sigmas is None else predictor.sigmas.tolist(),
-        "spec": plain(without_secrets(asdict(predictor.spec)), "spec"),
-        "provenance": plain(without_secrets(predictor.provenance), "provenance"),
+        "spec": asdict(spec_from(asdict(predictor.spec))),
+        "provenance": plain(predictor.provenance, "provenance"),
     }
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(pickle.dumps(document, protocol=4))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(pickle.dumps(document, protocol=4))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise PredictorError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
 
 
 def load_predictor(path: str | Path) -> Predictor:
@@ -121,66 +133,87 @@ def load_predictor(path: str | Path) -> Predictor:
 
 def _from_document(document: dict) -> Predictor:
     if document["format"] != FORMAT:
-        raise PredictorError(f"format {document['format']!r}, expected {FORMAT!r}; a newer version of this program may read it")
+        raise PredictorError(f"format {brief(document['format'])}, expected {FORMAT!r}; a newer version of this program may read it")
+    check_size(document)
     unknown = set(document) - {"format", "table", "tableau", "sigmas", "spec", "provenance"}
     if unknown:
-        raise PredictorError(f"unknown key {sorted(unknown, key=str)[0]!r}")
+        raise PredictorError(f"unknown key {min(map(brief, unknown))}")
     if ("table" in document) == ("tableau" in document):
         raise PredictorError("expected either a table or a tableau")
     spec = spec_from(document.get("spec"))
     nodes = document.get("sigmas")
     sigmas = None if nodes is None else tensor_of(nodes, "sigmas", 1)
-    provenance = plain(document.get("provenance") or {}, "provenance")
-    if "tableau" in document:
-        parts = mapping(document["tableau"], "tableau", {"sigmas", "stages", "output", "levels"})
-        arrays = [tensor_of(parts[k], k, n) for k, n in (("sigmas", 1), ("stages", 2), ("output", 1))]
-        levels = tuple(tuple(int(s) for s in level) for level in parts["levels"])
-        return Predictor(Tableau(*arrays, levels), spec, sigmas, provenance)
-    parts = mapping(document["table"], "table", {"r", "w", "scale_dir", "scale_time"})
-    table = SolverTable(**{k: tensor_of(v, k, 2) for k, v in parts.items() if v is not None})
+    provenance = plain(mapping(document.get("provenance", {}), "provenance"), "provenance")
+    table = _tableau(document["tableau"]) if "tableau" in document else _table(document["table"])
     return checked(Predictor(table, spec, sigmas, provenance))
 
 
+def _table(parts: Any) -> SolverTable:
+    parts = mapping(parts, "table", ("r", "w", "scale_dir", "scale_time"), required=("r", "w"))
+    return SolverTable(**{k: tensor_of(v, f"table.{k}", 2) for k, v in parts.items()})
+
+
+def _tableau(parts: Any) -> Tableau:
+    names = ("sigmas", "stages", "output", "levels")
+    parts = mapping(parts, "tableau", names, required=names)
+    sigmas, stages, output = (tensor_of(parts[k], f"tableau.{k}", n) for k, n in (("sigmas", 1), ("stages", 2), ("output", 1)))
+    levels = tuple(tuple(level) for level in parts["levels"])
+    if not all(type(s) is int and 0 <= s < len(sigmas) for level in levels for s in level):
+        raise PredictorError(f"tableau.levels is {brief(parts['levels'])}, expected lists of stage numbers below {len(sigmas)}")
+    return Tableau(sigmas, stages, output, levels)
+
+
 def _from_published(arrays: dict[str, Tensor], values: dict, provenance: dict) -> Predictor:
-    return checked(Predictor(SolverTable(**arrays), spec_from(values), None, plain(without_secrets(provenance), "provenance")))
+    return checked(Predictor(SolverTable(**arrays), spec_from(values), None, plain(provenance, "provenance")))
 
 
 def checked(predictor: Predictor) -> Predictor:
-    """The predictor, or an error when its parts contradict each other."""
-    table, spec = predictor.table, predictor.spec
-    for name, told, found in (
-        ("num_steps", spec.num_steps, table.num_intervals + 1),
-        ("num_points", spec.num_points, table.num_points),
-        ("number of sigmas", None if predictor.sigmas is None else len(predictor.sigmas), table.num_intervals + 1),
-    ):
-        if told is not None and told != found:
+    """The predictor, or an error when its parts contradict each other or cannot run."""
+    table, spec, sigmas = predictor.table, predictor.spec, predictor.sigmas
+    nodes = None if sigmas is None else len(sigmas)
+    facts = [("spec.solver", spec.solver, "tableau" if isinstance(table, Tableau) else "epd")]
+    if isinstance(table, SolverTable):
+        if table.r.ndim != 2:
+            raise PredictorError(f"the table has shape {list(table.r.shape)}, expected one table [intervals, points]")
+        facts += [("spec.num_points", spec.num_points, table.num_points), ("number of sigmas", nodes, table.num_intervals + 1)]
+        nodes = table.num_intervals + 1
+    for name, told, found in [*facts, ("spec.num_steps", spec.num_steps, nodes)]:
+        if told is not None and found is not None and told != found:
             raise PredictorError(f"{name} is {told}, but the table says {found}")
+    if sigmas is not None:
+        if len(sigmas) < 2 or not sigmas.isfinite().all() or (sigmas.diff() >= 0).any() or sigmas[-1] < 0:
+            raise PredictorError(f"sigmas are {brief(sigmas.tolist())}, expected at least 2 nodes, strictly descending, none below 0")
+        predictor.solver().check(sigmas)
+    predictor.solver()
     return predictor
 
 
 def spec_from(values: Any) -> Spec:
     """A Spec of plain values; an unknown key or a value of the wrong type is an error that names it."""
-    values = mapping(values, "spec", set(SPEC_TYPES))
+    values = mapping(values, "spec", SPEC_TYPES)
     checked_values: dict[str, Any] = {}
     for name, value in values.items():
         expected = SPEC_TYPES[name]
         if value is not None and "float" in str(expected) and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-            raise PredictorError(f"spec.{name} is {value!r}, expected {expected}")
-        checked_values[name] = value
-    if "backend_config" in checked_values:
-        checked_values["backend_config"] = plain(without_secrets(checked_values["backend_config"]), "spec.backend_config")
+            raise PredictorError(f"spec.{name} is {brief(value)}, expected {expected.__name__ if isinstance(expected, type) else expected}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise PredictorError(f"spec.{name} is {value}, expected a finite number")
+        checked_values[name] = plain(value, f"spec.{name}")
     return Spec(**checked_values)
 
 
-def mapping(value: Any, name: str, allowed: set[str]) -> dict:
-    """value, if it is a dict whose keys are all allowed."""
+def mapping(value: Any, name: str, allowed: Collection[str] | None = None, required: Collection[str] = ()) -> dict:
+    """value, if it is a dict whose keys are all allowed, and those required are there."""
     if not isinstance(value, dict):
-        raise PredictorError(f"{name} is a {type(value).__name__}, expected a dict")
+        raise PredictorError(f"{name} is {brief(value)}, expected a dict")
     for key in value:
-        if key not in allowed:
-            raise PredictorError(f"unknown key {name}.{key}")
+        if allowed is not None and key not in allowed:
+            raise PredictorError(f"unknown key {name}.{key if isinstance(key, str) else brief(key)}")
+    for key in required:
+        if key not in value:
+            raise PredictorError(f"{name}.{key} is missing")
     return value
 
 
@@ -188,31 +221,29 @@ def tensor_of(value: Any, name: str, ndim: int) -> Tensor:
     """A float64 tensor of nested lists of numbers."""
     try:
         tensor = torch.tensor(value, dtype=torch.float64)
-    except (TypeError, ValueError):
-        raise PredictorError(f"{name} is not a list of numbers") from None
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise PredictorError(f"{name} is {brief(value)}, expected numbers in lists of {ndim} dimensions") from None
     if tensor.ndim != ndim:
         raise PredictorError(f"{name} has {tensor.ndim} dimensions, expected {ndim}")
+    if not tensor.isfinite().all():
+        raise PredictorError(f"{name} holds {tensor[~tensor.isfinite()][0]}, expected finite numbers")
     return tensor
 
 
 def plain(value: Any, name: str, depth: int = 0) -> Any:
-    """value, if it is made of dict, list, str, int, float, bool and None only, at most 8 deep; tuples become lists."""
+    """value, if it is made of dict, list, str, int, float, bool and None only, at most 8 deep; tuples become lists.
+
+    Entries whose names say that they are secret are left out.
+    """
     if depth > 8:
         raise PredictorError(f"{name} is nested more than 8 deep")
     if isinstance(value, dict):
-        return {str(k): plain(v, f"{name}.{k}", depth + 1) for k, v in value.items()}
+        return {str(k): plain(v, f"{name}.{k}", depth + 1) for k, v in value.items() if not str(k).lower().endswith(SECRETS)}
     if isinstance(value, list | tuple):
         return [plain(v, name, depth + 1) for v in value]
     if value is None or type(value) in (str, int, float, bool):
         return value
     raise PredictorError(f"{name} holds a {type(value).__name__}, expected plain data")
-
-
-def without_secrets(value: Any) -> Any:
-    """value without the entries whose names say that they are secret."""
-    if isinstance(value, dict):
-        return {k: without_secrets(v) for k, v in value.items() if not str(k).lower().endswith(SECRETS)}
-    return value
 
 
 def resolve_predictor_path(text: str, exps: str | Path = "exps") -> Path:
@@ -222,16 +253,16 @@ def resolve_predictor_path(text: str, exps: str | Path = "exps") -> Path:
     """
     places = [Path(text)] if Path(text).is_absolute() else [Path(text), Path(exps) / text]
     for place in places:
-        if place.is_file():
+        if os.path.isfile(place):
             return place
-        if place.is_dir():
+        if os.path.isdir(place):
             return _in_folder(place)
-    if text.isdigit() and Path(exps).is_dir():
-        runs = sorted(p for p in Path(exps).iterdir() if p.is_dir() and p.name.split("-")[0].isdigit())
+    if text.isdecimal() and Path(exps).is_dir():
+        runs = sorted(p for p in Path(exps).iterdir() if p.is_dir() and p.name.split("-")[0].isdecimal())
         runs = [p for p in runs if int(p.name.split("-")[0]) == int(text)]
         if runs:
             return _in_folder(runs[-1])
-    tried = ", ".join(map(str, places)) + (f", folders {Path(exps) / text}-*" if text.isdigit() else "")
+    tried = ", ".join(map(str, places)) + (f", folders {Path(exps) / text}-*" if text.isdecimal() else "")
     raise PredictorError(f"predictor {text!r} not found (looked for {tried}); give a .pkl file, a run folder or a name under {exps}")
 
 

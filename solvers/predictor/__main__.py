@@ -7,17 +7,18 @@ import click
 
 from ..errors import run_command
 from . import Predictor, PredictorError, load_predictor, resolve_predictor_path, save_predictor
+from .reading import printable
 
 
 def describe(predictor: Predictor) -> str:
     """Spec, cost, nodes and table of a predictor as text."""
     table, spec = predictor.table, predictor.spec
-    lines = [f"{name:16} {value}" for name, value in asdict(spec).items() if value not in (None, {})]
+    lines = [f"{name:16} {printable(str(value))}" for name, value in asdict(spec).items() if value not in (None, {})]
     nodes, cost = predictor.sigmas, predictor.cost()
     if nodes is None:
         lines.append(f"{'nodes':16} not stored; made from the schedule by the backend")
     lines.append(f"{'cost':16} serial depth {cost.depth}, {cost.evaluations} evaluations an image (guidance apart)")
-    lines += [f"{'provenance.' + k:16} {v}" for k, v in predictor.provenance.items()]
+    lines += [printable(f"{'provenance.' + k:16} {v}") for k, v in predictor.provenance.items()]
     if spec.solver == "tableau":
         return "\n".join(lines)
     arrays = table.arrays()

@@ -1,13 +1,13 @@
 """The published predictor pickles, read as data: their embedded source is never looked at."""
 
 import io
-import pickle
+from reprlib import repr as brief
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .reading import Persistent, PredictorError, SafeUnpickler, StoredTensor, checked_load
+from .reading import MALFORMED, Persistent, PredictorError, SafeUnpickler, StoredBytes, StoredTensor, check_size, checked_load
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 DTYPES = {"FloatStorage": torch.float32, "DoubleStorage": torch.float64}
@@ -39,12 +39,13 @@ def read_published(document: Any) -> tuple[dict[str, Tensor], dict, dict]:
         raise PredictorError("neither a predictor of this project nor a published one (no model state)")
     student = state.get("sampler_stu") or "epd"
     if student not in ("epd", "ipndm"):
-        raise PredictorError(f"sampler_stu is {student!r}, expected 'epd' or 'ipndm'")
+        raise PredictorError(f"sampler_stu is {brief(student)}, expected 'epd' or 'ipndm'")
     values = {k: state[k] for k in SPEC_KEYS if state.get(k) is not None}
     if "backend" not in values and state.get("dataset_name") == "ms_coco":
         values["backend"] = "ldm"  # files from before the key existed
     values["max_order"] = (state.get("max_order") or 4) if student == "ipndm" else 1
     provenance = {"format": "published"} | {k: state[k] for k in PROVENANCE_KEYS if state.get(k) is not None}
+    check_size([values, provenance])
     return decode_table(state), values, provenance
 
 
@@ -55,8 +56,8 @@ def decode_table(state: dict) -> dict[str, Tensor]:
     arrays = {"r": raw["r_params"].sigmoid(), "w": raw["weight_s"].softmax(-1)}
     for name in ("scale_dir", "scale_time"):
         half = state.get(name) or 0
-        if not isinstance(half, int | float) or not 0 <= half < 1:
-            raise PredictorError(f"the half-range {name} is {half!r}, expected a number in [0, 1)")
+        if not isinstance(half, int | float) or not 0 <= half <= 1:
+            raise PredictorError(f"the half-range {name} is {brief(half)}, expected a number in [0, 1]")
         if half:
             arrays[name] = 2 * half * (read_tensor(parameters.get(f"{name}_params"), f"{name}_params") / 2).sigmoid() + 1 - half
     if state.get("fcn") and "scale_dir" in arrays:
@@ -76,11 +77,14 @@ class _StorageUnpickler(SafeUnpickler):
 
 def read_tensor(stored: Any, name: str) -> Tensor:
     """A stored 2-D tensor in float64, from the raw little-endian numbers of its storage."""
-    if not isinstance(stored, StoredTensor) or not isinstance(stored.storage.stream, bytes):
+    if not isinstance(stored, StoredTensor):
         raise PredictorError(f"parameter {name} is missing or not a tensor")
+    if not isinstance(stored.storage, StoredBytes) or not isinstance(stored.storage.stream, bytes):
+        raise PredictorError(f"parameter {name} has no storage")
     numbers = _read_storage(stored.storage.stream, name)
-    shape = stored.shape
-    if len(shape) != 2 or stored.offset != 0 or stored.stride != (shape[1], 1) or shape[0] * shape[1] != len(numbers):
+    shape, stride = stored.shape, stored.stride
+    fits = all(isinstance(sizes, tuple) and len(sizes) == 2 and {type(n) for n in sizes} == {int} for sizes in (shape, stride))
+    if not fits or stored.offset != 0 or min(shape) < 1 or stride != (shape[1], 1) or shape[0] * shape[1] != len(numbers):
         raise PredictorError(f"parameter {name} has an unexpected layout")
     return numbers.view(shape).double()
 
@@ -89,12 +93,13 @@ def _read_storage(stream: bytes, name: str) -> Tensor:
     file = io.BytesIO(stream)
     try:
         head = [checked_load(_StorageUnpickler(file), file) for _ in range(5)]
-    except (pickle.UnpicklingError, EOFError, IndexError, TypeError, AttributeError, OverflowError) as error:
+    except MALFORMED as error:
         raise PredictorError(f"parameter {name}: damaged storage ({error})") from None
     magic, protocol, _, pid, keys = head
     if magic != MAGIC or protocol != PROTOCOL:
         raise PredictorError(f"parameter {name}: not a torch storage")
-    if not (isinstance(pid, tuple) and len(pid) == 6 and pid[0] == "storage" and pid[1] in DTYPES and keys == [pid[2]]):
+    plain = isinstance(pid, tuple) and len(pid) == 6 and pid[0] == "storage" and isinstance(pid[1], str) and isinstance(pid[2], str)
+    if not plain or pid[1] not in DTYPES or pid[5] is not None or keys != [pid[2]]:
         raise PredictorError(f"parameter {name}: not a single plain storage of floats")
     dtype, count = DTYPES[pid[1]], int.from_bytes(file.read(8), "little")
     raw = file.read()

@@ -3,13 +3,23 @@
 import io
 import pickle
 import pickletools
-from collections import OrderedDict
+import stat
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import UserError
 
 MAX_BYTES = 64 * 2**20
+MAX_ITEMS = 10**6  # opcodes of a file, items that its content unfolds to
+MAX_MESSAGE = 2000  # characters
+CREATE = {"EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "SHORT_BINUNICODE", "BINUNICODE", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8"}
+CREATE |= {"GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ"}
+NUMBERS = {"NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
+TUPLES = {"EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
+FILL = {"MARK", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD", "BINPERSID"}
+MEMO = {"MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"}
+OPCODES = CREATE | NUMBERS | TUPLES | FILL | MEMO | {"PROTO", "FRAME", "STOP"}  # all that pickling plain data, or tensors, writes
 MALFORMED = (
     pickle.UnpicklingError,
     EOFError,
@@ -26,16 +36,27 @@ MALFORMED = (
 
 
 class PredictorError(UserError):
-    """A predictor that cannot be found, read or used; the message is one line for the user."""
+    """A predictor that cannot be found, read or used; the message is one printable line for the user."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
-class Persistent(NamedTuple):
+def printable(text: str) -> str:
+    """text as one line of printable characters; what a terminal would act on is escaped."""
+    text = text if len(text) <= MAX_MESSAGE else text[:MAX_MESSAGE] + "..."
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+@dataclass(frozen=True, eq=False)
+class Persistent:
     """Stands for an object of the published class with its own source code, of which only the state is kept."""
 
     meta: dict
 
 
-class StoredTensor(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
     """Stands for a tensor: the bytes of its storage (a legacy torch stream, not yet read), its offset and shape."""
 
     storage: "StoredBytes"
@@ -44,7 +65,8 @@ class StoredTensor(NamedTuple):
     stride: tuple
 
 
-class StoredBytes(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class StoredBytes:
     """Stands for a storage, whatever device it was on."""
 
     stream: bytes
@@ -65,6 +87,12 @@ class _Call:
         raise pickle.UnpicklingError("a function has no state")
 
 
+def _parameter(tensor: Any, requires_grad: Any, hooks: Any) -> StoredTensor:
+    if not isinstance(tensor, StoredTensor):
+        raise pickle.UnpicklingError("a parameter that is not a tensor")
+    return tensor
+
+
 def _inert_class(name: str) -> type:
     """A class whose objects swallow their state."""
     return type(name, (), {"__slots__": (), "__setstate__": lambda self, state: None})
@@ -73,8 +101,8 @@ def _inert_class(name: str) -> type:
 def _stand_ins() -> dict[tuple[str, str], Any]:
     """The globals of the published files and what replaces each; made anew for every file."""
     table = {
-        ("collections", "OrderedDict"): OrderedDict,
-        ("torch._utils", "_rebuild_parameter"): _Call(lambda tensor, requires_grad, hooks: tensor),
+        ("collections", "OrderedDict"): _Call(dict),
+        ("torch._utils", "_rebuild_parameter"): _Call(_parameter),
         ("torch._utils", "_rebuild_tensor_v2"): _Call(
             lambda storage, offset, shape, stride, requires_grad, hooks, metadata=None: StoredTensor(storage, offset, shape, stride)
         ),
@@ -107,21 +135,51 @@ class SafeUnpickler(pickle.Unpickler):
 
 
 def checked_load(unpickler: pickle.Unpickler, file: io.BytesIO) -> Any:
-    """unpickler.load(), once a look at its opcodes has shown that it cannot exhaust memory or use the extension registry."""
+    """unpickler.load(), once a look at the opcodes has shown that it is short work.
+
+    The memo grows one by one, and tuples are not taken from it: a tuple of tuples used twice takes exponential time to hash.
+    """
     start = file.tell()
-    size = len(file.getbuffer())
-    for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name.startswith("EXT") or ("PUT" in opcode.name and int(argument) > size):
-            raise pickle.UnpicklingError(f"unexpected {opcode.name}")
+    memo: list[bool] = []  # may this be used again?
+    previous = ""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        name = opcode.name
+        if name not in OPCODES or count > MAX_ITEMS:
+            raise pickle.UnpicklingError(f"unexpected {name}" if name not in OPCODES else f"more than {MAX_ITEMS} opcodes")
+        if name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
+            index = len(memo) if name == "MEMOIZE" else argument
+            if index > len(memo):
+                raise pickle.UnpicklingError(f"unexpected memo index {index}")
+            memo[index : index + 1] = [previous in CREATE]
+        elif name in ("BINGET", "LONG_BINGET") and not (argument < len(memo) and memo[argument]):
+            raise pickle.UnpicklingError(f"memo index {argument} cannot be used again")
+        previous = name
     file.seek(start)
     return unpickler.load()
+
+
+def check_size(value: Any) -> None:
+    """An error when value unfolds to too many items: lists within lists, each used many times, have exponentially many."""
+    waiting, count = [value], 0
+    while waiting:
+        item = waiting.pop()
+        count += 1
+        if isinstance(item, dict):
+            waiting += [*item, *item.values()]
+        elif isinstance(item, list | tuple):
+            waiting += item
+        if count + len(waiting) > MAX_ITEMS:
+            raise PredictorError(f"more than {MAX_ITEMS} items")
 
 
 def read_pickle(path: Path) -> tuple[Any, list[str]]:
     """The content of a pickle, and the classes it refers to; a foreign class or a malformed file: PredictorError."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise PredictorError(f"{path}: {path.stat().st_size} bytes, more than any predictor has ({MAX_BYTES})")
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):
+            raise PredictorError(f"{path}: not a file; give a .pkl file")
+        if info.st_size > MAX_BYTES:
+            raise PredictorError(f"{path}: {info.st_size} bytes, more than any predictor has ({MAX_BYTES})")
         content = path.read_bytes()
     except OSError as error:
         raise PredictorError(f"{path}: cannot be read ({error.strerror})") from None

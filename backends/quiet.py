@@ -1,0 +1,9 @@
+"""Import this before diffusers: keeps its and transformers' notices and loading bars out of the output."""
+
+import diffusers.utils.logging
+import transformers.utils.logging
+
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+diffusers.utils.logging.set_verbosity_error()
+diffusers.utils.logging.disable_progress_bar()

@@ -1,0 +1,179 @@
+"""Which solver comes nearest to the exact trajectory at a serial depth: python -m benchmarks.compare_solvers."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from backends import Backend, load_backend
+from backends.digits.data import ALL_LABELS, HELD_OUT_LABELS, evaluation_prompts, parse
+from backends.digits.judge import Judge
+from backends.distributed import process_group
+from generation import Sampler, make_grid
+from solvers import BASELINES, DPM2, EPD, SolverTable, Spec, UserError, num_steps_for_depth
+from solvers.errors import run_command
+
+from .report import mean_and_halfwidth, rmse_per_image, text_table, write_json
+
+TEACHER_INTERVALS = 64
+FIRST_SEED = 100_000
+POINTS = 2
+
+
+def solver_of(name: str, depth: int):
+    """A solver of serial depth `depth` and its number of nodes; the start tables of EPD have equally spaced points."""
+    if name in BASELINES:
+        return BASELINES[name], num_steps_for_depth(BASELINES[name], depth)
+    if depth % 2:
+        raise UserError(f"{name} has no serial depth {depth}; the nearest are {depth - 1} and {depth + 1}")
+    return EPD(SolverTable.uniform(depth // 2, POINTS), max_order=2 if name == "epd-plugin-start" else 1), depth // 2 + 1
+
+
+def run(sampler: Sampler, prompts: list[str], seeds: list[int], batch: int) -> tuple[Tensor, Tensor, float]:
+    """Latents, images and seconds per image (text encoding and decoding included) of all prompts."""
+    begin, latents, images = time.perf_counter(), [], []
+    for i in range(0, len(prompts), batch):
+        latents.append(sampler.latents(prompts[i : i + batch], seeds[i : i + batch]))
+        with torch.inference_mode():
+            images.append(sampler.backend.decode(latents[-1]).cpu())
+    return torch.cat(latents).cpu(), torch.cat(images), (time.perf_counter() - begin) / len(prompts)
+
+
+def teacher_sampler(backend: Backend, guidance: float, schedule: str, intervals: int) -> Sampler:
+    """DPM-Solver-2 on many intervals between the same first and last node."""
+    nodes = backend.sigmas(Spec(num_steps=intervals + 1, schedule_type=schedule))
+    return Sampler(backend, DPM2(), f"teacher: dpm2, {intervals} intervals", nodes, guidance)
+
+
+def judged(sampler: Sampler, outcome, teacher: Tensor, judge: Judge, labels: list) -> dict:
+    """One row of the comparison."""
+    latents, images, seconds = outcome
+    verdict = judge(images, labels)
+    rmse, rmse_half = mean_and_halfwidth(rmse_per_image(latents, teacher))
+    digit, digit_half = mean_and_halfwidth(verdict.digit)
+    both, both_half = mean_and_halfwidth(verdict.digit_and_colour)
+    return {
+        "solver": sampler.solver_name,
+        "depth": sampler.cost.depth,
+        "evaluations": sampler.cost.evaluations,
+        "nodes": len(sampler.sigmas),
+        "rmse": rmse,
+        "rmse_halfwidth": rmse_half,
+        "digit": digit,
+        "digit_halfwidth": digit_half,
+        "digit_and_colour": both,
+        "digit_and_colour_halfwidth": both_half,
+        "frechet_percent": judge.frechet(verdict.features),
+        "seconds_per_image": seconds,
+    }
+
+
+def cells(row: dict) -> list[str]:
+    return [
+        row["solver"],
+        str(row["depth"]),
+        str(row["evaluations"]),
+        f"{row['rmse']:.4f} ± {row['rmse_halfwidth']:.4f}",
+        f"{100 * row['digit']:.1f} ± {100 * row['digit_halfwidth']:.1f}",
+        f"{100 * row['digit_and_colour']:.1f} ± {100 * row['digit_and_colour_halfwidth']:.1f}",
+        f"{row['frechet_percent']:.2f}",
+        f"{row['seconds_per_image']:.4f}",
+    ]
+
+
+HEADER = ["solver", "depth", "evals", "RMSE to teacher", "digit %", "digit+colour %", "Frechet %", "s/image"]
+
+
+def draw(path: Path, pictures: dict[str, Tensor], rows: list[dict], title: str) -> None:
+    """Images of the same prompts and seeds, a row a solver, and the error against serial depth."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(len(pictures) + 1, 1, figsize=(10, 0.62 * len(pictures) + 4.6), height_ratios=[1] * len(pictures) + [6])
+    figure.suptitle(title, fontsize=10)
+    for axis, (name, images) in zip(axes[:-1], pictures.items(), strict=True):
+        axis.imshow(make_grid(images, len(images)).permute(1, 2, 0).numpy(), interpolation="nearest")
+        axis.set(xticks=[], yticks=[])
+        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    for name in dict.fromkeys(r["solver"] for r in rows if r["rmse"] > 0):
+        line = [r for r in rows if r["solver"] == name]
+        depth, error, half = ([r[k] for r in line] for k in ("depth", "rmse", "rmse_halfwidth"))
+        axes[-1].errorbar(depth, error, half, marker="o", ms=3, label=name)
+    axes[-1].set(yscale="log", xlabel="serial depth (parallel evaluations one after the other)", ylabel="RMSE to the teacher")
+    axes[-1].grid(True, which="both", alpha=0.3)
+    axes[-1].legend(fontsize=7, ncols=2)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def compare(backend: Backend, guidance: float, depths: list[int], n: int, batch: int, schedule: str, picture_depth: int):
+    """Rows of the comparison and the pictures at one depth, all from the same prompts and seeds."""
+    prompts, seeds = evaluation_prompts(n, ALL_LABELS), list(range(FIRST_SEED, FIRST_SEED + n))
+    labels, judge = [parse(p) for p in prompts], Judge(device=backend.device)
+    run(replace(teacher_sampler(backend, guidance, schedule, 2)), prompts[:batch], seeds[:batch], batch)  # warm up
+    teacher = teacher_sampler(backend, guidance, schedule, TEACHER_INTERVALS)
+    outcome = run(teacher, prompts, seeds, batch)
+    few = min(n, 32)
+    finer = run(teacher_sampler(backend, guidance, schedule, TEACHER_INTERVALS * 3 // 2), prompts[:few], seeds[:few], batch)
+    rows = [judged(teacher, outcome, outcome[0], judge, labels)]
+    pictures, columns = {"teacher": outcome[1][:16]}, 16
+    tasks = [(depth, name) for depth in depths for name in [*BASELINES, "epd-start", "epd-plugin-start"]]
+    for depth, name in tqdm(tasks, desc="solvers", disable=None):
+        try:
+            solver, num_steps = solver_of(name, depth)
+        except UserError:
+            continue  # no such depth
+        nodes = backend.sigmas(Spec(num_steps=num_steps, schedule_type=schedule))
+        sampler = Sampler(backend, solver, name, nodes, guidance)
+        found = run(sampler, prompts, seeds, batch)
+        rows.append(judged(sampler, found, outcome[0], judge, labels))
+        if depth == picture_depth:
+            pictures[name] = found[1][:columns]
+    fineness = mean_and_halfwidth(rmse_per_image(outcome[0][:few], finer[0]))
+    return rows, pictures, fineness, sum(label in HELD_OUT_LABELS for label in labels)
+
+
+@click.command()
+@click.option("--n", "count", type=click.IntRange(2), default=256, show_default=True, help="Images for each row.")
+@click.option("--depths", default="4,6,8,10", show_default=True)
+@click.option("--guidance", type=click.FloatRange(0), default=7.5, show_default=True)
+@click.option("--schedule", default="discrete", show_default=True)
+@click.option("--batch", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--device", help="CUDA where there is one by default.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
+def main(count: int, depths: str, guidance: float, schedule: str, batch: int, device: str | None, out: Path) -> None:
+    """Sample digits with every solver from the same prompts and seeds, and hold them against a fine solver and the judge."""
+    try:
+        depth_list = sorted({int(d) for d in depths.split(",")})
+    except ValueError:
+        raise UserError(f"--depths {depths!r}: expected numbers such as 4,6,8,10") from None
+    out.mkdir(parents=True, exist_ok=True)
+    with process_group(device) as ranks:
+        backend = load_backend(Spec(backend="digits"), ranks.device)
+        picture_depth = depth_list[len(depth_list) // 2 - (len(depth_list) % 2 == 0)]
+        rows, pictures, fineness, unseen = compare(backend, guidance, depth_list, count, batch, schedule, picture_depth)
+    network_rows = "1 network row" if guidance == 1 else "2 network rows"
+    note = (
+        f"{count} prompts and seeds, the same for all rows ({unseen} prompts name combinations never trained on). Guidance {guidance:g}: "
+        f"each evaluation is {network_rows}. {schedule} nodes, none at 0. ± is half a 95 % interval.\n"
+        f"The teacher is DPM-Solver-2 with {TEACHER_INTERVALS} intervals; it differs by RMSE {fineness[0]:.4f} "
+        f"from {TEACHER_INTERVALS * 3 // 2} intervals."
+    )
+    table = text_table(HEADER, [cells(r) for r in rows])
+    click.echo(f"\n{note}\n\n{table}\n")
+    (out / "solvers.md").write_text(f"{note}\n\n{table}\n", encoding="utf-8")
+    settings = {"n": count, "guidance": guidance, "schedule": schedule, "batch": batch, "teacher_error": fineness[0]}
+    write_json(out / "solvers.json", settings, rows, backend.device)
+    draw(out / "solvers.png", pictures, rows, f"digits, guidance {guidance:g}: the same prompts and seeds at serial depth {picture_depth}")
+    click.echo(f"wrote {out / 'solvers.md'}, {out / 'solvers.json'} and the picture {out / 'solvers.png'}")
+
+
+if __name__ == "__main__":
+    run_command(main)

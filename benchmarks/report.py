@@ -1,0 +1,45 @@
+"""What all benchmarks share: paired statistics, a text table, a JSON file that says where it was measured."""
+
+import json
+import platform
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def mean_and_halfwidth(values: Tensor) -> tuple[float, float]:
+    """Mean of independent values [n] and the half width of its 95 % interval (1.96 standard errors)."""
+    values = values.double()
+    return values.mean().item(), 1.96 * (values.std() / len(values) ** 0.5).item()
+
+
+def rmse_per_image(a: Tensor, b: Tensor) -> Tensor:
+    """Root mean square difference of latents [n, C, H, W], image by image: [n]."""
+    return (a - b).double().flatten(1).square().mean(1).sqrt()
+
+
+def text_table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, aligned, numbers to the right."""
+    widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: list[str]) -> str:
+        padded = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = "|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(widths)) + "|"
+    return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def device_name(device: torch.device) -> str:
+    """The model name of a device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def write_json(path: Path, settings: dict, rows: list[dict], device: torch.device) -> None:
+    """Settings, rows and the machine as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    machine = {"device": device_name(device), "torch": torch.__version__}
+    path.write_text(json.dumps({"settings": settings, "machine": machine, "rows": rows}, indent=1) + "\n")
