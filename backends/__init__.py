@@ -34,7 +34,7 @@ def load_backend(spec: Spec, device: torch.device | str, dtype: torch.dtype | st
         return GaussianMixture(device)
     from . import ldm
 
-    config = dict(spec.backend_config)
+    config = {k: v for k, v in spec.backend_config.items() if v is not None}
     number_type = resolve_dtype(config.get("torch_dtype") if dtype in (None, "auto") else dtype, device)
     if name == "digits":
         from .digits import FOLDER

@@ -10,6 +10,7 @@ from solvers import NoiseSchedule
 
 from . import quiet  # noqa: F401  isort: skip
 from diffusers import StableDiffusionPipeline  # isort: skip
+from huggingface_hub.errors import LocalEntryNotFoundError  # isort: skip
 from .base import Backend, BackendError, Condition, guide, per_points
 
 DEFAULT_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -57,8 +58,8 @@ class LDM(Backend):
         factor, pixels = self.pipe.vae_scale_factor, self.config.get("resolution")
         if pixels is None:
             return self.pipe.unet.config.sample_size
-        if pixels % factor:
-            raise BackendError(f"resolution {pixels}: expected a multiple of {factor}")
+        if not isinstance(pixels, int) or pixels <= 0 or pixels % factor:
+            raise BackendError(f"resolution {pixels!r}: expected a positive multiple of {factor}")
         return pixels // factor
 
     def identity(self) -> str:
@@ -75,11 +76,11 @@ class LDM(Backend):
     def _embed(self, prompt: str) -> Tensor:
         """The text embedding [1, L, D] of a prompt, each by itself so that it does not depend on its batch; kept."""
         if prompt not in self._embeddings:
-            with torch.inference_mode():
+            with torch.inference_mode(False), torch.no_grad():  # kept for callers that differentiate as well
                 embedding, _ = self.pipe.encode_prompt(prompt, self.device, 1, False)
             if len(self._embeddings) >= 1024:
                 self._embeddings.pop(next(iter(self._embeddings)))
-            self._embeddings[prompt] = embedding.clone()  # outside inference mode: usable under autograd
+            self._embeddings[prompt] = embedding
         return self._embeddings[prompt]
 
     def velocity(self, condition):
@@ -89,7 +90,8 @@ class LDM(Backend):
             text = per_points(condition, len(x), batches)["text"]
             sigma = sigma.expand(len(x))
             scale = (1 + sigma**2).rsqrt().to(x.dtype).view(-1, 1, 1, 1)
-            t = (len(self._schedule.times) * self._schedule.t(sigma) - 1).float()
+            times = self._schedule.times
+            t = (len(times) * self._schedule.t(sigma.to(times.device)) - 1).float().to(x.device)
             inputs = (x * scale).to(self.dtype)
             if condition.negative is not None:
                 inputs, t = torch.cat([inputs, inputs]), torch.cat([t, t])
@@ -125,15 +127,32 @@ def load(config: dict, device: torch.device, dtype: torch.dtype, name: str = "ld
             pipe = StableDiffusionPipeline.from_single_file(str(path), **single, **common)
         else:
             pipe = StableDiffusionPipeline.from_pretrained(str(path) if path.is_dir() else model, **common)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # what the libraries raise for a broken file has no common type
         raise BackendError(missing_weights(model, path, error)) from error
+    check_parts(pipe, model)
     return LDM(pipe, device, config, name)
+
+
+def check_parts(pipe: StableDiffusionPipeline, model: str) -> None:
+    """Refuse parts that load but do not belong together: inpainting and SDXL networks, a tokenizer without its files."""
+    unet, words = pipe.unet.config, len(pipe.tokenizer)
+    pairs = {
+        "latent channels": (unet.in_channels, pipe.vae.config.latent_channels),
+        "text width": (unet.cross_attention_dim, pipe.text_encoder.config.hidden_size),
+    }
+    wrong = [f"{name} {a} of the U-Net but {b} of its other part" for name, (a, b) in pairs.items() if a != b]
+    if words < 512:  # each byte, inside and at the end of a word
+        wrong.append(f"a tokenizer of {words} words, whose files are missing")
+    if wrong:
+        raise BackendError(f"model {model!r} is not a Stable Diffusion 1.x/2.x text-to-image pipeline: {'; '.join(wrong)}")
 
 
 def missing_weights(model: str, path: Path, error: Exception) -> str:
     """One line that says what could not be loaded and what provides it."""
     reason = " ".join(str(error).split())[:200]
     if path.exists():
+        if isinstance(error, LocalEntryNotFoundError):
+            return f"model {model!r}: its configuration is not here and the hub is out of reach; name a folder in backend_config.config"
         return f"model {model!r} could not be loaded: expected a Stable Diffusion 1.x/2.x pipeline ({type(error).__name__}: {reason})"
     offline = "HF_HUB_OFFLINE is set; unset it, or " if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
     return (

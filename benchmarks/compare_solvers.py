@@ -1,7 +1,7 @@
 """Which solver comes nearest to the exact trajectory at a serial depth: python -m benchmarks.compare_solvers."""
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -21,7 +21,12 @@ from .report import mean_and_halfwidth, rmse_per_image, text_table, write_json
 
 TEACHER_INTERVALS = 64
 FIRST_SEED = 100_000
+TUNING_SEED = 200_000
+TUNING_IMAGES = 48
 POINTS = 2
+COLUMNS = 16
+SOLVERS = [*BASELINES, "epd-start", "epd-plugin-start"]
+SCHEDULES = ["discrete", "polynomial", "logsnr", "time_uniform"]
 
 
 def solver_of(name: str, depth: int):
@@ -43,9 +48,17 @@ def run(sampler: Sampler, prompts: list[str], seeds: list[int], batch: int) -> t
     return torch.cat(latents).cpu(), torch.cat(images), (time.perf_counter() - begin) / len(prompts)
 
 
-def teacher_sampler(backend: Backend, guidance: float, schedule: str, intervals: int) -> Sampler:
+def has_depth(name: str, depth: int) -> bool:
+    """Whether a solver has this serial depth."""
+    try:
+        return bool(solver_of(name, depth))
+    except UserError:
+        return False
+
+
+def teacher_sampler(backend: Backend, guidance: float, intervals: int) -> Sampler:
     """DPM-Solver-2 on many intervals between the same first and last node."""
-    nodes = backend.sigmas(Spec(num_steps=intervals + 1, schedule_type=schedule))
+    nodes = backend.sigmas(Spec(num_steps=intervals + 1, schedule_type="discrete"))
     return Sampler(backend, DPM2(), f"teacher: dpm2, {intervals} intervals", nodes, guidance)
 
 
@@ -75,6 +88,7 @@ def judged(sampler: Sampler, outcome, teacher: Tensor, judge: Judge, labels: lis
 def cells(row: dict) -> list[str]:
     return [
         row["solver"],
+        row["schedule"],
         str(row["depth"]),
         str(row["evaluations"]),
         f"{row['rmse']:.4f} ± {row['rmse_halfwidth']:.4f}",
@@ -85,7 +99,7 @@ def cells(row: dict) -> list[str]:
     ]
 
 
-HEADER = ["solver", "depth", "evals", "RMSE to teacher", "digit %", "digit+colour %", "Frechet %", "s/image"]
+HEADER = ["solver", "schedule", "depth", "evals", "RMSE to teacher", "digit %", "digit+colour %", "Frechet %", "s/image"]
 
 
 def draw(path: Path, pictures: dict[str, Tensor], rows: list[dict], title: str) -> None:
@@ -94,6 +108,7 @@ def draw(path: Path, pictures: dict[str, Tensor], rows: list[dict], title: str) 
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from cycler import cycler
 
     figure, axes = plt.subplots(len(pictures) + 1, 1, figsize=(10, 0.62 * len(pictures) + 4.6), height_ratios=[1] * len(pictures) + [6])
     figure.suptitle(title, fontsize=10)
@@ -101,6 +116,7 @@ def draw(path: Path, pictures: dict[str, Tensor], rows: list[dict], title: str) 
         axis.imshow(make_grid(images, len(images)).permute(1, 2, 0).numpy(), interpolation="nearest")
         axis.set(xticks=[], yticks=[])
         axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    axes[-1].set_prop_cycle(cycler(linestyle=["-", "--", ":"]) * cycler(color=plt.get_cmap("tab10").colors[:5]))
     for name in dict.fromkeys(r["solver"] for r in rows if r["rmse"] > 0):
         line = [r for r in rows if r["solver"] == name]
         depth, error, half = ([r[k] for r in line] for k in ("depth", "rmse", "rmse_halfwidth"))
@@ -113,38 +129,64 @@ def draw(path: Path, pictures: dict[str, Tensor], rows: list[dict], title: str) 
     plt.close(figure)
 
 
-def compare(backend: Backend, guidance: float, depths: list[int], n: int, batch: int, schedule: str, picture_depth: int):
-    """Rows of the comparison and the pictures at one depth, all from the same prompts and seeds."""
-    prompts, seeds = evaluation_prompts(n, ALL_LABELS), list(range(FIRST_SEED, FIRST_SEED + n))
-    labels, judge = [parse(p) for p in prompts], Judge(device=backend.device)
-    run(replace(teacher_sampler(backend, guidance, schedule, 2)), prompts[:batch], seeds[:batch], batch)  # warm up
-    teacher = teacher_sampler(backend, guidance, schedule, TEACHER_INTERVALS)
-    outcome = run(teacher, prompts, seeds, batch)
-    few = min(n, 32)
-    finer = run(teacher_sampler(backend, guidance, schedule, TEACHER_INTERVALS * 3 // 2), prompts[:few], seeds[:few], batch)
-    rows = [judged(teacher, outcome, outcome[0], judge, labels)]
-    pictures, columns = {"teacher": outcome[1][:16]}, 16
-    tasks = [(depth, name) for depth in depths for name in [*BASELINES, "epd-start", "epd-plugin-start"]]
+@dataclass(frozen=True)
+class Bench:
+    """Prompts and seeds of a comparison and the teacher's latents and images of them."""
+
+    backend: Backend
+    guidance: float
+    prompts: list[str]
+    seeds: list[int]
+    batch: int
+    teacher: tuple[Tensor, Tensor, float]
+
+    @classmethod
+    def make(cls, backend: Backend, guidance: float, n: int, first_seed: int, batch: int, intervals: int = TEACHER_INTERVALS) -> "Bench":
+        prompts, seeds = evaluation_prompts(n, ALL_LABELS), list(range(first_seed, first_seed + n))
+        return cls(backend, guidance, prompts, seeds, batch, run(teacher_sampler(backend, guidance, intervals), prompts, seeds, batch))
+
+    def run(self, sampler: Sampler) -> tuple[Tensor, Tensor, float]:
+        return run(sampler, self.prompts, self.seeds, self.batch)
+
+    def error(self, sampler: Sampler) -> float:
+        """Mean RMSE to the teacher."""
+        return rmse_per_image(self.run(sampler)[0], self.teacher[0]).mean().item()
+
+
+def sampler_of(backend: Backend, guidance: float, name: str, depth: int, schedule: str) -> Sampler:
+    """A solver of one serial depth on the nodes of one schedule."""
+    solver, num_steps = solver_of(name, depth)
+    return Sampler(backend, solver, name, backend.sigmas(Spec(num_steps=num_steps, schedule_type=schedule)), guidance)
+
+
+def compare(bench: Bench, tuning: Bench, depths: list[int], schedules: list[str]) -> tuple[list[dict], dict[int, dict[str, Tensor]]]:
+    """Rows of the comparison, each solver on the schedule that suits it best on the tuning seeds, and images by depth and solver."""
+    labels, judge = [parse(p) for p in bench.prompts], Judge(device=bench.backend.device)
+    teacher = teacher_sampler(bench.backend, bench.guidance, TEACHER_INTERVALS)
+    rows = [{"schedule": "discrete"} | judged(teacher, bench.teacher, bench.teacher[0], judge, labels)]
+    pictures = {depth: {"teacher": bench.teacher[1][:COLUMNS]} for depth in depths}
+    tasks = [(depth, name) for depth in depths for name in SOLVERS if has_depth(name, depth)]
     for depth, name in tqdm(tasks, desc="solvers", disable=None):
-        try:
-            solver, num_steps = solver_of(name, depth)
-        except UserError:
-            continue  # no such depth
-        nodes = backend.sigmas(Spec(num_steps=num_steps, schedule_type=schedule))
-        sampler = Sampler(backend, solver, name, nodes, guidance)
-        found = run(sampler, prompts, seeds, batch)
-        rows.append(judged(sampler, found, outcome[0], judge, labels))
-        if depth == picture_depth:
-            pictures[name] = found[1][:columns]
-    fineness = mean_and_halfwidth(rmse_per_image(outcome[0][:few], finer[0]))
-    return rows, pictures, fineness, sum(label in HELD_OUT_LABELS for label in labels)
+        candidates = {s: sampler_of(bench.backend, bench.guidance, name, depth, s) for s in schedules}
+        best = min(candidates, key=lambda s: tuning.error(candidates[s])) if len(schedules) > 1 else schedules[0]
+        found = bench.run(candidates[best])
+        rows.append({"schedule": best} | judged(candidates[best], found, bench.teacher[0], judge, labels))
+        pictures[depth][name] = found[1][:COLUMNS]
+    return rows, pictures
+
+
+def teacher_error(bench: Bench, n: int = 32) -> tuple[float, float]:
+    """RMSE between the teacher and one with half as many intervals again, on the first n images: mean and half width."""
+    finer = teacher_sampler(bench.backend, bench.guidance, TEACHER_INTERVALS * 3 // 2)
+    latents = run(finer, bench.prompts[:n], bench.seeds[:n], bench.batch)[0]
+    return mean_and_halfwidth(rmse_per_image(bench.teacher[0][:n], latents))
 
 
 @click.command()
 @click.option("--n", "count", type=click.IntRange(2), default=256, show_default=True, help="Images for each row.")
 @click.option("--depths", default="4,6,8,10", show_default=True)
 @click.option("--guidance", type=click.FloatRange(0), default=7.5, show_default=True)
-@click.option("--schedule", default="discrete", show_default=True)
+@click.option("--schedule", type=click.Choice(["best", *SCHEDULES]), default="best", show_default=True, help="best: chosen on other seeds.")
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--device", help="CUDA where there is one by default.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
@@ -155,23 +197,29 @@ def main(count: int, depths: str, guidance: float, schedule: str, batch: int, de
     except ValueError:
         raise UserError(f"--depths {depths!r}: expected numbers such as 4,6,8,10") from None
     out.mkdir(parents=True, exist_ok=True)
+    schedules = SCHEDULES if schedule == "best" else [schedule]
     with process_group(device) as ranks:
         backend = load_backend(Spec(backend="digits"), ranks.device)
-        picture_depth = depth_list[len(depth_list) // 2 - (len(depth_list) % 2 == 0)]
-        rows, pictures, fineness, unseen = compare(backend, guidance, depth_list, count, batch, schedule, picture_depth)
+        tuning = Bench.make(backend, guidance, TUNING_IMAGES, TUNING_SEED, batch)
+        bench = Bench.make(backend, guidance, count, FIRST_SEED, batch)
+        rows, pictures = compare(bench, tuning, depth_list, schedules)
+        fineness = teacher_error(bench)
+    unseen = sum(parse(p) in HELD_OUT_LABELS for p in bench.prompts)
     network_rows = "1 network row" if guidance == 1 else "2 network rows"
     note = (
         f"{count} prompts and seeds, the same for all rows ({unseen} prompts name combinations never trained on). Guidance {guidance:g}: "
-        f"each evaluation is {network_rows}. {schedule} nodes, none at 0. ± is half a 95 % interval.\n"
+        f"each evaluation is {network_rows}. No node at 0, no finish. Each solver has the schedule with which it comes nearest\n"
+        f"to the teacher on {TUNING_IMAGES} other seeds. ± is half a 95 % interval.\n"
         f"The teacher is DPM-Solver-2 with {TEACHER_INTERVALS} intervals; it differs by RMSE {fineness[0]:.4f} "
         f"from {TEACHER_INTERVALS * 3 // 2} intervals."
     )
-    table = text_table(HEADER, [cells(r) for r in rows])
+    table = text_table(HEADER, [cells(r) for r in rows], text_columns=2)
     click.echo(f"\n{note}\n\n{table}\n")
     (out / "solvers.md").write_text(f"{note}\n\n{table}\n", encoding="utf-8")
     settings = {"n": count, "guidance": guidance, "schedule": schedule, "batch": batch, "teacher_error": fineness[0]}
     write_json(out / "solvers.json", settings, rows, backend.device)
-    draw(out / "solvers.png", pictures, rows, f"digits, guidance {guidance:g}: the same prompts and seeds at serial depth {picture_depth}")
+    depth = depth_list[(len(depth_list) - 1) // 2]
+    draw(out / "solvers.png", pictures[depth], rows, f"digits, guidance {guidance:g}: the same prompts and seeds at serial depth {depth}")
     click.echo(f"wrote {out / 'solvers.md'}, {out / 'solvers.json'} and the picture {out / 'solvers.png'}")
 
 

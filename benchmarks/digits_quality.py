@@ -54,7 +54,7 @@ def judge_row(judge: Judge) -> dict[str, float]:
 
 def quality(guidance: float, prompts: list[str], judge: Judge, backend, intervals: int) -> tuple[dict, Tensor, list[Label]]:
     """Accuracy of samples at one guidance scale, and their Frechet distance where the prompts cover most combinations."""
-    sampler = teacher_sampler(backend, guidance, "discrete", intervals)
+    sampler = teacher_sampler(backend, guidance, intervals)
     _, images, _ = run(sampler, prompts, list(range(FIRST_SEED, FIRST_SEED + len(prompts))), 128)
     labels = [parse(p) for p in prompts]
     verdict = judge(images, labels)
@@ -99,13 +99,8 @@ def main(count: int, intervals: int, out: Path) -> None:
 
 def cells(row: dict) -> list[str]:
     percent = [f"{100 * row[k]:.1f} ± {100 * row[k + '_halfwidth']:.1f}" for k in ("digit", "digit_and_colour", "weight")]
-    return [
-        row["prompts"],
-        f"{row['guidance']:g}",
-        str(row["n"]),
-        *percent,
-        "-" if row["frechet_percent"] is None else f"{row['frechet_percent']:.2f}",
-    ]
+    frechet = "" if row["frechet_percent"] is None else f"{row['frechet_percent']:.2f}"
+    return [row["prompts"], f"{row['guidance']:g}", str(row["n"]), *percent, frechet]
 
 
 if __name__ == "__main__":

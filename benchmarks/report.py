@@ -19,15 +19,15 @@ def rmse_per_image(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).double().flatten(1).square().mean(1).sqrt()
 
 
-def text_table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table, aligned, numbers to the right."""
+def text_table(header: list[str], rows: list[list[str]], text_columns: int = 1) -> str:
+    """A Markdown table, aligned: the first columns to the left, numbers to the right."""
     widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
 
     def line(cells: list[str]) -> str:
-        padded = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        padded = [c.ljust(w) if i < text_columns else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
         return "| " + " | ".join(padded) + " |"
 
-    rule = "|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(widths)) + "|"
+    rule = "|" + "|".join("-" * (w + 1) + ("-" if i < text_columns else ":") for i, w in enumerate(widths)) + "|"
     return "\n".join([line(header), rule, *map(line, rows)])
 
 

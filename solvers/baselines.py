@@ -16,10 +16,10 @@ BASELINES: dict[str, Solver] = {
     "ipndm2": IPNDM(max_order=2),
     "ipndm3": IPNDM(max_order=3),
     "ipndm": IPNDM(max_order=4),
-    "dpmpp": DPMpp(order=2),
-    "dpmpp3": DPMpp(order=3),
-    "unipc": UniPC(order=2),
-    "unipc3": UniPC(order=3),
+    "dpmpp": DPMpp(order=2, lower_order_final=True),
+    "dpmpp3": DPMpp(order=3, lower_order_final=True),
+    "unipc": UniPC(order=2, lower_order_final=True),
+    "unipc3": UniPC(order=3, lower_order_final=True),
 }
 
 

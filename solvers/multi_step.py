@@ -51,9 +51,11 @@ class DPMpp(Solver):
     """DPM-Solver++(1M, 2M, 3M) (Lu et al. 2022, equations 8 and 9): exponential multistep on D, in lambda = -log sigma.
 
     The ODE is dx/dsigma = (x - D) / sigma for eps- and flow-matching models alike. Into sigma 0: order 1, x = D.
+    `lower_order_final` lets the order fall to 2 and 1 in the last steps, as diffusers does below 15 steps.
     """
 
     order: int = 2
+    lower_order_final: bool = False
 
     def __post_init__(self):
         check_order("DPMpp", self.order, 3)
@@ -61,7 +63,7 @@ class DPMpp(Solver):
     def step(self, velocity, x, sigmas, n, history):
         s, s_next = sigmas[n], sigmas[n + 1]
         data = x - s * gradient(velocity, x, s)
-        history = ((data, s), *history)[: self.order]
+        history = ((data, s), *history)[: _order(self, len(sigmas) - 1 - n)]
         if s_next == 0:
             return data, history
         h = (s / s_next).log()
@@ -75,6 +77,11 @@ class DPMpp(Solver):
                 phi3 = phi2 / h - 0.5
                 update = update + phi2 * d1 - phi3 * d2
         return update, history
+
+
+def _order(solver: "DPMpp | UniPC", remaining: int) -> int:
+    """The order of a step when `remaining` steps are left, itself included."""
+    return min(solver.order, remaining) if solver.lower_order_final else solver.order
 
 
 def _divided_differences(history: tuple, h: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -95,10 +102,11 @@ class UniPC(Solver):
     """UniPC with B2(h) (Zhao et al. 2023, algorithms 5 and 6, data prediction): predictor and corrector from the same evaluations.
 
     The corrector at a node uses the evaluation that the next predictor needs anyway, so a step costs one evaluation
-    and the last state is a predicted one. Into sigma 0: order 1, x = D.
+    and the last state is a predicted one. Into sigma 0: order 1, x = D. `lower_order_final` as in DPMpp.
     """
 
     order: int = 2
+    lower_order_final: bool = False
 
     def __post_init__(self):
         check_order("UniPC", self.order, 3)
@@ -109,7 +117,7 @@ class UniPC(Solver):
         past, start = history if history else ((), None)
         if past:
             x = self._update(start, past, s, corrector=data)
-        past = ((data, s), *past)[: self.order]
+        past = ((data, s), *past)[: _order(self, len(sigmas) - 1 - n)]
         if s_next == 0:
             return data, (past, x)
         return self._update(x, past, s_next), (past, x)

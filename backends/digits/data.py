@@ -1,5 +1,6 @@
 """Real handwritten digits (UCI optical digits, bundled with scikit-learn) painted in ink, with captions."""
 
+import re
 from dataclasses import dataclass
 from itertools import product
 
@@ -92,8 +93,8 @@ def caption(label: Label, template: str = TEMPLATES[0], numeral: bool = False) -
 
 def parse(prompt: str) -> Label | None:
     """The label that a prompt asks for, or None when it names no digit."""
-    words = prompt.lower().replace(",", " ").split()
-    digit = next((DIGITS.index(w) if w in DIGITS else int(w) for w in words if w in DIGITS or w in "0123456789"), None)
+    words = re.findall(r"\w+", prompt.lower())
+    digit = next((DIGITS.index(w) if w in DIGITS else int(w) for w in words if w in (*DIGITS, *"0123456789")), None)
     if digit is None:
         return None
     colour = next((list(COLOURS).index(w) for w in words if w in COLOURS), -1)

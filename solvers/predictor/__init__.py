@@ -96,7 +96,7 @@ def save_predictor(predictor: Predictor, path: str | Path) -> None:
         kind: arrays,
         "sigmas": None if predictor.sigmas is None else predictor.sigmas.tolist(),
         "spec": asdict(spec_from(asdict(predictor.spec))),
-        "provenance": plain(predictor.provenance, "provenance"),
+        "provenance": plain(mapping(predictor.provenance, "provenance"), "provenance"),
     }
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
@@ -150,17 +150,18 @@ def _from_document(document: dict) -> Predictor:
 
 def _table(parts: Any) -> SolverTable:
     parts = mapping(parts, "table", ("r", "w", "scale_dir", "scale_time"), required=("r", "w"))
-    return SolverTable(**{k: tensor_of(v, f"table.{k}", 2) for k, v in parts.items()})
+    return SolverTable(**{k: tensor_of(v, f"table.{k}", 2) for k, v in parts.items() if v is not None or k in "rw"})
 
 
 def _tableau(parts: Any) -> Tableau:
     names = ("sigmas", "stages", "output", "levels")
     parts = mapping(parts, "tableau", names, required=names)
     sigmas, stages, output = (tensor_of(parts[k], f"tableau.{k}", n) for k, n in (("sigmas", 1), ("stages", 2), ("output", 1)))
-    levels = tuple(tuple(level) for level in parts["levels"])
-    if not all(type(s) is int and 0 <= s < len(sigmas) for level in levels for s in level):
-        raise PredictorError(f"tableau.levels is {brief(parts['levels'])}, expected lists of stage numbers below {len(sigmas)}")
-    return Tableau(sigmas, stages, output, levels)
+    levels = parts["levels"]
+    lists = isinstance(levels, list) and all(isinstance(level, list) for level in levels)
+    if not lists or not all(type(s) is int and 0 <= s < len(sigmas) for level in levels for s in level):
+        raise PredictorError(f"tableau.levels is {brief(levels)}, expected lists of stage numbers below {len(sigmas)}")
+    return Tableau(sigmas, stages, output, tuple(map(tuple, levels)))
 
 
 def _from_published(arrays: dict[str, Tensor], values: dict, provenance: dict) -> Predictor:

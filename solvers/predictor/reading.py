@@ -12,6 +12,7 @@ from ..errors import UserError
 
 MAX_BYTES = 64 * 2**20
 MAX_ITEMS = 10**6  # opcodes of a file, items that its content unfolds to
+MAX_TUPLES = 10**4
 MAX_MESSAGE = 2000  # characters
 CREATE = {"EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "SHORT_BINUNICODE", "BINUNICODE", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8"}
 CREATE |= {"GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ"}
@@ -135,17 +136,34 @@ class SafeUnpickler(pickle.Unpickler):
 
 
 def checked_load(unpickler: pickle.Unpickler, file: io.BytesIO) -> Any:
-    """unpickler.load(), once a look at the opcodes has shown that it is short work.
-
-    The memo grows one by one, and tuples are not taken from it: a tuple of tuples used twice takes exponential time to hash.
-    """
+    """unpickler.load(), once a look at the opcodes has shown that it is short work."""
     start = file.tell()
+    check_opcodes(file)
+    file.seek(start)
+    return unpickler.load()
+
+
+def check_opcodes(file: io.BytesIO) -> None:
+    """An error for opcodes that no predictor needs and for those that would take much time or memory.
+
+    Frames hold whole opcodes, since pickle loses bytes at the end of others and would read on from elsewhere than here.
+    The memo grows one by one. Tuples are few, since hashing nests as deep as they do, and are not taken from the memo:
+    a tuple of tuples that are used twice takes exponential time to hash.
+    """
     memo: list[bool] = []  # may this be used again?
+    count = tuples = frame_end = 0
     previous = ""
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        name = opcode.name
-        if name not in OPCODES or count > MAX_ITEMS:
-            raise pickle.UnpicklingError(f"unexpected {name}" if name not in OPCODES else f"more than {MAX_ITEMS} opcodes")
+    for opcode, argument, start in pickletools.genops(file):
+        name, end = opcode.name, file.tell()
+        count, tuples = count + 1, tuples + (name in TUPLES)
+        if name not in OPCODES:
+            raise pickle.UnpicklingError(f"unexpected {name}")
+        if count > MAX_ITEMS or tuples > MAX_TUPLES:
+            raise pickle.UnpicklingError(f"more than {MAX_ITEMS} opcodes or {MAX_TUPLES} tuples")
+        if start < frame_end and (end > frame_end or name == "FRAME"):
+            raise pickle.UnpicklingError("a frame that ends within an opcode")
+        if name == "FRAME":
+            frame_end = end + argument
         if name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
             index = len(memo) if name == "MEMOIZE" else argument
             if index > len(memo):
@@ -154,8 +172,6 @@ def checked_load(unpickler: pickle.Unpickler, file: io.BytesIO) -> Any:
         elif name in ("BINGET", "LONG_BINGET") and not (argument < len(memo) and memo[argument]):
             raise pickle.UnpicklingError(f"memo index {argument} cannot be used again")
         previous = name
-    file.seek(start)
-    return unpickler.load()
 
 
 def check_size(value: Any) -> None:

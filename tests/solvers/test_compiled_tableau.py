@@ -41,6 +41,8 @@ COSTS = {
     "ipndm 4 afs": (IPNDM(4, afs=True), N - 1, N - 1),
     **{f"dpmpp {p}": (DPMpp(p), N, N) for p in (1, 2, 3)},
     **{f"unipc {p}": (UniPC(p), N, N) for p in (1, 2, 3)},
+    "dpmpp lower order at the end": (DPMpp(3, lower_order_final=True), N, N),
+    "unipc lower order at the end": (UniPC(3, lower_order_final=True), N, N),
     **{f"epd {k}": (EPD(random_table(N, k)), 2 * N, N * (1 + k)) for k in (1, 2, 3, 4)},
     "epd sequential": (EPD(random_table(N, 3), parallel=False), 2 * N, 4 * N),
     "epd chunked": (EPD(random_table(N, 3), max_batch=2), 2 * N, 4 * N),

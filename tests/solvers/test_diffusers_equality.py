@@ -16,8 +16,8 @@ SD15 = {
     "timestep_spacing": "leading",
     "steps_offset": 1,
 }
-EXACT = 1e-11  # schedulers that compute in the type of the state and the nodes
-SINGLE = 2e-6  # schedulers that cast the state to float32 in each step; relative to its largest entry
+EXACT = 1e-12  # schedulers that compute in the type of the state and the nodes
+SINGLE = 1e-6  # schedulers that cast the state to float32 in each step; relative to its largest entry
 
 
 def network(x, t):
@@ -33,14 +33,14 @@ def knots(scheduler, noise_schedule):
     return exact
 
 
-def both(name, solver, steps, **options):
+def both(make, solver, steps, **options):
     """The final states of the scheduler's loop and of ours, in the variance-exploding convention."""
-    scheduler = diffusers.__dict__[name](**SD15, **options)
+    scheduler = make(**SD15, **options)
     noise_schedule = NoiseSchedule(scheduler.alphas_cumprod)
     scheduler.set_timesteps(steps)
     scheduler.sigmas = knots(scheduler, noise_schedule)
     sigmas = scheduler.sigmas.unique_consecutive()
-    exploding = name in ("EulerDiscreteScheduler", "HeunDiscreteScheduler")
+    exploding = make in (diffusers.EulerDiscreteScheduler, diffusers.HeunDiscreteScheduler)
 
     def scale(sigma):
         return (1 + sigma**2).sqrt()
@@ -48,7 +48,7 @@ def both(name, solver, steps, **options):
     start = noise(2, 6) * scale(sigmas[0])
     x = start if exploding else start / scale(sigmas[0])
     for t in scheduler.timesteps:
-        x = scheduler.step(network(scheduler.scale_model_input(x, t), t), t, x).prev_sample
+        x = scheduler.step(network(scheduler.scale_model_input(x, t), t.double()), t, x).prev_sample
     theirs = x if exploding else x * scale(sigmas[-1])
 
     def velocity(y, sigma):
@@ -64,12 +64,12 @@ def assert_equal(results, tolerance):
 
 @pytest.mark.parametrize("steps", [4, 10, 20])
 def test_euler(steps):
-    assert_equal(both("EulerDiscreteScheduler", Euler(), steps), SINGLE)
+    assert_equal(both(diffusers.EulerDiscreteScheduler, Euler(), steps), SINGLE)
 
 
 @pytest.mark.parametrize("steps", [4, 10, 20])
 def test_heun(steps):
-    assert_equal(both("HeunDiscreteScheduler", Heun(), steps), EXACT)
+    assert_equal(both(diffusers.HeunDiscreteScheduler, Heun(), steps), EXACT)
 
 
 @pytest.mark.parametrize("final", ["sigma_min", "zero"])
@@ -78,7 +78,7 @@ def test_heun(steps):
 def test_dpmsolver_multistep(steps, order, final):
     """Without lower_order_final; a step into sigma 0 is of order 1 in both."""
     options = {"algorithm_type": "dpmsolver++", "solver_type": "midpoint", "lower_order_final": False}
-    results = both("DPMSolverMultistepScheduler", DPMpp(order), steps, solver_order=order, final_sigmas_type=final, **options)
+    results = both(diffusers.DPMSolverMultistepScheduler, DPMpp(order), steps, solver_order=order, final_sigmas_type=final, **options)
     assert_equal(results, SINGLE)
 
 
@@ -86,15 +86,33 @@ def test_dpmsolver_multistep(steps, order, final):
 @pytest.mark.parametrize("steps", [4, 10, 20])
 def test_unipc(steps, order):
     options = {"solver_type": "bh2", "lower_order_final": False, "final_sigmas_type": "sigma_min"}
-    assert_equal(both("UniPCMultistepScheduler", UniPC(order), steps, solver_order=order, **options), EXACT)
+    assert_equal(both(diffusers.UniPCMultistepScheduler, UniPC(order), steps, solver_order=order, **options), EXACT)
 
 
 @pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("steps", [4, 10])
-def test_unipc_into_sigma_0(steps, order):
-    """With lower_order_final the scheduler's last step is of order 1, as ours is into 0 (at order 3 it lowers two steps)."""
+def test_unipc_into_sigma_0(order):
+    """The scheduler's last step is of order 1 with lower_order_final, as ours always is into 0 (at order 3 it lowers two steps)."""
     options = {"solver_type": "bh2", "lower_order_final": True, "final_sigmas_type": "zero"}
-    assert_equal(both("UniPCMultistepScheduler", UniPC(order), steps, solver_order=order, **options), EXACT)
+    assert_equal(both(diffusers.UniPCMultistepScheduler, UniPC(order), 10, solver_order=order, **options), EXACT)
+
+
+@pytest.mark.parametrize("final", ["sigma_min", "zero"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("steps", [4, 10, 14])
+def test_dpmsolver_multistep_of_lower_order_at_the_end(steps, order, final):
+    """The scheduler lowers the order below 15 steps."""
+    options = {"algorithm_type": "dpmsolver++", "solver_type": "midpoint", "lower_order_final": True, "final_sigmas_type": final}
+    solver = DPMpp(order, lower_order_final=True)
+    assert_equal(both(diffusers.DPMSolverMultistepScheduler, solver, steps, solver_order=order, **options), SINGLE)
+
+
+@pytest.mark.parametrize("final", ["sigma_min", "zero"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("steps", [4, 10, 20])
+def test_unipc_of_lower_order_at_the_end(steps, order, final):
+    options = {"solver_type": "bh2", "lower_order_final": True, "final_sigmas_type": final}
+    solver = UniPC(order, lower_order_final=True)
+    assert_equal(both(diffusers.UniPCMultistepScheduler, solver, steps, solver_order=order, **options), EXACT)
 
 
 def flow_scheduler(steps, mu=None):
@@ -111,7 +129,7 @@ def test_flow_match_euler(steps, mu):
     scheduler = flow_scheduler(steps, mu)
     x = start = noise(2, 6)
     for t in scheduler.timesteps:
-        x = scheduler.step(network(x, t), t, x).prev_sample
+        x = scheduler.step(network(x, t.double()), t, x).prev_sample
     ours = sample(Euler(), lambda y, sigma: network(y, 1000 * sigma), start, scheduler.sigmas)
     assert_equal((x, ours), SINGLE)
 

@@ -49,6 +49,8 @@ DIFFERENT = {
     "dpmpp 2, 3": (DPMpp(2), DPMpp(3)),
     "unipc 2, 3": (UniPC(2), UniPC(3)),
     "unipc 2, dpmpp 2": (UniPC(2), DPMpp(2)),
+    "dpmpp of lower order at the end": (DPMpp(2, lower_order_final=True), DPMpp(2)),
+    "unipc of lower order at the end": (UniPC(3, lower_order_final=True), UniPC(3)),
     "plugin, epd": (epd(N, (0.4,), (1.0,), max_order=2), epd(N, (0.4,), (1.0,))),
 }
 
@@ -62,6 +64,13 @@ def test_an_option_has_an_effect(solver, other):
 def test_a_step_into_sigma_0_is_an_euler_step(solver):
     """Heun on nodes + [0] is EDM's sampler."""
     assert_same(run(solver, INTO_ZERO), run(solver, SIGMAS, finish="euler"))
+
+
+@pytest.mark.parametrize("inner_steps", [3, 5])
+def test_dpm_is_dpm2_on_refined_nodes(inner_steps):
+    """Within each interval the inner nodes are EDM's, uniform in sigma^(1/7)."""
+    pieces = [polynomial(inner_steps, SIGMAS[n + 1].item(), SIGMAS[n].item())[:-1] for n in range(N)]
+    assert_same(run(DPM(inner_steps)), run(DPM2(), torch.cat([*pieces, SIGMAS[-1:]])))
 
 
 def test_ipndm_extrapolates_into_sigma_0():

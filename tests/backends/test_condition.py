@@ -1,0 +1,102 @@
+"""Conditions and their rows, and the noise that a seed starts from."""
+
+import pytest
+import torch
+from tiny import CPU
+
+from backends import Condition, initial_noise
+from backends.base import guide, per_points
+
+
+def make(rows=3, guidance=4.0):
+    """Rows 0, 1, 2, ... and negative -1, in two tensors of different ranks."""
+    numbers = torch.arange(float(rows))
+    positive = {"text": numbers.view(-1, 1, 1).expand(-1, 2, 5).clone(), "pooled": numbers.view(-1, 1).clone()}
+    negative = {"text": torch.full((1, 2, 5), -1.0), "pooled": torch.full((1, 1), -1.0)}
+    return Condition(positive, None if guidance == 1 else negative, guidance)
+
+
+def numbers(rows):
+    """The number of each row, the same in both tensors."""
+    assert torch.equal(rows["text"][:, 0, 0], rows["pooled"][:, 0])
+    assert torch.equal(rows["text"], rows["pooled"][..., None].expand(-1, 2, 5))
+    return rows["pooled"][:, 0].tolist()
+
+
+def test_length():
+    assert (len(make(3)), len(make(1)), len(make(3).repeat(2))) == (3, 1, 6)
+
+
+def test_repeat_is_point_major():
+    repeated = make().repeat(3)
+    assert numbers(repeated.positive) == [0, 1, 2] * 3
+    assert numbers(repeated.negative) == [-1]
+    assert repeated.guidance_scale == 4.0
+    assert numbers(make().positive) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("indices", [[2, 0], (1,), range(1, 3), [1, 1, 0]])
+def test_select(indices):
+    chosen = make().select(indices)
+    assert numbers(chosen.positive) == list(indices)
+    assert numbers(chosen.negative) == [-1]
+    assert chosen.guidance_scale == 4.0
+
+
+def test_guided_batch():
+    assert numbers(make().repeat(2).guided_batch()) == [-1] * 6 + [0, 1, 2] * 2
+    assert numbers(make(guidance=1).guided_batch()) == [0, 1, 2]
+
+
+def test_per_points_keeps_the_batch_of_each_number_of_rows():
+    condition, cache = make(), {}
+    first = per_points(condition, 6, cache)
+    assert numbers(first) == [-1] * 6 + [0, 1, 2] * 2
+    assert numbers(per_points(condition, 3, cache)) == [-1] * 3 + [0, 1, 2]
+    assert per_points(condition, 6, cache) is first
+    for rows in (0, 2, 4):
+        with pytest.raises(ValueError, match=f"{rows} rows for a condition of 3 images"):
+            per_points(condition, rows, cache)
+
+
+def test_guide():
+    u, c = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [-4.0]])
+    guided = guide(torch.cat([u, c]).bfloat16(), make(2, 4.0))
+    assert guided.dtype == torch.float32
+    assert guided.flatten().tolist() == [1 + 4 * 2, 2 + 4 * -6]
+    assert torch.equal(guide(c, make(2, 1)), c)
+
+
+def test_a_condition_is_frozen():
+    with pytest.raises(AttributeError):
+        make().guidance_scale = 2.0
+
+
+def test_noise_depends_on_the_seed_only():
+    noise = initial_noise([7, 3, 2**40], (4, 8, 8))
+    assert noise.dtype == torch.float32
+    assert noise.shape == (3, 4, 8, 8)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    assert torch.equal(initial_noise([3], (4, 8, 8))[0], noise[1])
+    assert torch.equal(initial_noise([2**40, 7], (4, 8, 8)), noise[[2, 0]])
+    assert torch.equal(torch.get_rng_state(), before)
+    by_hand = torch.randn(4, 8, 8, generator=torch.Generator("cpu").manual_seed(7))
+    assert torch.equal(noise[0], by_hand)
+    assert not torch.equal(noise[0], noise[1])
+
+
+def test_noise_has_unit_variance():
+    noise = initial_noise(range(200), (4, 8, 8))
+    assert noise.mean().abs() < 0.02
+    assert noise.std().item() == pytest.approx(1, abs=0.01)
+
+
+def test_start(tiny, gaussian):
+    for backend in (tiny, gaussian):
+        expected = 14.5 * initial_noise([5, 6], backend.latent_shape)
+        for sigma in (14.5, torch.tensor(14.5, dtype=torch.float64)):
+            start = backend.start([5, 6], sigma)
+            assert start.dtype == torch.float32
+            assert start.device == CPU
+            assert torch.equal(start, expected)

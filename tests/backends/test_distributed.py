@@ -1,0 +1,71 @@
+"""One process without torchrun, several with it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from backends.distributed import process_group
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = """
+import sys, time
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from backends.distributed import process_group
+
+out = Path(sys.argv[1])
+with process_group("cpu") as ranks:
+    if ranks.rank == 0:
+        time.sleep(0.5)
+        (out / "before").touch()
+    ranks.barrier()
+    seen = (out / "before").exists()
+    total = torch.tensor([ranks.rank + 1])
+    dist.all_reduce(total)
+    (out / f"rank{ranks.rank}").write_text(f"{ranks.world} {ranks.device} {seen} {total.item()} {dist.get_backend()}")
+assert not dist.is_initialized()
+"""
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Without the variables that torchrun sets."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_single_process(alone):
+    with process_group("cpu") as ranks:
+        assert (ranks.rank, ranks.world, ranks.device) == (0, 1, torch.device("cpu"))
+        assert not dist.is_initialized()
+        ranks.barrier()  # returns
+
+
+def test_torchrun_with_one_process_needs_no_group(alone, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with process_group("cpu") as ranks:
+        assert (ranks.rank, ranks.world) == (0, 1)
+        assert not dist.is_initialized()
+
+
+def test_the_device_is_found(alone):
+    with process_group() as ranks:
+        assert ranks.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_two_processes(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for rank in range(2):
+        assert (tmp_path / f"rank{rank}").read_text() == "2 cpu True 3 gloo"

@@ -1,0 +1,223 @@
+"""sample.py as a user runs it: options, pairing, manifest, and errors of one line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+import sample
+from backends import initial_noise
+from solvers import SolverTable, Spec, UserError, logsnr, save_predictor
+from solvers.predictor import Predictor
+
+ROOT = Path(__file__).parent.parent
+
+
+def invoke(*arguments: str) -> str:
+    """Run the command line in this process; errors come out as they are."""
+    result = CliRunner().invoke(sample.main, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(*arguments: str) -> str:
+    """The one line with which the command line refuses its arguments."""
+    with pytest.raises(UserError) as error:
+        invoke(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def pixels(folder: Path) -> dict[str, np.ndarray]:
+    """Every image below a folder by relative name."""
+    return {str(p.relative_to(folder)): np.asarray(Image.open(p)).astype(int) for p in sorted(folder.rglob("*.png"))}
+
+
+def manifest(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    """A predictor for the exact Gaussian backbone."""
+    path = tmp_path / "table.pkl"
+    spec = Spec(backend="gaussian", num_steps=4, num_points=2, schedule_type="logsnr", guidance_rate=2.0, sigma_min=0.05, sigma_max=10.0)
+    save_predictor(Predictor(SolverTable.uniform(3, 2), spec, logsnr(4, 0.05, 10.0)), path)
+    return path
+
+
+def test_seeds():
+    assert sample.parse_seeds("0,3,10-12") == [0, 3, 10, 11, 12]
+    for bad, word in (("a", "'a'"), ("5-3", "reversed"), ("1,1", "twice"), ("", "neither"), ("-3", "neither"), (str(2**63), "too large")):
+        with pytest.raises(UserError, match=word):
+            sample.parse_seeds(bad)
+
+
+def test_prompts_from_files(tmp_path):
+    (tmp_path / "a.csv").write_text('id,caption,text\n1,"no, this","yes, this"\n2,second,\n')
+    (tmp_path / "b.txt").write_text("\ufeffone\n\n  two \n", encoding="utf-8")
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    assert sample.read_prompts(tmp_path / "a.csv") == ["yes, this", "second"]
+    assert sample.read_prompts(tmp_path / "b.txt") == ["one", "two"]
+    for name in ("empty.txt", "binary.txt", "missing.txt"):
+        with pytest.raises(UserError, match=name):
+            sample.read_prompts(tmp_path / name)
+
+
+def test_pairing_by_position_and_manifest(tmp_path, table):
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("first\nsecond\nthird\n")
+    out = tmp_path / "out"
+    text = invoke("--predictor_path", table, "--prompt-file", prompts, "--seeds", "7,3,1000,5", "--batch", 3, "--outdir", out)
+    assert "serial depth 6, 9 evaluations" in text
+    records = manifest(out)
+    assert [(r["seed"], r["prompt"], r["file"]) for r in records] == [
+        (3, "second", "000000/000003.png"),
+        (5, "first", "000000/000005.png"),
+        (7, "first", "000000/000007.png"),
+        (1000, "third", "001000/001000.png"),
+    ]
+    assert set(pixels(out)) == {r["file"] for r in records}
+    known = {"solver": "epd", "depth": 6, "evaluations": 9, "guidance": 2.0, "finish": "none"}
+    assert all(known.items() <= r.items() for r in records)
+    assert all(len(r["predictor"]) == 64 and len(r["nodes"]) == 4 for r in records)
+    assert not list(out.glob("manifest.part*"))
+
+
+def test_images_do_not_depend_on_the_batch(tmp_path, table):
+    for batch in (1, 4, 7):
+        invoke("--predictor-path", table, "--prompt", "x", "--seeds", "0-9", "--batch", batch, "--outdir", tmp_path / str(batch))
+    one, four, seven = (pixels(tmp_path / str(b)) for b in (1, 4, 7))
+    assert len(one) == 10
+    assert all(abs(one[k] - four[k]).max() <= 1 and abs(one[k] - seven[k]).max() <= 1 for k in one)
+    assert abs(one["000000/000000.png"] - one["000000/000001.png"]).max() > 20
+
+
+def test_noise_of_a_seed_depends_on_nothing_else():
+    alone, together = initial_noise([5], (4, 8, 8)), initial_noise([3, 5, 9], (4, 8, 8))
+    assert torch.equal(alone[0], together[1])
+    assert torch.equal(alone[0], torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(5)))
+
+
+def test_second_run_skips_and_mends(tmp_path, table):
+    run = ("--predictor_path", table, "--prompt", "x", "--seeds", "0-5", "--batch", 2, "--outdir", tmp_path / "out")
+    invoke(*run)
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted((tmp_path / "out").rglob("*.png"))}
+    gone = tmp_path / "out/000000/000003.png"
+    gone.unlink()
+    invoke(*run)
+    after = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted((tmp_path / "out").rglob("*.png"))}
+    assert {p: v[1] for p, v in before.items()} == {p: v[1] for p, v in after.items()}
+    made_again = {p.stem for p in before if before[p][0] != after[p][0]}
+    assert made_again == {"000002", "000003"}  # the whole batch of the missing one
+
+
+def test_torn_manifest_line_is_made_again(tmp_path, table):
+    run = ("--predictor_path", table, "--prompt", "x", "--seeds", "0-3", "--batch", 2, "--outdir", tmp_path / "out")
+    invoke(*run)
+    path = tmp_path / "out/manifest.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-40])
+    invoke(*run)
+    assert path.read_bytes() == whole
+    path.write_bytes(whole.replace(b"{", b"[", 1))
+    assert "line 1" in refused(*run)
+
+
+def test_other_settings_are_refused_for_the_same_folder(tmp_path, table):
+    out = ("--outdir", tmp_path / "out", "--seeds", "0-1")
+    invoke("--predictor_path", table, "--prompt", "x", *out)
+    assert "choose another --outdir" in refused("--predictor_path", table, "--prompt", "x", "--guidance", 3, *out)
+    assert "choose another --outdir" in refused("--predictor_path", table, "--prompt", "y", *out)
+    assert len(manifest(tmp_path / "out")) == 2
+
+
+def test_what_goes_beside_the_images(tmp_path, table):
+    flat = tmp_path / "flat"
+    run = ("--predictor_path", table, "--prompt", "x", "--seeds", "0-2", "--no-subdirs", "--grid", "--return_inters", "True")
+    invoke(*run, "--outdir", flat)
+    found = pixels(flat)
+    assert {"000000.png", "000001.png", "000002.png", "grids/batch_0000.png"} <= set(found)
+    steps = [k for k in found if k.startswith("inters/000001/")]
+    assert len(steps) == 3
+    assert np.array_equal(found[max(steps)], found["000001.png"])
+    assert not np.array_equal(found[min(steps)], found["000001.png"])
+    grid = found["grids/batch_0000.png"]
+    assert any(np.array_equal(grid[:8, :8], found[f"00000{i}.png"]) for i in range(3))
+
+
+def test_pixels_are_rounded(tmp_path):
+    from generation import to_uint8
+
+    values = torch.tensor([0.0, 0.4999, 0.5001, 254.4, 254.6, 255.0]) / 255
+    assert to_uint8(values).tolist() == [0, 0, 1, 254, 255, 255]
+
+
+@pytest.mark.parametrize(("solver", "depth"), [("euler", 6), ("heun", 6), ("dpmpp", 6), ("unipc", 6), ("ipndm", 6), ("dpm2", 6)])
+def test_steps_match(tmp_path, table, solver, depth):
+    out = tmp_path / "out"
+    text = invoke("--predictor_path", table, "--solver", solver, "--steps-match", "--prompt", "x", "--seeds", "0", "--outdir", out)
+    assert f"serial depth {depth}" in text
+    record = manifest(out)[0]
+    assert record["predictor"] is None
+    assert record["guidance"] == 2.0
+
+
+def test_finish_costs_one_more_evaluation(tmp_path, table):
+    run = ("--predictor_path", table, "--prompt", "x", "--seeds", "0-3")
+    assert "depth 7, 10 evaluations" in invoke(*run, "--finish", "denoise", "--outdir", tmp_path / "d")
+    invoke(*run, "--finish", "euler", "--outdir", tmp_path / "e")
+    invoke(*run, "--outdir", tmp_path / "n")
+    denoise, euler, none = (pixels(tmp_path / k) for k in "den")
+    assert all(np.array_equal(denoise[k], euler[k]) for k in denoise)
+    assert any(not np.array_equal(denoise[k], none[k]) for k in denoise)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--backend", "digits"], ["'digits'", "'gaussian'"]),
+        (["--schedule", "polynomial"], ["'polynomial'", "'logsnr'"]),
+        (["--num-steps", "9"], ["9", "4"]),
+        (["--steps-match"], ["--steps-match"]),
+        (["--prompt-file", "p.txt", "--prompt", "x"], ["--prompt-file"]),
+        (["--backend-config", "{"], ["--backend-config"]),
+        (["--backend-config", "[1]"], ["JSON object"]),
+        (["--use_fp16", "true", "--dtype", "bfloat16"], ["bfloat16"]),
+        (["--solver", "heun", "--num-steps", "4", "--steps-match"], ["--steps-match"]),
+        (["--seeds", "4-1"], ["4-1"]),
+    ],
+)
+def test_contradictions_name_both_values(tmp_path, table, arguments, words):
+    message = refused("--predictor_path", table, "--outdir", tmp_path / "out", *arguments)
+    assert all(w in message for w in words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_pieces_are_named(tmp_path):
+    assert "--predictor-path" in refused("--prompt", "x")
+    assert "--num-steps" in refused("--solver", "euler", "--backend", "gaussian", "--prompt", "x")
+    assert "no prompts" in refused("--solver", "euler", "--num-steps", 3, "--backend", "gaussian", "--outdir", tmp_path)
+    assert "nowhere.pkl" in refused("--predictor-path", "nowhere.pkl", "--prompt", "x")
+
+
+def test_use_fp16_runs_the_network_in_half_precision(tmp_path):
+    out = tmp_path / "out"
+    invoke("--backend", "digits", "--solver", "euler", "--num_steps", 2, "--seeds", "0", "--use_fp16", "True", "--outdir", out)
+    assert manifest(out)[0]["dtype"] == "float16"
+
+
+def test_user_errors_are_one_line_and_status_2(tmp_path):
+    command = [sys.executable, str(ROOT / "sample.py"), "--predictor_path", str(tmp_path / "none.pkl"), "--prompt", "x"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: predictor ")
+    assert done.stderr.count("\n") == 1
