@@ -8,7 +8,7 @@ from torch import Tensor
 
 def polynomial(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7) -> Tensor:
     """EDM's nodes, uniform in sigma^(1/rho) (Karras et al. 2022, equation 5): [num_steps], sigma_max to sigma_min."""
-    u = _ramp(num_steps, sigma_min, sigma_max)
+    u = _ramp(num_steps, sigma_min, sigma_max, rho)
     nodes = (sigma_max ** (1 / rho) + u * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
     return _pinned(nodes, sigma_min, sigma_max)
 
@@ -22,7 +22,7 @@ def logsnr(num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
 
 def time_uniform(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 1) -> Tensor:
     """Nodes uniform in the time t^(1/rho) of the linear-beta VP process through both ends (Song et al. 2021): [num_steps]."""
-    u = _ramp(num_steps, sigma_min, sigma_max)
+    u = _ramp(num_steps, sigma_min, sigma_max, rho)
     epsilon = 1e-3
     low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
     beta_d = 2 * (low / epsilon - high) / (epsilon - 1)
@@ -39,7 +39,9 @@ def flowmatch(num_steps: int, shift: float | None = None, mu: float | None = Non
     the shifted 0.001 and is shifted once more, so that SD3's last node is 0.0089, not 0.0030.
     """
     if (shift is None) == (mu is None):
-        raise ValueError("flowmatch: give either shift or mu")
+        raise ValueError(f"flowmatch: shift is {shift} and mu is {mu}, expected one of the two")
+    if (shift is not None and not 0 < shift < math.inf) or (mu is not None and not abs(mu) < 20):
+        raise ValueError(f"flowmatch: shift {shift} or mu {mu} out of range, expected shift > 0 or |mu| < 20")
     u = _ramp(num_steps, 0.001, 1.0)
     if mu is not None:
         return _pinned(math.exp(mu) / (math.exp(mu) + 1 / (1 + u * (0.001 - 1)) - 1), sigma_max=1.0)
@@ -57,8 +59,9 @@ class NoiseSchedule:
 
     def __init__(self, alphas_cumprod: Tensor):
         a = torch.as_tensor(alphas_cumprod, dtype=torch.float64)
-        if a.ndim != 1 or len(a) < 2 or (a.diff() >= 0).any() or a[0] >= 1 or a[-1] <= 0:
-            raise ValueError("noise schedule: alphas_cumprod must be 1-D and fall strictly within (0, 1)")
+        if a.ndim != 1 or len(a) < 2 or not (a.diff() < 0).all() or a[0] >= 1 or a[-1] <= 0:
+            ends = a.flatten()[[0, -1]].tolist() if a.numel() else []
+            raise ValueError(f"noise schedule: alphas_cumprod must be 1-D and fall strictly within (0, 1), but goes from and to {ends}")
         self.log_alpha = 0.5 * a.log()
         self.times = torch.arange(1, len(a) + 1, dtype=torch.float64) / len(a)
 
@@ -93,10 +96,12 @@ def discrete(num_steps: int, noise_schedule: NoiseSchedule) -> Tensor:
     return noise_schedule.sigma(last + _ramp(num_steps, first, last) * (first - last))
 
 
-def _ramp(num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+def _ramp(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 1) -> Tensor:
+    if not 0 < rho < math.inf:
+        raise ValueError(f"schedule: rho is {rho}, expected a number above 0")
     if num_steps < 2:
         raise ValueError(f"schedule: {num_steps} nodes, expected at least 2")
-    if not 0 < sigma_min < sigma_max:
+    if not 0 < sigma_min < sigma_max < math.inf:
         raise ValueError(f"schedule: sigma_min {sigma_min} and sigma_max {sigma_max} must satisfy 0 < sigma_min < sigma_max")
     return torch.arange(num_steps, dtype=torch.float64) / (num_steps - 1)
 
@@ -107,6 +112,8 @@ def _pinned(nodes: Tensor, sigma_min: float | None = None, sigma_max: float | No
         nodes[0] = sigma_max
     if sigma_min is not None:
         nodes[-1] = sigma_min
+    if not nodes.isfinite().all() or (nodes.diff() >= 0).any():
+        raise ValueError(f"schedule: its nodes {[round(s, 6) for s in nodes.tolist()]} do not descend; choose other noise levels or rho")
     return nodes
 
 

@@ -16,13 +16,15 @@ class Tableau(Solver):
     result is output[0] x_0 + sum_j output[1 + j] g_j. Stages that do not depend on each other form a level and go
     into one batch: `depth` levels are the serial depth, `evaluations` counts the stages.
 
-    sigmas [S], stages [S, S + 1], output [S + 1] in float64; levels hold the stage numbers in order.
+    sigmas [S], stages [S, S + 1], output [S + 1] in float64; levels hold the stage numbers in order; `nodes` are
+    those it was made for, if known: it runs on no others.
     """
 
     sigmas: Tensor
     stages: Tensor
     output: Tensor
     levels: tuple[tuple[int, ...], ...]
+    nodes: Tensor | None = None
 
     def __post_init__(self):
         s = len(self.sigmas)
@@ -44,6 +46,10 @@ class Tableau(Solver):
     @property
     def evaluations(self) -> int:
         return len(self.sigmas)
+
+    def check(self, sigmas):
+        if self.nodes is not None and not torch.equal(sigmas, self.nodes):
+            raise ValueError(f"tableau: made for nodes {self.nodes.tolist()}, not for {sigmas.tolist()}")
 
     def num_steps(self, sigmas):
         return 1
@@ -93,8 +99,10 @@ def compile_tableau(solver: Solver, sigmas: Tensor, finish: str = "none") -> Tab
         return basis[first : first + len(x)]
 
     output = sample(solver, record, basis[:1], sigmas, finish=finish)[0].detach()
-    stages = torch.stack(rows)
-    return Tableau(torch.stack(times), stages, output, _levels(stages))
+    stages = torch.stack(rows) if rows else basis[:0]
+    stage_sigmas = torch.stack(times) if times else output[:0]
+    nodes = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu").detach()
+    return Tableau(stage_sigmas, stages, output, _levels(stages), nodes)
 
 
 def _levels(stages: Tensor) -> tuple[tuple[int, ...], ...]:
@@ -102,4 +110,4 @@ def _levels(stages: Tensor) -> tuple[tuple[int, ...], ...]:
     level: list[int] = []
     for row in stages:
         level.append(1 + max((level[j] for j in row[1:].nonzero()[:, 0].tolist()), default=-1))
-    return tuple(tuple(s for s, at in enumerate(level) if at == i) for i in range(max(level) + 1))
+    return tuple(tuple(s for s, at in enumerate(level) if at == i) for i in range(max(level, default=-1) + 1))

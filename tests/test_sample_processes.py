@@ -16,7 +16,7 @@ RUN = ["--predictor_path", "exps/digits", "--seeds", "0-63"]
 
 
 def start(*arguments: str, processes: int = 1) -> subprocess.Popen:
-    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0"] if processes > 1 else []
+    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"] if processes > 1 else []
     command = [sys.executable, *launcher, "sample.py", *RUN, *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 

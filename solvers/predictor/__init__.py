@@ -5,7 +5,7 @@ import os
 import pickle
 import re
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
@@ -69,14 +69,13 @@ class Predictor:
     def solver(self, parallel: bool = True, max_batch: int | None = None) -> Solver:
         """The solver that this predictor describes."""
         if isinstance(self.table, Tableau):
-            return self.table
+            return replace(self.table, nodes=self.sigmas)
         return EPD(self.table, self.spec.afs, self.spec.max_order, parallel, max_batch)
 
     def cost(self, finish: str = "none") -> Tableau:
         """The compiled tableau, off which depth and evaluations are read; they do not depend on the nodes."""
-        if isinstance(self.table, Tableau):
-            return self.table
-        nodes = torch.linspace(2, 1, self.table.num_intervals + 1) if self.sigmas is None else self.sigmas
+        intervals = 1 if isinstance(self.table, Tableau) else self.table.num_intervals
+        nodes = torch.linspace(2, 1, intervals + 1) if self.sigmas is None else self.sigmas
         return compile_tableau(self.solver(), nodes, finish)
 
 

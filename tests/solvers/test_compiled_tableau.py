@@ -151,3 +151,15 @@ def test_malformed_tableaux():
     for levels in (((0,),), ((0,), (1,), (1,)), ((0,), (0, 1))):
         with pytest.raises(ValueError, match="do not hold each stage once"):
             Tableau(sigmas, stages, output, levels)
+
+
+def test_a_tableau_runs_on_its_own_nodes_only():
+    tableau = compile_tableau(Heun(), torch.tensor([2.0, 1.0, 0.5]))
+    with pytest.raises(ValueError, match=r"9\.0"):
+        sample(tableau, lambda x, sigma: x, torch.ones(1, 1), torch.tensor([9.0, 1.0, 0.1]))
+
+
+def test_a_solver_without_evaluations_has_an_empty_tableau():
+    tableau = compile_tableau(Euler(afs=True), torch.tensor([2.0, 1.0]))
+    assert (tableau.depth, tableau.evaluations) == (0, 0)
+    assert tableau.output.item() == pytest.approx(1 - 1 / 5**0.5)

@@ -162,3 +162,20 @@ def test_bad_noise_schedules():
     for values in ([0.5], [0.5, 0.9], [0.9, 0.9], [1.0, 0.5], [0.9, 0.0], [[0.9, 0.5]]):
         with pytest.raises(ValueError, match="fall strictly within"):
             NoiseSchedule(torch.tensor(values))
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: time_uniform(3, 0.25, 1.0), "descend"),
+        (lambda: flowmatch(4, shift=0.0), r"shift 0\.0"),
+        (lambda: flowmatch(4, shift=-1.0), r"shift -1\.0"),
+        (lambda: flowmatch(4, mu=800.0), r"mu 800\.0"),
+        (lambda: polynomial(4, 0.1, float("inf")), "inf"),
+        (lambda: polynomial(4, 0.1, 1.0, rho=0), "rho is 0"),
+        (lambda: NoiseSchedule(torch.tensor([0.9, float("nan"), 0.1])), "alphas_cumprod"),
+    ],
+)
+def test_nodes_that_would_be_nonsense_are_refused(make, named):
+    with pytest.raises(ValueError, match=named):
+        make()
