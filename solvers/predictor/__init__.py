@@ -69,7 +69,7 @@ class Predictor:
     def solver(self, parallel: bool = True, max_batch: int | None = None) -> Solver:
         """The solver that this predictor describes."""
         if isinstance(self.table, Tableau):
-            return replace(self.table, nodes=self.sigmas)
+            return self.table
         return EPD(self.table, self.spec.afs, self.spec.max_order, parallel, max_batch)
 
     def cost(self, finish: str = "none") -> Tableau:
@@ -143,7 +143,7 @@ def _from_document(document: dict) -> Predictor:
     nodes = document.get("sigmas")
     sigmas = None if nodes is None else tensor_of(nodes, "sigmas", 1)
     provenance = plain(mapping(document.get("provenance", {}), "provenance"), "provenance")
-    table = _tableau(document["tableau"]) if "tableau" in document else _table(document["table"])
+    table = replace(_tableau(document["tableau"]), nodes=sigmas) if "tableau" in document else _table(document["table"])
     return checked(Predictor(table, spec, sigmas, provenance))
 
 
