@@ -39,7 +39,7 @@ def flowmatch(num_steps: int, shift: float | None = None, mu: float | None = Non
     the shifted 0.001 and is shifted once more, so that SD3's last node is 0.0089, not 0.0030.
     """
     if (shift is None) == (mu is None):
-        raise ValueError(f"flowmatch: shift is {shift} and mu is {mu}, expected one of the two")
+        raise ValueError(f"flowmatch: shift is {shift} and mu is {mu}, expected either shift or mu")
     if (shift is not None and not 0 < shift < math.inf) or (mu is not None and not abs(mu) < 20):
         raise ValueError(f"flowmatch: shift {shift} or mu {mu} out of range, expected shift > 0 or |mu| < 20")
     u = _ramp(num_steps, 0.001, 1.0)
