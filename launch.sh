@@ -32,15 +32,21 @@ interpreter() {
 
 setup() {
     local stamp=.venv/.complete python
+    if command -v flock >/dev/null; then # a second command waits for the first one's set-up
+        exec 9>.setup.lock
+        flock 9
+    fi
     if [ -x .venv/bin/python ] && (pwd && cat pyproject.toml) | cmp -s - "$stamp"; then
+        exec 9>&-
         return
     fi
     python=$(interpreter)
-    echo "setting up .venv with $("$python" --version) (once; about a minute)" >&2
+    echo "setting up .venv with $("$python" --version) (once; a minute or two)" >&2
     rm -f "$stamp"
     [ -x .venv/bin/python ] || "$python" -m venv .venv
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
     (pwd && cat pyproject.toml) > "$stamp"
+    exec 9>&-
 }
 
 command=${1:---help}
