@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from .base import BackendError
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -27,6 +29,7 @@ class Ranks:
 def process_group(device: str | None = None) -> Iterator[Ranks]:
     """Join the group that torchrun describes in RANK, WORLD_SIZE and LOCAL_RANK (nccl on CUDA, else gloo)."""
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(kind)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield Ranks(0, 1, torch.device(kind))
@@ -39,3 +42,12 @@ def process_group(device: str | None = None) -> Iterator[Ranks]:
         yield Ranks(dist.get_rank(), world, torch.device(kind))
     finally:
         dist.destroy_process_group()
+
+
+def check_device(kind: str) -> None:
+    """Refuse a device that does not exist, in one line."""
+    try:
+        torch.empty(0, device=kind)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise BackendError(f"device {kind!r} cannot be used: expected cpu, cuda, cuda:N or mps, as this machine has ({reason})") from None

@@ -10,9 +10,14 @@ class UserError(ValueError):
 
 
 def run_command(command: click.Command) -> None:
-    """Run a command line; a UserError becomes one line on standard error and exit status 2."""
+    """Run a command line; a UserError, or a file that cannot be used, becomes one line on standard error and exit status 2."""
     try:
         command()
     except UserError as error:
         click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        click.echo(f"error: {error.filename}: {error.strerror}", err=True)
         sys.exit(2)

@@ -8,6 +8,11 @@ from torch import Tensor
 GAP = 1e-6  # coincident positions are put this far apart
 
 
+def first(values: Tensor, wrong: Tensor) -> float | list[float]:
+    """The first value, or row, for an error message."""
+    return values.detach()[wrong][0].tolist()
+
+
 @dataclass(frozen=True)
 class SolverTable:
     """Positions r, simplex weights w and optional scales of K parallel points (EPD-Solver, arXiv 2512.22796).
@@ -30,15 +35,17 @@ class SolverTable:
                     f"table: {name} has shape {list(value.shape)}, expected [..., intervals, points] as r {list(self.r.shape)}"
                 )
             if not value.detach().isfinite().all():
-                raise ValueError(f"table: {name} holds a value that is not a finite number")
+                raise ValueError(f"table: {name} holds {first(value, ~value.isfinite())}, which is not a finite number")
         r, w = self.r.detach(), self.w.detach()
         if (r < 0).any() or (r > 1).any():
-            raise ValueError("table: a position r lies outside [0, 1]")
+            raise ValueError(f"table: a position r lies outside [0, 1]: {first(r, (r < 0) | (r > 1))}")
         if (w < 0).any() or ((w.sum(-1) - 1).abs() > 1e-4).any():
-            raise ValueError("table: the weights w of a row are not >= 0 with sum 1")
+            wrong = (w < 0).any(-1) | ((w.sum(-1) - 1).abs() > 1e-4)
+            raise ValueError(f"table: the weights w of a row are not >= 0 with sum 1: {first(w, wrong)}")
         for name in ("scale_dir", "scale_time"):
             if name in self.arrays() and (self.arrays()[name].detach() <= 0).any():
-                raise ValueError(f"table: a {name} is not positive")
+                value = self.arrays()[name].detach()
+                raise ValueError(f"table: a {name} is not positive: {first(value, value <= 0)}")
 
     def arrays(self) -> dict[str, Tensor]:
         """The tensors that are there, by name."""

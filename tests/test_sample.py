@@ -193,6 +193,8 @@ def test_finish_costs_one_more_evaluation(tmp_path, table):
         (["--use_fp16", "true", "--dtype", "bfloat16"], ["bfloat16"]),
         (["--solver", "heun", "--num-steps", "4", "--steps-match"], ["--steps-match"]),
         (["--seeds", "4-1"], ["4-1"]),
+        (["--device", "toaster"], ["'toaster'", "cpu"]),
+        (["--device", "cuda:99"], ["'cuda:99'"]),
     ],
 )
 def test_contradictions_name_both_values(tmp_path, table, arguments, words):
@@ -221,3 +223,12 @@ def test_user_errors_are_one_line_and_status_2(tmp_path):
     assert done.stdout == ""
     assert done.stderr.startswith("error: predictor ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_file_in_the_way_is_named(tmp_path, table):
+    (tmp_path / "out").write_text("in the way")
+    command = [sys.executable, "sample.py", "--predictor_path", str(table), "--prompt", "x", "--outdir", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"error: {tmp_path / 'out'}: File exists"
+    assert (tmp_path / "out").read_text() == "in the way"
