@@ -217,7 +217,7 @@ def test_conversion_is_exact_and_plain(tmp_path, options):
         ({"_parameters": [1]}, "no model state"),
         ({"_parameters": {"r_params": 1.0}}, "r_params"),
         ({"_parameters": raw_arrays() | {"weight_s": raw_arrays(k=3)["weight_s"]}}, "w has shape"),
-        ({"_parameters": raw_arrays() | {"weight_s": torch.full((3, 2), float("inf"))}}, "w holds a value"),
+        ({"_parameters": raw_arrays() | {"weight_s": torch.full((3, 2), float("inf"))}}, "w holds nan"),
         ({"_parameters": raw_arrays() | {"r_params": raw_arrays(n=2, k=3)["r_params"].t()}}, "unexpected layout"),
         ({"_parameters": raw_arrays() | {"r_params": torch.zeros(4, 2)[1:]}}, "unexpected layout"),
         ({"_parameters": raw_arrays() | {"r_params": torch.zeros(6)}}, "unexpected layout"),
