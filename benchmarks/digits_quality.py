@@ -62,7 +62,7 @@ def quality(guidance: float, prompts: list[str], judge: Judge, backend, interval
         "guidance": guidance,
         "n": len(prompts),
         "evaluations": sampler.cost.evaluations,
-        "frechet_percent": judge.frechet(verdict.features),
+        "frechet_percent": judge.frechet(verdict.features) if len(set(labels)) > 100 else None,
     }
     for name, right in (("digit", verdict.digit), ("digit_and_colour", verdict.digit_and_colour), ("weight", verdict.weight)):
         row[name], row[f"{name}_halfwidth"] = mean_and_halfwidth(right)
