@@ -1,0 +1,49 @@
+"""The comparison that ./launch.sh demo prints, on a few images."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from benchmarks import compare_solvers
+from benchmarks.report import mean_and_halfwidth, rmse_per_image, text_table
+from solvers import compile_tableau
+
+
+@pytest.mark.parametrize("name", compare_solvers.SOLVERS)
+@pytest.mark.parametrize("depth", [4, 5, 6])
+def test_solvers_have_the_serial_depth_they_are_listed_at(name, depth):
+    if compare_solvers.has_depth(name, depth):
+        solver, num_steps = compare_solvers.solver_of(name, depth)
+        assert compile_tableau(solver, torch.linspace(2, 1, num_steps)).depth == depth
+    else:
+        assert name in ("heun", "dpm2", "dpm", "epd-start", "epd-plugin-start")
+
+
+def test_the_comparison_states_costs_and_intervals(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_solvers, "TEACHER_INTERVALS", 8)
+    monkeypatch.setattr(compare_solvers, "TUNING_IMAGES", 4)
+    monkeypatch.setattr(compare_solvers, "SOLVERS", ["euler", "dpmpp", "epd-start"])
+    arguments = ["--n", "6", "--depths", "4,6", "--out", str(tmp_path)]
+    result = CliRunner().invoke(compare_solvers.main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    found = json.loads((tmp_path / "solvers.json").read_text())
+    rows = {(r["solver"], r["depth"]): r for r in found["rows"]}
+    assert set(rows) == {("teacher: dpm2, 8 intervals", 16)} | {(s, d) for s in ("euler", "dpmpp", "epd-start") for d in (4, 6)}
+    assert rows["teacher: dpm2, 8 intervals", 16]["rmse"] == 0
+    assert rows["epd-start", 6]["evaluations"] == 9
+    assert rows["euler", 6]["evaluations"] == 6
+    assert all(r["rmse"] > 0 and r["rmse_halfwidth"] > 0 for r in found["rows"][1:])
+    assert found["settings"]["teacher_error"] > 0
+    assert (tmp_path / "solvers.md").read_text() in result.output
+    assert Image.open(tmp_path / "solvers.png").size[0] > 500
+
+
+def test_statistics():
+    mean, half = mean_and_halfwidth(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    assert (mean, half) == (2.5, pytest.approx(1.96 * (5 / 3) ** 0.5 / 2))
+    a, b = torch.zeros(2, 1, 2, 2), torch.stack([torch.full((1, 2, 2), 3.0), torch.tensor([[[2.0, 0.0], [0.0, 0.0]]])])
+    assert rmse_per_image(a, b).tolist() == [3.0, 1.0]
+    assert text_table(["a", "b"], [["x", "10"]]) == "| a |  b |\n|---|---:|\n| x | 10 |"

@@ -1,0 +1,31 @@
+"""launch.sh answers before it sets anything up."""
+
+import subprocess
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parent.parent
+
+
+def launch(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([str(ROOT / "launch.sh"), *arguments], capture_output=True, text=True, timeout=60)
+
+
+def test_help_lists_every_subcommand():
+    text = launch("--help").stdout
+    cases = [line.split(")")[0].strip() for line in (ROOT / "launch.sh").read_text().splitlines() if ") setup" in line]
+    assert {"setup", "demo", "test", "sample"} <= set(cases)
+    assert all(f"\n  {name} " in text for name in cases)
+    assert launch().stdout == text
+
+
+def test_an_unknown_command_is_refused():
+    done = launch("dance")
+    assert done.returncode == 2
+    assert done.stderr == "error: unknown command 'dance'; ./launch.sh --help lists them\n"
+
+
+def test_environment_yml_installs_the_project_as_pyproject_does():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert {"pip": ["-e .[dev]"]} in environment["dependencies"]
