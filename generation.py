@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from backends import Backend
 from backends.distributed import Ranks
-from manifest import Manifest, write_atomically
+from manifest import Manifest, exclusive, write_atomically
 from solvers import Solver, compile_tableau, sample
 
 
@@ -35,6 +36,11 @@ class Sampler:
         """The compiled tableau, off which serial depth and evaluations are read."""
         return compile_tableau(self.solver, self.sigmas, self.finish)
 
+    @property
+    def steps(self) -> int:
+        """How many states the solver goes through."""
+        return self.solver.num_steps(self.sigmas)
+
     def settings(self) -> dict:
         """What the manifest says of every image."""
         return {
@@ -46,6 +52,7 @@ class Sampler:
             "guidance": self.guidance_scale,
             "finish": self.finish,
             "backbone": f"{self.backend.name}: {self.backend.identity()}",
+            "config": self.backend.image_options(),
             "dtype": str(self.backend.dtype).removeprefix("torch."),
         }
 
@@ -76,6 +83,14 @@ class Output:
         """File name of a seed's image, relative to outdir."""
         return f"{seed - seed % 1000:06d}/{seed:06d}.png" if self.subdirs else f"{seed:06d}.png"
 
+    def grid_path(self, index: int) -> Path:
+        """Where the grid of a batch goes."""
+        return self.outdir / "grids" / f"batch_{index:04d}.png"
+
+    def inter_path(self, seed: int, n: int) -> Path:
+        """Where the decoded state of a seed after step n goes."""
+        return self.outdir / "inters" / f"{seed:06d}" / f"step{n + 1:02d}.png"
+
 
 def generate(sampler: Sampler, prompts: Sequence[str], seeds: Sequence[int], output: Output, ranks: Ranks) -> int:
     """Write the image of each seed and the manifest; returns how many images this rank made.
@@ -85,26 +100,35 @@ def generate(sampler: Sampler, prompts: Sequence[str], seeds: Sequence[int], out
     that was interrupted ends in the very same files.
     """
     output.outdir.mkdir(parents=True, exist_ok=True)
-    settings = sampler.settings()
-    manifest = Manifest(output.outdir, ranks.rank, settings)
-    ranks.barrier()  # every rank has read the parts of an earlier run
-    if ranks.rank == 0:
-        Manifest.merge(output.outdir)
-    ranks.barrier()
-    records = [{"file": output.name(s), "seed": s, "prompt": prompts[i % len(prompts)]} | settings for i, s in enumerate(seeds)]
-    batches = [records[i : i + output.batch] for i in range(0, len(records), output.batch)]
-    mine = list(enumerate(batches))[ranks.rank :: ranks.world]
-    todo = [(i, batch) for i, batch in mine if not all(manifest.has(r) for r in batch)]
-    bar = tqdm(total=sum(len(b) for _, b in todo), unit="image", desc=sampler.solver_name, disable=None if ranks.rank == 0 else True)
-    with bar:
-        for i, batch in todo:
-            write_batch(sampler, i, batch, output)
-            manifest.add(batch)
-            bar.update(len(batch))
-    ranks.barrier()
-    if ranks.rank == 0:
-        Manifest.merge(output.outdir)
-    return bar.n
+    with exclusive(output.outdir) if ranks.rank == 0 else nullcontext():
+        settings = sampler.settings()
+        manifest = Manifest(output.outdir, ranks.rank, settings)
+        records = [{"file": output.name(s), "seed": s, "prompt": prompts[i % len(prompts)]} | settings for i, s in enumerate(seeds)]
+        batches = [records[i : i + output.batch] for i in range(0, len(records), output.batch)]
+        todo = [(i, batch) for i, batch in enumerate(batches) if not complete(manifest, i, batch, output, sampler.steps)]
+        ranks.barrier()  # every rank has read the parts of an earlier run, and all agree on what is left to do
+        if ranks.rank == 0:
+            Manifest.merge(output.outdir)
+        ranks.barrier()
+        mine = todo[ranks.rank :: ranks.world]
+        with tqdm(total=sum(len(b) for _, b in mine), unit="image", desc=sampler.solver_name, disable=ranks.rank > 0 or None) as bar:
+            for i, batch in mine:
+                write_batch(sampler, i, batch, output)
+                manifest.add(batch)
+                bar.update(len(batch))
+        ranks.barrier()
+        if ranks.rank == 0:
+            Manifest.merge(output.outdir)
+    return sum(len(b) for _, b in mine)
+
+
+def complete(manifest: Manifest, index: int, batch: list[dict], output: Output, steps: int) -> bool:
+    """Whether all files of a batch are there; an image of another prompt is refused."""
+    images = [manifest.has(record) for record in batch]
+    beside = [output.grid_path(index)] if output.grid else []
+    if output.return_inters:
+        beside += [output.inter_path(record["seed"], steps - 1) for record in batch]
+    return all(images) and all(path.is_file() for path in beside)
 
 
 def write_batch(sampler: Sampler, index: int, batch: list[dict], output: Output) -> None:
@@ -112,14 +136,14 @@ def write_batch(sampler: Sampler, index: int, batch: list[dict], output: Output)
 
     def save_step(n: int, x: Tensor) -> None:
         for record, image in zip(batch, sampler.backend.decode(x), strict=True):
-            save_png(image, output.outdir / "inters" / f"{record['seed']:06d}" / f"step{n + 1:02d}.png")
+            save_png(image, output.inter_path(record["seed"], n))
 
     seeds, prompts = [r["seed"] for r in batch], [r["prompt"] for r in batch]
     images = sampler.images(prompts, seeds, save_step if output.return_inters else None)
     for record, image in zip(batch, images, strict=True):
         save_png(image, output.outdir / record["file"])
     if output.grid:
-        save_png(make_grid(images), output.outdir / "grids" / f"batch_{index:04d}.png")
+        save_png(make_grid(images), output.grid_path(index))
 
 
 def make_grid(images: Tensor, columns: int | None = None) -> Tensor:

@@ -1,7 +1,10 @@
 """Which images of an output folder are done, and what made them: manifest.jsonl, one part a rank while running."""
 
+import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from solvers import UserError
@@ -18,22 +21,41 @@ def read_records(path: Path) -> list[dict]:
     records: list[dict] = []
     if not path.exists():
         return records
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
         try:
-            if line:
-                records.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number != len(lines):
-                raise ManifestError(f"{path}, line {number}: not JSON; remove the line, or the file to make all images anew") from None
+            record = json.loads(line) if line else None
+        except ValueError:
+            if number == len(lines):
+                break
+            record = line
+        if record is None:
+            continue
+        if not isinstance(record, dict) or not {"file", "seed", "prompt"} <= record.keys():
+            raise ManifestError(f"{path}, line {number}: not the record of an image; remove the line, or the file to make all images anew")
+        records.append(record)
     return records
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it: it is there as a whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    temporary.write_bytes(content)
+    """Write a file under a temporary name, flush it to the disk and rename it: it is there as a whole or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+@contextmanager
+def exclusive(outdir: Path) -> Iterator[None]:
+    """Hold an output folder against other runs, until the end of this one or of its process."""
+    with open(outdir / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ManifestError(f"{outdir}: another run is writing here; wait for it, or choose another --outdir") from None
+        yield
 
 
 class Manifest:
@@ -69,11 +91,9 @@ class Manifest:
 
     def add(self, records: list[dict]) -> None:
         """Append complete images to this rank's part; they survive whatever happens later."""
-        with open(self.part, "a", encoding="utf-8") as file:
-            for record in records:
-                self.records[record["file"]] = record
-                file.write(json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n")
-            file.flush()
+        self.records |= {record["file"]: record for record in records}
+        with open(self.part, "ab", buffering=0) as file:
+            file.write("".join(map(line_of, records)).encode())
             os.fsync(file.fileno())
 
     @staticmethod
@@ -82,11 +102,15 @@ class Manifest:
         parts = sorted(outdir.glob("manifest.part*.jsonl"))
         records = {r["file"]: r for path in [outdir / NAME, *parts] for r in read_records(path)}
         ordered = sorted(records.values(), key=lambda r: r["seed"])
-        text = "".join(json.dumps(r, ensure_ascii=False, sort_keys=True) + "\n" for r in ordered)
-        write_atomically(outdir / NAME, text.encode())
+        write_atomically(outdir / NAME, "".join(map(line_of, ordered)).encode())
         for path in parts:
             path.unlink()
         return len(ordered)
+
+
+def line_of(record: dict) -> str:
+    """A record as a line of strict JSON."""
+    return json.dumps(record, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"
 
 
 def short(value: object) -> str:

@@ -1,7 +1,9 @@
 """Sample images from text prompts with a learned or a classical solver: python sample.py --help."""
 
 import csv
+import io
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,7 +41,7 @@ def parse_seeds(text: str) -> list[int]:
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not (part.isascii() and first.isdigit()) or (dash and not last.isdigit()):
             raise UserError(f"--seeds {text!r}: {part.strip()!r} is neither a seed nor a range such as 0-63")
         if dash and int(last) < int(first):
             raise UserError(f"--seeds {text!r}: the range {part.strip()} is reversed; write {last}-{first}")
@@ -53,20 +55,25 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a CSV file (column text, prompt or caption, else the first filled one) or of a text file, one a line."""
+    """The prompts of a CSV file with a header (column text, prompt or caption, else the first) or of a text file, one a line."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompt-file {path}: cannot be read as UTF-8 text ({error})") from None
-    if path.suffix.lower() == ".csv":
-        rows = list(csv.DictReader(text.splitlines()))
-        prompts = [next((row[k] for k in ("text", "prompt", "caption", *row) if row.get(k)), "") for row in rows]
-    else:
-        prompts = text.splitlines()
+        text = path.read_bytes().decode("utf-8-sig")
+        prompts = csv_column(text) if path.suffix.lower() == ".csv" else text.replace("\r\n", "\n").split("\n")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"--prompt-file {path}: cannot be read as UTF-8 text or CSV ({error})") from None
     prompts = [p.strip() for p in prompts if p.strip()]
     if not prompts:
         raise UserError(f"--prompt-file {path}: holds no prompt; expected one a line, or a CSV with a column text, prompt or caption")
     return prompts
+
+
+def csv_column(text: str) -> list[str]:
+    """The cells of the prompt column of a CSV text: the one named text, prompt or caption, else the first."""
+    csv.field_size_limit(2**24)
+    header, *rows = list(csv.reader(io.StringIO(text, newline=""))) or [[]]
+    names = [name.strip().lower() for name in header]
+    column = next((names.index(name) for name in ("text", "prompt", "caption") if name in names), 0)
+    return [row[column] for row in rows if column < len(row)]
 
 
 def choose_prompts(prompt: str | None, prompt_file: Path | None, backend: str) -> list[str]:
@@ -74,6 +81,8 @@ def choose_prompts(prompt: str | None, prompt_file: Path | None, backend: str) -
     if prompt is not None and prompt_file is not None:
         raise UserError("--prompt and --prompt-file: give one of the two")
     if prompt is not None:
+        if not prompt.isprintable() and any("\ud800" <= c <= "\udfff" for c in prompt):
+            raise UserError(f"--prompt {prompt!a}: not UTF-8 text")
         return [prompt]
     if prompt_file is not None:
         return read_prompts(prompt_file)
@@ -188,7 +197,7 @@ SWITCH = {"type": click.BOOL, "is_flag": False, "flag_value": "true", "default":
 @click.option("--prompt", help="One prompt for all seeds.")
 @click.option("--prompt-file", type=click.Path(path_type=Path), help="CSV or text file; prompts pair with seeds by position and repeat.")
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Images in a batch.")
-@click.option("--num-steps", type=click.IntRange(2), help="Number of nodes, for a baseline.")
+@click.option("--num-steps", type=click.IntRange(2, 1000), help="Number of nodes, for a baseline.")
 @click.option("--schedule", type=click.Choice(SCHEDULES), help="How nodes are made, for a baseline.")
 @click.option("--steps-match", is_flag=True, help="Give the baseline the predictor's serial depth.")
 @click.option("--guidance", type=click.FloatRange(0), help="Guidance scale, 1 for none; the predictor's by default.")
@@ -203,6 +212,8 @@ SWITCH = {"type": click.BOOL, "is_flag": False, "flag_value": "true", "default":
 def main(seeds, prompt, prompt_file, batch, device, use_fp16, outdir, subdirs, grid, return_inters, **choice) -> None:
     """Sample images from text prompts. Run again, it goes on where it stopped; torchrun shares the work out."""
     choice = Choice(**choice)
+    if choice.guidance is not None and not math.isfinite(choice.guidance):
+        raise UserError(f"--guidance {choice.guidance}: expected a finite number")
     if use_fp16:
         if choice.dtype not in ("auto", "float16", "fp16"):
             raise UserError(f"--use_fp16 contradicts --dtype {choice.dtype}; give one of the two")

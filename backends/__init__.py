@@ -28,13 +28,16 @@ def load_backend(spec: Spec, device: torch.device | str, dtype: torch.dtype | st
     device, name = torch.device(device), spec.backend
     if name not in NAMES:
         raise BackendError(f"backend {name!r}: expected one of {', '.join(NAMES)}")
+    config = {k: v for k, v in spec.backend_config.items() if v is not None}
     if name == "gaussian":
+        if config or dtype not in (None, "auto", torch.float64):
+            raise BackendError(f"backend 'gaussian' is exact, in float64, and has no options: leave out {config or dtype}")
         from .gaussian import GaussianMixture
 
         return GaussianMixture(device)
     from . import ldm
 
-    config = {k: v for k, v in spec.backend_config.items() if v is not None}
+    ldm.check_options(config)
     number_type = resolve_dtype(config.get("torch_dtype") if dtype in (None, "auto") else dtype, device)
     if name == "digits":
         from .digits import FOLDER

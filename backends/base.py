@@ -77,6 +77,10 @@ class Backend(ABC):
     def identity(self) -> str:
         """Which weights these are: a path or hub id with its revision."""
 
+    def image_options(self) -> dict:
+        """The options, beside the weights, that decide what the images look like."""
+        return {}
+
     def sigmas(self, spec: Spec) -> Tensor:
         """The nodes [num_steps] of a spec's schedule, between its noise levels or this backbone's."""
         kind = spec.schedule_type or self.default_schedule
@@ -86,7 +90,10 @@ class Backend(ABC):
             return discrete(spec.num_steps, self.noise_schedule)
         if kind == "flowmatch" and (self.flow_shift is not None or self.flow_mu is not None):
             return self._flow_nodes(spec)
-        ends = (spec.sigma_min or self.sigma_min, spec.sigma_max or self.sigma_max)
+        ends = (
+            self.sigma_min if spec.sigma_min is None else spec.sigma_min,
+            self.sigma_max if spec.sigma_max is None else spec.sigma_max,
+        )
         rho = {} if spec.schedule_rho is None else {"rho": spec.schedule_rho}
         if kind == "polynomial":
             return polynomial(spec.num_steps, *ends, **rho)
@@ -94,13 +101,15 @@ class Backend(ABC):
             return logsnr(spec.num_steps, *ends)
         if kind == "time_uniform":
             return time_uniform(spec.num_steps, *ends, **rho)
-        raise BackendError(f"schedule {kind!r} does not fit backend {self.name!r}: expected one of {', '.join(SCHEDULES)} that it has")
+        flow = self.noise_schedule is None
+        fitting = [name for name in SCHEDULES if name != ("discrete" if flow else "flowmatch")]
+        raise BackendError(f"schedule {kind!r} does not fit backend {self.name!r}: expected one of {', '.join(fitting)}")
 
     def _flow_nodes(self, spec: Spec) -> Tensor:
         mu = self.flow_mu if spec.flowmatch_mu is None else spec.flowmatch_mu
         if mu is not None:
             return flowmatch(spec.num_steps, mu=mu)
-        return flowmatch(spec.num_steps, shift=spec.flowmatch_shift or self.flow_shift)
+        return flowmatch(spec.num_steps, shift=self.flow_shift if spec.flowmatch_shift is None else spec.flowmatch_shift)
 
     def start(self, seeds: Sequence[int], sigma: float | Tensor) -> Tensor:
         """The state at the first node on the device: float32 noise of each seed, times sigma."""

@@ -4,11 +4,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from .base import BackendError
+
+PATIENCE = timedelta(days=1)  # a rank may have much more left to do than another; torchrun ends all when one dies
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Ranks:
 @contextmanager
 def process_group(device: str | None = None) -> Iterator[Ranks]:
     """Join the group that torchrun describes in RANK, WORLD_SIZE and LOCAL_RANK (nccl on CUDA, else gloo)."""
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(kind)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -37,7 +40,7 @@ def process_group(device: str | None = None) -> Iterator[Ranks]:
     if kind == "cuda":
         kind = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(torch.device(kind))
-    dist.init_process_group("nccl" if kind.startswith("cuda") else "gloo")
+    dist.init_process_group("nccl" if kind.startswith("cuda") else "gloo", timeout=PATIENCE)
     try:
         yield Ranks(dist.get_rank(), world, torch.device(kind))
     finally:
@@ -47,6 +50,8 @@ def process_group(device: str | None = None) -> Iterator[Ranks]:
 def check_device(kind: str) -> None:
     """Refuse a device that does not exist, in one line."""
     try:
+        if torch.device(kind).type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError(f"{kind} holds no numbers")
         torch.empty(0, device=kind)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

@@ -15,16 +15,17 @@ from .base import Backend, BackendError, Condition, guide, per_points
 
 DEFAULT_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SINGLE_FILES = (".safetensors", ".ckpt")
-OPTIONS = {
-    "model_name_or_path": "folder, hub id or .safetensors/.ckpt file",
-    "config": "folder or hub id with the configuration of a single file",
-    "revision": "revision of a hub id",
-    "variant": "file variant such as fp16",
-    "resolution": "pixels a side, a multiple of the VAE factor",
-    "negative_prompt": "what guidance moves away from",
-    "enable_model_cpu_offload": "keep only the running model on the device",
-    "torch_dtype": "auto, float32, float16 or bfloat16",
+OPTIONS = {  # name: type and meaning
+    "model_name_or_path": (str, "folder, hub id or .safetensors/.ckpt file"),
+    "config": (str, "folder or hub id with the configuration of a single file"),
+    "revision": (str, "revision of a hub id"),
+    "variant": (str, "file variant such as fp16"),
+    "resolution": (int, "pixels a side, a multiple of the VAE factor"),
+    "negative_prompt": (str, "what guidance moves away from"),
+    "enable_model_cpu_offload": (bool, "keep only the running model on the device"),
+    "torch_dtype": (str, "auto, float32, float16 or bfloat16"),
 }
+IMAGE_OPTIONS = ("config", "variant", "resolution", "negative_prompt")
 
 
 class LDM(Backend):
@@ -66,6 +67,9 @@ class LDM(Backend):
         if self.name == "digits":
             return "embedded"
         return self.config["model_name_or_path"] + (f"@{self.config['revision']}" if self.config.get("revision") else "")
+
+    def image_options(self):
+        return {k: self.config[k] for k in IMAGE_OPTIONS if k in self.config}
 
     def encode(self, prompts, guidance_scale):
         negative = None
@@ -110,9 +114,7 @@ class LDM(Backend):
 
 def load(config: dict, device: torch.device, dtype: torch.dtype, name: str = "ldm") -> LDM:
     """Load a Stable Diffusion 1.x or 2.x pipeline; missing or gated weights: BackendError with the remedy."""
-    unknown = set(config) - set(OPTIONS)
-    if unknown:
-        raise BackendError(f"backend_config.{sorted(unknown)[0]}: unknown option, expected one of {', '.join(OPTIONS)}")
+    check_options(config)
     config = {"model_name_or_path": DEFAULT_MODEL} | config
     model = config["model_name_or_path"]
     looks_local = model.endswith(SINGLE_FILES) or model.startswith((".", "/", "~")) or os.sep * 2 in model or model.count("/") > 1
@@ -131,6 +133,16 @@ def load(config: dict, device: torch.device, dtype: torch.dtype, name: str = "ld
         raise BackendError(missing_weights(model, path, error)) from error
     check_parts(pipe, model)
     return LDM(pipe, device, config, name)
+
+
+def check_options(config: dict) -> None:
+    """Refuse an option that does not exist or has a value of another type."""
+    for name, value in config.items():
+        if name not in OPTIONS:
+            raise BackendError(f"backend_config.{name}: unknown option, expected one of {', '.join(OPTIONS)}")
+        kind, meaning = OPTIONS[name]
+        if type(value) is not kind:
+            raise BackendError(f"backend_config.{name} is {value!r}, expected {kind.__name__}: {meaning}")
 
 
 def check_parts(pipe: StableDiffusionPipeline, model: str) -> None:

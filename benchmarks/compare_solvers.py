@@ -33,7 +33,7 @@ def solver_of(name: str, depth: int):
     """A solver of serial depth `depth` and its number of nodes; the start tables of EPD have equally spaced points."""
     if name in BASELINES:
         return BASELINES[name], num_steps_for_depth(BASELINES[name], depth)
-    if depth % 2:
+    if depth % 2 or depth < 2:
         raise UserError(f"{name} has no serial depth {depth}; the nearest are {depth - 1} and {depth + 1}")
     return EPD(SolverTable.uniform(depth // 2, POINTS), max_order=2 if name == "epd-plugin-start" else 1), depth // 2 + 1
 
@@ -195,21 +195,25 @@ def main(count: int, depths: str, guidance: float, schedule: str, batch: int, de
     try:
         depth_list = sorted({int(d) for d in depths.split(",")})
     except ValueError:
-        raise UserError(f"--depths {depths!r}: expected numbers such as 4,6,8,10") from None
+        depth_list = []
+    if not depth_list or not all(1 <= d <= 1000 for d in depth_list):
+        raise UserError(f"--depths {depths!r}: expected numbers from 1 to 1000 such as 4,6,8,10")
     out.mkdir(parents=True, exist_ok=True)
     schedules = SCHEDULES if schedule == "best" else [schedule]
     with process_group(device) as ranks:
         backend = load_backend(Spec(backend="digits"), ranks.device)
-        tuning = Bench.make(backend, guidance, TUNING_IMAGES, TUNING_SEED, batch)
+        tuning = Bench.make(backend, guidance, TUNING_IMAGES if len(schedules) > 1 else 1, TUNING_SEED, batch)
         bench = Bench.make(backend, guidance, count, FIRST_SEED, batch)
         rows, pictures = compare(bench, tuning, depth_list, schedules)
         fineness = teacher_error(bench)
     unseen = sum(parse(p) in HELD_OUT_LABELS for p in bench.prompts)
+    choice = f"All solvers have {schedule} nodes"
+    if schedule == "best":
+        choice = f"Each solver has the schedule with which it comes nearest to the teacher on {TUNING_IMAGES} other seeds"
     network_rows = "1 network row" if guidance == 1 else "2 network rows"
     note = (
         f"{count} prompts and seeds, the same for all rows ({unseen} prompts name combinations never trained on). Guidance {guidance:g}: "
-        f"each evaluation is {network_rows}. No node at 0, no finish. Each solver has the schedule with which it comes nearest\n"
-        f"to the teacher on {TUNING_IMAGES} other seeds. ± is half a 95 % interval.\n"
+        f"each evaluation is {network_rows}. No node at 0, no finish. {choice}. ± is half a 95 % interval.\n"
         f"The teacher is DPM-Solver-2 with {TEACHER_INTERVALS} intervals; it differs by RMSE {fineness[0]:.4f} "
         f"from {TEACHER_INTERVALS * 3 // 2} intervals."
     )

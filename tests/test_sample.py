@@ -13,6 +13,7 @@ from PIL import Image
 
 import sample
 from backends import initial_noise
+from manifest import exclusive
 from solvers import SolverTable, Spec, UserError, logsnr, save_predictor
 from solvers.predictor import Predictor
 
@@ -54,18 +55,28 @@ def table(tmp_path) -> Path:
 
 def test_seeds():
     assert sample.parse_seeds("0,3,10-12") == [0, 3, 10, 11, 12]
-    for bad, word in (("a", "'a'"), ("5-3", "reversed"), ("1,1", "twice"), ("", "neither"), ("-3", "neither"), (str(2**63), "too large")):
+    for bad, word in (
+        ("a", "'a'"),
+        ("5-3", "reversed"),
+        ("1,1", "twice"),
+        ("", "neither"),
+        ("-3", "neither"),
+        ("²", "neither"),
+        (str(2**63), "too large"),
+    ):
         with pytest.raises(UserError, match=word):
             sample.parse_seeds(bad)
 
 
 def test_prompts_from_files(tmp_path):
-    (tmp_path / "a.csv").write_text('id,caption,text\n1,"no, this","yes, this"\n2,second,\n')
+    (tmp_path / "a.csv").write_text('id,caption,text\n1,"no, this","yes, this"\n2,no,second\n')
+    (tmp_path / "c.csv").write_text('text,other\n"two\nlines",1\n,2\nlast,3,4,5\n')
     (tmp_path / "b.txt").write_text("\ufeffone\n\n  two \n", encoding="utf-8")
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     assert sample.read_prompts(tmp_path / "a.csv") == ["yes, this", "second"]
     assert sample.read_prompts(tmp_path / "b.txt") == ["one", "two"]
+    assert sample.read_prompts(tmp_path / "c.csv") == ["two\nlines", "last"]
     for name in ("empty.txt", "binary.txt", "missing.txt"):
         with pytest.raises(UserError, match=name):
             sample.read_prompts(tmp_path / name)
@@ -136,7 +147,41 @@ def test_other_settings_are_refused_for_the_same_folder(tmp_path, table):
     invoke("--predictor_path", table, "--prompt", "x", *out)
     assert "choose another --outdir" in refused("--predictor_path", table, "--prompt", "x", "--guidance", 3, *out)
     assert "choose another --outdir" in refused("--predictor_path", table, "--prompt", "y", *out)
+    assert "choose another --outdir" in refused("--predictor_path", table, "--prompt", "y", "--seeds", "5,1", *out[:2])
     assert len(manifest(tmp_path / "out")) == 2
+
+
+def test_options_that_change_images_are_settings(tmp_path):
+    run = ("--backend", "digits", "--solver", "euler", "--num-steps", 2, "--seeds", "0", "--outdir", tmp_path)
+    invoke(*run)
+    assert "config" in refused(*run, "--backend-config", '{"negative_prompt": "a bold red seven"}')
+
+
+def test_what_is_missing_beside_the_images_is_made(tmp_path, table):
+    run = ("--predictor_path", table, "--prompt", "x", "--seeds", "0-2", "--outdir", tmp_path / "out")
+    invoke(*run)
+    assert not (tmp_path / "out/grids").exists()
+    invoke(*run, "--grid", "--return-inters")
+    assert (tmp_path / "out/grids/batch_0000.png").exists()
+    assert len(list((tmp_path / "out/inters").rglob("*.png"))) == 9
+
+
+def test_one_run_at_a_time_in_a_folder(tmp_path, table):
+    with exclusive(tmp_path):
+        message = refused("--predictor_path", table, "--prompt", "x", "--seeds", "0", "--outdir", tmp_path)
+    assert "another run" in message
+    invoke("--predictor_path", table, "--prompt", "x", "--seeds", "0", "--outdir", tmp_path)
+
+
+@pytest.mark.parametrize("torn", [b'{"file": "x", "prompt": "s\xc3', b'{"file', b"5"])
+def test_a_part_torn_anywhere_is_left_out(tmp_path, table, torn):
+    (tmp_path / "manifest.part00000.jsonl").write_bytes(torn)
+    run = ("--predictor_path", table, "--prompt", "sé", "--seeds", "0", "--outdir", tmp_path)
+    if torn == b"5":
+        assert "line 1" in refused(*run)
+    else:
+        invoke(*run)
+        assert [r["prompt"] for r in manifest(tmp_path)] == ["sé"]
 
 
 def test_what_goes_beside_the_images(tmp_path, table):
@@ -193,6 +238,12 @@ def test_finish_costs_one_more_evaluation(tmp_path, table):
         (["--use_fp16", "true", "--dtype", "bfloat16"], ["bfloat16"]),
         (["--solver", "heun", "--num-steps", "4", "--steps-match"], ["--steps-match"]),
         (["--seeds", "4-1"], ["4-1"]),
+        (["--guidance", "nan"], ["nan"]),
+        (["--guidance", "inf"], ["inf"]),
+        (["--prompt", "bad\udcff"], ["not UTF-8"]),
+        (["--backend-config", '{"foo": 5}'], ["foo"]),
+        (["--dtype", "bfloat16"], ["bfloat16"]),
+        (["--device", "meta"], ["'meta'"]),
         (["--device", "toaster"], ["'toaster'", "cpu"]),
         (["--device", "cuda:99"], ["'cuda:99'"]),
     ],

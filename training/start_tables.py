@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from solvers import NoiseSchedule, Predictor, SolverTable, Spec, discrete, flowmatch, save_predictor
+from solvers.errors import run_command
 
 NUM_POINTS = 2
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -77,4 +78,4 @@ def main(exps: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)
