@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from backends import load_backend
+from backends.digits import FOLDER
 from backends.digits.build import held_out_drawings
 from backends.digits.data import ALL_LABELS, HELD_OUT_LABELS, Label, enlarge, evaluation_prompts, load_scans, paint, parse
 from backends.digits.judge import Judge
+from backends.ldm import LDM
 from solvers import Spec
 from solvers.errors import run_command
 
@@ -42,6 +44,15 @@ def memorisation(images: Tensor, labels: list[Label]) -> dict[str, float]:
         "samples_lowest_percent": samples.quantile(0.01).item(),
         "held_out_scans_median": control.median().item(),
         "held_out_scans_lowest_percent": control.quantile(0.01).item(),
+    }
+
+
+def size_of(backend: LDM) -> dict[str, int]:
+    """Parameters of the pipeline's networks and bytes of its folder."""
+    networks = (backend.pipe.unet, backend.pipe.vae, backend.pipe.text_encoder)
+    return {
+        "parameters": sum(p.numel() for network in networks for p in network.parameters()),
+        "bytes": sum(f.stat().st_size for f in FOLDER.rglob("*") if f.is_file()),
     }
 
 
@@ -87,8 +98,9 @@ def main(count: int, intervals: int, out: Path) -> None:
             if name.startswith("trained"):
                 row["nearest_training_scan"] = memorisation(images, found)
             rows.append(row)
-    settings = {"solver": f"dpm2, {intervals} intervals", "judge": judge_row(judge)}
+    settings = {"solver": f"dpm2, {intervals} intervals", "judge": judge_row(judge)} | size_of(backend)
     write_json(out, settings, rows, device)
+    click.echo(f"{settings['parameters'] / 1e6:.2f} M parameters, {settings['bytes'] / 1e6:.2f} MB")
     click.echo(f"judge on held-out scans: {', '.join(f'{k} {100 * v:.2f} %' for k, v in settings['judge'].items())}\n")
     click.echo(text_table(header, [cells(r) for r in rows]))
     for row in rows:

@@ -1,6 +1,5 @@
 """Train the digits backbone and its judge from scikit-learn's bundled scans: python -m backends.digits.build."""
 
-import random
 import shutil
 import tempfile
 from pathlib import Path
@@ -170,7 +169,6 @@ def build(out: Path, work: Path, steps: dict[str, int], seed: int, judge_folder:
 @click.option("--check", is_flag=True, help="A few steps of each part into a temporary folder, to prove that the script runs.")
 def main(out: Path, work: Path, seed: int, check: bool) -> None:
     """Train the digits backbone and its judge; an interrupted build goes on where it stopped."""
-    random.seed(seed)
     if check:
         with tempfile.TemporaryDirectory() as tmp:
             tmp = Path(tmp)
