@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from backends import Backend
 from backends.distributed import Ranks
-from manifest import Manifest, exclusive, write_atomically
+from manifest import Manifest, exclusive
 from solvers import Solver, compile_tableau, sample
+from solvers.files import write_atomically
 
 
 @dataclass(frozen=True)

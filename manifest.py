@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from solvers import UserError
+from solvers.files import write_atomically
 
 NAME = "manifest.jsonl"
 
@@ -35,16 +36,6 @@ def read_records(path: Path) -> list[dict]:
             raise ManifestError(f"{path}, line {number}: not the record of an image; remove the line, or the file to make all images anew")
         records.append(record)
     return records
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, flush it to the disk and rename it: it is there as a whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 @contextmanager

@@ -1,7 +1,5 @@
 """Sample images from text prompts with a learned or a classical solver: python sample.py --help."""
 
-import csv
-import io
 import json
 import math
 from dataclasses import dataclass, replace
@@ -12,6 +10,7 @@ import click
 import backends
 from backends import SCHEDULES, load_backend
 from backends.distributed import Ranks, process_group
+from backends.prompts import read_prompts
 from generation import Output, Sampler, generate
 from solvers import BASELINES, FINISHES, Predictor, Spec, UserError, load_predictor, num_steps_for_depth, resolve_predictor_path
 from solvers.errors import run_command
@@ -54,28 +53,6 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def read_prompts(path: Path) -> list[str]:
-    """The prompts of a CSV file with a header (column text, prompt or caption, else the first) or of a text file, one a line."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-        prompts = csv_column(text) if path.suffix.lower() == ".csv" else text.replace("\r\n", "\n").split("\n")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"--prompt-file {path}: cannot be read as UTF-8 text or CSV ({error})") from None
-    prompts = [p.strip() for p in prompts if p.strip()]
-    if not prompts:
-        raise UserError(f"--prompt-file {path}: holds no prompt; expected one a line, or a CSV with a column text, prompt or caption")
-    return prompts
-
-
-def csv_column(text: str) -> list[str]:
-    """The cells of the prompt column of a CSV text: the one named text, prompt or caption, else the first."""
-    csv.field_size_limit(2**24)
-    header, *rows = list(csv.reader(io.StringIO(text, newline=""))) or [[]]
-    names = [name.strip().lower() for name in header]
-    column = next((names.index(name) for name in ("text", "prompt", "caption") if name in names), 0)
-    return [row[column] for row in rows if column < len(row)]
-
-
 def choose_prompts(prompt: str | None, prompt_file: Path | None, backend: str) -> list[str]:
     """The prompts of the command line; the digits backbone has its own for want of any."""
     if prompt is not None and prompt_file is not None:
@@ -85,7 +62,7 @@ def choose_prompts(prompt: str | None, prompt_file: Path | None, backend: str) -
             raise UserError(f"--prompt {prompt!a}: not UTF-8 text")
         return [prompt]
     if prompt_file is not None:
-        return read_prompts(prompt_file)
+        return read_prompts(prompt_file, "--prompt-file")
     if backend == "digits":
         from backends.digits.data import ALL_LABELS, evaluation_prompts
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 import sample
 from backends import initial_noise
+from backends.prompts import read_prompts
 from manifest import exclusive
 from solvers import SolverTable, Spec, UserError, logsnr, save_predictor
 from solvers.predictor import Predictor
@@ -74,12 +75,12 @@ def test_prompts_from_files(tmp_path):
     (tmp_path / "b.txt").write_text("\ufeffone\n\n  two \n", encoding="utf-8")
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
-    assert sample.read_prompts(tmp_path / "a.csv") == ["yes, this", "second"]
-    assert sample.read_prompts(tmp_path / "b.txt") == ["one", "two"]
-    assert sample.read_prompts(tmp_path / "c.csv") == ["two\nlines", "last"]
+    assert read_prompts(tmp_path / "a.csv", "--prompt-file") == ["yes, this", "second"]
+    assert read_prompts(tmp_path / "b.txt", "--prompt-file") == ["one", "two"]
+    assert read_prompts(tmp_path / "c.csv", "--prompt-file") == ["two\nlines", "last"]
     for name in ("empty.txt", "binary.txt", "missing.txt"):
         with pytest.raises(UserError, match=name):
-            sample.read_prompts(tmp_path / name)
+            read_prompts(tmp_path / name, "--prompt-file")
 
 
 def test_pairing_by_position_and_manifest(tmp_path, table):

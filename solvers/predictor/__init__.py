@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..epd import EPD
+from ..files import write_atomically
 from ..sampling import Solver
 from ..table import SolverTable
 from ..tableau import Tableau, compile_tableau
@@ -98,19 +99,11 @@ def save_predictor(predictor: Predictor, path: str | Path) -> None:
         "provenance": plain(mapping(predictor.provenance, "provenance"), "provenance"),
     }
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(pickle.dumps(document, protocol=4))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_atomically(path, pickle.dumps(document, protocol=4))
     except OSError as error:
         raise PredictorError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        if os.path.lexists(temporary):
-            os.unlink(temporary)
 
 
 def load_predictor(path: str | Path) -> Predictor:

@@ -12,11 +12,12 @@ class TableStudent(nn.Module):
     """An EPD table in unconstrained float64 parameters (EPD-Solver, arXiv 2512.22796, with sorted positions).
 
     Positions are the cumulated softmax of K + 1 gap logits, weights a softmax, scales 2 h sigmoid(p / 2) + 1 - h in
-    (1 - h, 1 + h) for a half-range h; h = 0 leaves a scale out. It starts exactly at `start` [N, K] (gaps and
-    weights below 1e-6 raised to it); a scale of the start that h cannot reach: ValueError.
+    (1 - h, 1 + h) for a half-range h; h = 0 leaves a scale out. Given `nodes` [N + 1], these are learned as well,
+    between their fixed ends, as the softmax of the logits of their gaps. It starts exactly at `start` [N, K] (gaps
+    and weights below 1e-6 raised to it); a scale of the start that h cannot reach: ValueError.
     """
 
-    def __init__(self, start: SolverTable, scale_dir: float = 0.0, scale_time: float = 0.0):
+    def __init__(self, start: SolverTable, scale_dir: float = 0.0, scale_time: float = 0.0, nodes: Tensor | None = None):
         super().__init__()
         start = SolverTable.sorted(**start.arrays())
         edges = torch.nn.functional.pad(start.r, (1, 0)), torch.nn.functional.pad(start.r, (0, 1), value=1.0)
@@ -33,6 +34,9 @@ class TableStudent(nn.Module):
             if half:
                 share = ((value - 1 + half) / (2 * half)).clamp(SMALLEST, 1 - SMALLEST)
                 self.scales[name] = nn.Parameter(2 * torch.logit(share))
+        self.ends = None if nodes is None else (nodes[0].item(), nodes[-1].item())
+        if nodes is not None:
+            self.node_logits = nn.Parameter((-nodes.diff()).log())
 
     def table(self) -> SolverTable:
         """The table of the present parameters, with gradients to them."""
@@ -40,47 +44,117 @@ class TableStudent(nn.Module):
         scales = {k: 2 * h * (self.scales[k] / 2).sigmoid() + 1 - h for k, h in self.half_ranges.items() if h}
         return SolverTable(r.clamp(max=1.0), self.weight_logits.softmax(-1), **scales)
 
+    def nodes(self) -> Tensor | None:
+        """The learned nodes [N + 1], strictly descending between the ends of the start's; None where they are not learned."""
+        if self.ends is None:
+            return None
+        first, last = torch.tensor(self.ends, dtype=torch.float64)
+        inner = first - (first - last) * self.node_logits.softmax(0).cumsum(0)[:-1]
+        return torch.cat([first[None], inner, last[None]])
+
 
 class TableauStudent(nn.Module):
-    """A tableau whose stage rows, output row and, if asked, noise levels are learned from a start; levels stay.
+    """A tableau whose rows and, if asked, noise levels are learned from a start; its levels stay.
 
-    Row s may use every gradient of an earlier level, also where the start has a zero, so that any solver of the same
-    levels is in reach. Changes are measured in units of the row's step in sigma, so that one learning rate suits all
-    rows. The coefficients of the start x_0 and the noise level of the first level stay as they are.
+    A stage's input is written as x_s = a_s x_0 + sum_j b_sj D_j with the denoised states D_j = x_j - sigma_j g_j of
+    earlier levels (data prediction, as in DPM-Solver++, arXiv 2211.01095, section 4), and so is the result: for each
+    row one number a for how much noise is left, and weights b of what has been denoised, also of those that the start
+    leaves out. Any solver of the same levels is in reach, and a small change of b never adds noise, which is why one
+    learning rate suits all of them. The first level sees x_0 itself, at its own noise level.
     """
 
     def __init__(self, start: Tableau, learn_sigmas: bool = False):
         super().__init__()
-        self.start, self.learn_sigmas = start, learn_sigmas
         level = torch.empty(start.evaluations, dtype=torch.long)
         for i, stages in enumerate(start.levels):
             level[list(stages)] = i
-        self.register_buffer("allowed", (level[:, None] > level[None, :]).to(start.stages.dtype))
-        self.register_buffer("movable", (level > 0).to(start.stages.dtype))
-        self.register_buffer("units", row_units(start, level))
-        self.stage_change = nn.Parameter(torch.zeros_like(self.allowed))
-        self.output_change = nn.Parameter(torch.zeros_like(start.output[1:]))
+        self.start = start
+        self.register_buffer("weights", denoised_weights(start))
+        self.register_buffer("allowed", (torch.cat([level, level.max()[None] + 1])[:, None] > level[None, :]).double())
+        self.register_buffer("movable", torch.cat([(level > 0).double(), torch.ones(1)]).double())
+        self.weight_change = nn.Parameter(torch.zeros_like(self.allowed))
+        self.log_noise_change = nn.Parameter(torch.zeros_like(self.movable))
         self.log_sigma_change = nn.Parameter(torch.zeros_like(start.sigmas), requires_grad=learn_sigmas)
 
     def tableau(self) -> Tableau:
         """The tableau of the present parameters, with gradients to them."""
-        start, units = self.start, self.units
-        stages = start.stages[:, 1:] + units[:-1, None] * self.allowed * self.stage_change
-        output = start.output[1:] + units[-1] * self.output_change
-        sigmas = start.sigmas * (self.movable * self.log_sigma_change).exp()
-        rows = torch.cat([start.stages[:, :1], stages], 1)
-        return Tableau(sigmas, rows, torch.cat([start.output[:1], output]), start.levels, start.nodes)
+        sigmas = self.start.sigmas * (self.movable[:-1] * self.log_sigma_change).exp()
+        noise = self.weights[:, 0] * (self.movable * self.log_noise_change).exp()
+        noise = noise * torch.cat([sigmas / self.start.sigmas, noise.new_ones(1)])  # an input as noisy as the network is told
+        weights = self.weights[:, 1:] + self.allowed * self.weight_change
+        rows, denoised = [], []
+        unit = torch.eye(1 + len(sigmas), dtype=torch.float64)
+        for s in range(len(sigmas) + 1):
+            used = self.allowed[s].nonzero()[:, 0].tolist()
+            rows.append(noise[s] * unit[0] + sum(weights[s, j] * denoised[j] for j in used))
+            if s < len(sigmas):
+                denoised.append(rows[s] - sigmas[s] * unit[1 + s])
+        return Tableau(sigmas, torch.stack(rows[:-1]), rows[-1], self.start.levels, self.start.nodes)
 
     def distance(self) -> Tensor:
-        """Mean squared change from the start, in row units: what regularisation holds down."""
-        changes = [self.allowed * self.stage_change, self.output_change, self.movable * self.log_sigma_change]
-        return sum(c.square().sum() for c in changes) / (self.allowed.sum() + len(self.output_change) + self.movable.sum())
+        """Mean squared change from the start: what regularisation holds down."""
+        changes = [self.allowed * self.weight_change, self.movable * self.log_noise_change, self.movable[:-1] * self.log_sigma_change]
+        return sum(c.square().sum() for c in changes) / (self.allowed.sum() + 2 * self.movable.sum())
 
 
-def row_units(start: Tableau, level: Tensor) -> Tensor:
-    """The step in sigma of each stage row from the level before, and of the output row: [S + 1], all above 0."""
-    first = [start.sigmas[list(stages)].mean() for stages in start.levels]
-    end = first[-1] if start.nodes is None else start.nodes[-1]
-    before = torch.stack([first[0], *first[:-1]])[level]
-    steps = torch.cat([(start.sigmas - before).abs(), (end - first[-1]).abs()[None]])
-    return steps.clamp(min=0.01 * start.sigmas.max())
+def denoised_weights(tableau: Tableau) -> Tensor:
+    """[S + 1, S + 1]: each stage row, then the output row, as a weight of x_0 and weights of D_j = x_j - sigma_j g_j.
+
+    Rows and denoised states are triangular in the gradients, so the weights follow from the last gradient to the
+    first. A stage at noise level 0, whose D tells nothing about its gradient: ValueError.
+    """
+    if (tableau.sigmas <= 0).any():
+        raise ValueError("a tableau with a stage at noise level 0 cannot be learned; choose a schedule that ends above 0")
+    weights = torch.cat([tableau.stages, tableau.output[None]]).clone()
+    denoised = tableau.stages.clone()
+    denoised[range(len(tableau.sigmas)), range(1, len(tableau.sigmas) + 1)] -= tableau.sigmas
+    order = [s for level in tableau.levels for s in level]
+    for row in weights:
+        rest = row.clone()
+        for j in reversed(order):
+            row[1 + j] = -rest[1 + j] / tableau.sigmas[j]
+            rest -= row[1 + j] * denoised[j]
+        row[0] = rest[0]
+    return weights
+
+
+def widened(tableau: Tableau, points: int, stride: int = 1) -> Tableau:
+    """The same sampler with idle stages to learn: `points` stages in every stride-th level after the first.
+
+    A new stage lies between its level and the next, geometrically, on the line from x_0 to the level's own mixture of
+    denoised states; nothing uses it yet.
+    """
+    order = [s for level in tableau.levels for s in level]
+    last = len(order)
+    weights = denoised_weights(tableau)[[*order, last]][:, [0, *[1 + s for s in order]]]
+    sigmas = tableau.sigmas[order]
+    end = (weights[last, 0] * sigmas[0]).clamp(min=0.01 * sigmas[-1])
+    after = torch.cat([sigmas[1:], end[None]])
+    rows, noises, levels, place = [], [], [], {}
+    position = 0
+    for n, level in enumerate(tableau.levels):
+        mine = range(position, position + len(level))
+        position += len(level)
+        new = points - len(level) if n and n % stride == 0 else 0
+        levels.append(tuple(range(len(rows), len(rows) + len(mine) + max(0, new))))
+        for s in mine:
+            place[s] = len(rows)
+            rows.append(weights[s])
+            noises.append(sigmas[s])
+        for k in range(1, new + 1):
+            s = mine[-1]
+            share = k / (new + 1)
+            noises.append(sigmas[s] ** (1 - share) * after[s] ** share)
+            noise = noises[-1] / sigmas[0]
+            rows.append(torch.cat([noise[None], weights[s, 1:] * (1 - noise) / (1 - weights[s, 0])]))
+    return _assemble([*rows, weights[last]], torch.stack(noises), levels, [place[s] for s in range(last)], tableau.nodes)
+
+
+def _assemble(rows: list[Tensor], sigmas: Tensor, levels: list[tuple[int, ...]], place: list[int], nodes: Tensor | None) -> Tableau:
+    """The tableau of rows [x_0, D of old stage 0, 1, ...], where old stage j is now stage place[j]."""
+    unit = torch.eye(1 + len(sigmas), dtype=torch.float64)
+    stages: list[Tensor] = []
+    for row in rows:
+        terms = [row[1 + j] * (stages[new] - sigmas[new] * unit[1 + new]) for j, new in enumerate(place) if row[1 + j] != 0]
+        stages.append(sum(terms, row[0] * unit[0]))
+    return Tableau(sigmas, torch.stack(stages[:-1]), stages[-1], tuple(levels), nodes)

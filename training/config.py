@@ -1,0 +1,70 @@
+"""Typed configurations: a YAML file over dataclass defaults, `key=value` overrides over both, every mistake one line."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from solvers import UserError
+
+Config = TypeVar("Config")
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be used; the message is one line that names the file or option and the key."""
+
+
+def load_config(schema: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config:
+    """An instance of the dataclass `schema`: the file's values over its defaults, then `section.key=value` overrides.
+
+    Unknown keys, wrong types and missing values: ConfigError.
+    """
+    try:
+        config = _merge(OmegaConf.structured(schema), OmegaConf.create(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML ({_one_line(error)})") from None
+    for text in overrides:
+        key, equals, _ = text.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--override {text!r}: expected section.key=value")
+        try:
+            config = _merge(config, OmegaConf.from_dotlist([text]), f"--override {text}")
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--override {text}: not a value ({_one_line(error)})") from None
+    missing = OmegaConf.missing_keys(config)
+    if missing:
+        raise ConfigError(f"{path}: {min(missing)} is not set; give it in the file or with --override {min(missing)}=VALUE")
+    return OmegaConf.to_object(config)
+
+
+def _merge(config, update, told_by: str):
+    if not OmegaConf.is_dict(update):
+        raise ConfigError(f"{told_by}: expected sections of keys and values")
+    try:
+        return OmegaConf.merge(config, update)
+    except OmegaConfBaseException as error:
+        key = error.full_key or ""
+        known = f"; known here: {', '.join(_siblings(config, key))}" if "not in" in str(error) else ""
+        raise ConfigError(f"{told_by}: {key}: {_one_line(error)}{known}") from None
+
+
+def _siblings(config, key: str) -> list[str]:
+    """The keys that exist beside a key."""
+    for part in key.split(".")[:-1]:
+        config = config[part]
+    return sorted(map(str, config))
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")
+
+
+def to_yaml(config: object) -> str:
+    """A dataclass instance as YAML that load_config reads back to the same."""
+    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))

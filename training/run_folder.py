@@ -1,0 +1,194 @@
+"""A run's folder: configuration, metrics, checkpoints and exports, and what it takes to go on from there."""
+
+import json
+import math
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from io import BytesIO
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+import torch.distributed as dist
+
+from backends.distributed import Ranks
+from solvers import UserError
+from solvers.files import write_atomically
+
+
+class RunError(UserError):
+    """A run folder that cannot be used; the message is one line for the user."""
+
+
+class RunFolder:
+    """exps/<YYYYmmdd-HHMMSS>-<name>/ with configs/, logs/, checkpoints/ and export/."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.config = path / "configs" / "resolved_config.yaml"
+        self.metrics = path / "logs" / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.export = path / "export"
+
+    @classmethod
+    def create(cls, name: str, resolved_config: str, ranks: Ranks, exps: Path = Path("exps")) -> "RunFolder":
+        """A new folder with its configuration; its name is the same on all ranks."""
+        if not name or not all(c.isalnum() or c in "._-" for c in name):
+            raise RunError(f"--run-name {name!r}: expected letters, digits, '.', '_' and '-'")
+        path = exps / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
+        if ranks.rank == 0:
+            for number in range(2, 1000):
+                try:
+                    path.mkdir(parents=True)
+                    break
+                except FileExistsError:
+                    path = exps / f"{datetime.now():%Y%m%d-%H%M%S}-{name}-{number}"
+        run = cls(Path(broadcast(str(path), ranks)))
+        if ranks.rank == 0:
+            for folder in (run.config.parent, run.metrics.parent, run.checkpoints, run.export):
+                folder.mkdir()
+            write_atomically(run.config, resolved_config.encode())
+        ranks.barrier()
+        return run
+
+    @classmethod
+    def find(cls, text: str, exps: Path = Path("exps"), kind: str = "") -> "RunFolder":
+        """The run folder meant by a path, a name under `exps`, or "latest": the newest there that has a checkpoint.
+
+        `kind` is a top-level key that the configuration must have.
+        """
+        if text == "latest":
+            runs = [cls(p) for p in sorted(exps.glob("*-*"), reverse=True) if p.is_dir()]
+            runs = [r for r in runs if r.config.is_file() and r.is_kind(kind) and r.latest_checkpoint() is not None]
+            if not runs:
+                raise RunError(f"--resume latest: no run with a checkpoint under {exps}; start one without --resume")
+            return runs[0]
+        for run in (cls(Path(text)), cls(exps / text)):
+            if run.config.is_file():
+                if not run.is_kind(kind):
+                    raise RunError(f"--resume {text}: {run.config} belongs to another kind of run (it has no section {kind!r})")
+                if run.latest_checkpoint() is None:
+                    raise RunError(f"--resume {text}: {run.checkpoints} holds no checkpoint; start anew without --resume")
+                return run
+        raise RunError(f"--resume {text}: no run folder there (looked for {Path(text)} and {exps / text}); expected one with configs/ and checkpoints/")
+
+    def is_kind(self, kind: str) -> bool:
+        """Whether the configuration has a top-level section."""
+        return any(line.startswith(f"{kind}:") for line in self.config.read_text(encoding="utf-8").splitlines()) if kind else True
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint after a step goes."""
+        return self.checkpoints / f"step{step:06d}.pt"
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest checkpoint."""
+        return max(self.checkpoints.glob("step*.pt"), default=None)
+
+    def save_checkpoint(self, step: int, state: dict, keep: int = 2) -> Path:
+        """Write a checkpoint as a whole or not at all, and remove all but the newest few."""
+        buffer = BytesIO()
+        torch.save(state, buffer)
+        path = self.checkpoint(step)
+        write_atomically(path, buffer.getvalue())
+        for old in sorted(self.checkpoints.glob("step*.pt"))[:-keep]:
+            old.unlink()
+        return path
+
+    def load_checkpoint(self, path: Path | None = None) -> dict:
+        """Read a checkpoint, as data only."""
+        path = path or self.latest_checkpoint()
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+            raise RunError(f"{path}: not a readable checkpoint ({reason}); remove it to go on from the one before") from None
+
+    def log(self, record: dict) -> None:
+        """Add a line of strict JSON to the metrics; entries that are None are left out, other than finite numbers refused."""
+        line = json.dumps({k: v for k, v in record.items() if v is not None}, allow_nan=False)
+        with open(self.metrics, "ab", buffering=0) as file:
+            file.write(line.encode() + b"\n")
+
+    def records(self) -> list[dict]:
+        """The complete lines of the metrics."""
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_bytes().split(b"\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    def rewind(self, step: int) -> None:
+        """Forget the metrics of steps after `step`, which are about to be made again."""
+        kept = [json.dumps(r) for r in self.records() if r["step"] <= step]
+        write_atomically(self.metrics, "".join(line + "\n" for line in kept).encode())
+
+
+def broadcast(value, ranks: Ranks):
+    """Rank 0's value on all ranks."""
+    if ranks.world == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=ranks.device if ranks.device.type == "cuda" else None)
+    return box[0]
+
+
+def gather_rows(rows: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+    """Rows [n, d] that the ranks hold in turn (rank r has row r, r + world, ...) in their common order, on all ranks.
+
+    n may differ by one between ranks; summing the result gives the same bits whatever the number of ranks.
+    """
+    if ranks.world == 1:
+        return rows
+    counts = [torch.zeros(1, dtype=torch.long, device=ranks.device) for _ in range(ranks.world)]
+    dist.all_gather(counts, torch.tensor([len(rows)], device=ranks.device))
+    longest = max(int(c) for c in counts)
+    padded = torch.zeros(longest, *rows.shape[1:], dtype=rows.dtype, device=ranks.device)
+    padded[: len(rows)] = rows.to(ranks.device)
+    parts = [torch.empty_like(padded) for _ in range(ranks.world)]
+    dist.all_gather(parts, padded)
+    total = sum(int(c) for c in counts)
+    return torch.stack(parts, 1).flatten(0, 1).cpu()[:total]
+
+
+@contextmanager
+def stop_requests(ranks: Ranks) -> Iterator["StopRequest"]:
+    """Turn SIGTERM and the first Ctrl-C into a wish to stop after the step in hand; a second Ctrl-C ends at once."""
+    request = StopRequest(ranks)
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def handle(number, frame):
+        if request.wanted and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        request.wanted = True
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class StopRequest:
+    """Whether this process, and so the run, was asked to stop."""
+
+    def __init__(self, ranks: Ranks):
+        self.ranks, self.wanted = ranks, False
+
+    def agreed(self) -> bool:
+        """Whether any rank was asked to; all ranks get the same answer."""
+        if self.ranks.world == 1:
+            return self.wanted
+        flag = torch.tensor(float(self.wanted), device=self.ranks.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag)
+
+
+def finite(value: float) -> float | None:
+    """The value, or None, which metrics leave out, where it is not finite."""
+    return value if math.isfinite(value) else None
+
+
