@@ -1,0 +1,168 @@
+"""The bank: teacher trajectories and conditions of (prompt, seed) pairs, computed once and kept on disk."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+from tqdm import tqdm
+
+from backends import Backend, Condition
+from backends.distributed import Ranks
+from solvers import Solver, UserError, sample, trajectory
+from solvers.files import write_atomically
+
+FORMAT = 1
+
+
+class BankError(UserError):
+    """A bank that cannot be used; the message is one line for the user."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Prompts and the seeds of their noise, pair by pair."""
+
+    prompts: list[str]
+    seeds: list[int]
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A solver on fine nodes [I + 1], of which every `every`-th is kept: the states there are what students should reach."""
+
+    name: str
+    solver: Solver
+    nodes: Tensor
+    every: int
+
+    @property
+    def kept(self) -> Tensor:
+        """The nodes whose states are kept, the first included."""
+        return self.nodes[:: self.every]
+
+    def states(self, backend: Backend, condition: Condition, x: Tensor) -> Tensor:
+        """The states at the kept nodes after the first: [kept - 1, B, C, H, W]."""
+        with torch.inference_mode():
+            states = list(trajectory(self.solver, backend.velocity(condition), x, self.nodes))
+        return torch.stack(states[self.every - 1 :: self.every])
+
+
+class Bank:
+    """Teacher states and conditions of pairs, in shards under a folder named by everything that they depend on."""
+
+    def __init__(self, folder: Path, backend: Backend, teacher: Teacher, guidance_scale: float, pairs: Pairs, shard_size: int, dtype: str):
+        self.backend, self.teacher, self.guidance_scale = backend, teacher, guidance_scale
+        self.pairs, self.shard_size, self.dtype = pairs, shard_size, {"float32": torch.float32, "float16": torch.float16}[dtype]
+        self.contents = {
+            "format": FORMAT,
+            "backbone": f"{backend.name}: {backend.identity()}",
+            "fingerprint": backend.fingerprint(),
+            "options": backend.image_options(),
+            "network_dtype": str(backend.dtype),
+            "guidance": guidance_scale,
+            "teacher": teacher.name,
+            "nodes": teacher.nodes.tolist(),
+            "every": teacher.every,
+            "prompts": hashlib.sha256("\0".join(pairs.prompts).encode()).hexdigest(),
+            "seeds": hashlib.sha256(repr(pairs.seeds).encode()).hexdigest(),
+            "pairs": len(pairs),
+            "shard_size": shard_size,
+            "dtype": dtype,
+        }
+        self.key = hashlib.sha256(json.dumps(self.contents, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = folder / self.key
+        self.shard = lru_cache(maxsize=4)(self._read)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def path(self, shard: int) -> Path:
+        """The file of a shard."""
+        return self.folder / f"shard-{shard:05d}.safetensors"
+
+    @property
+    def num_shards(self) -> int:
+        return -(-len(self) // self.shard_size)
+
+    def build(self, ranks: Ranks, what: str) -> None:
+        """Compute the shards that are not there yet, shared out over the ranks; an interrupted build goes on."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        missing = [i for i in range(self.num_shards) if not self.path(i).is_file()]
+        ranks.barrier()  # all ranks have seen the same shards missing
+        if ranks.rank == 0:
+            write_atomically(self.folder / "bank.json", (json.dumps(self.contents, indent=1) + "\n").encode())
+        mine = missing[ranks.rank :: ranks.world]
+        for i in tqdm(mine, desc=f"teacher, {what}", unit="shard", disable=ranks.rank > 0 or not mine or None):
+            write_atomically(self.path(i), save(self._compute(i)))
+        ranks.barrier()
+
+    def _compute(self, shard: int) -> dict[str, Tensor]:
+        rows = slice(shard * self.shard_size, (shard + 1) * self.shard_size)
+        condition = self.backend.encode(self.pairs.prompts[rows], self.guidance_scale)
+        x = self.backend.start(self.pairs.seeds[rows], self.teacher.nodes[0])
+        states = self.teacher.states(self.backend, condition, x).transpose(0, 1)
+        tensors = {"states": states.to(self.dtype)} | {f"positive.{k}": v for k, v in condition.positive.items()}
+        tensors |= {f"negative.{k}": v for k, v in (condition.negative or {}).items()}
+        if not states.isfinite().all():
+            raise BankError(f"the teacher {self.teacher.name} left the finite numbers; use more inner nodes or another teacher.solver")
+        return {k: v.contiguous().cpu() for k, v in tensors.items()}
+
+    def _read(self, shard: int) -> dict[str, Tensor]:
+        try:
+            return load_file(self.path(shard))
+        except (OSError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise BankError(f"{self.path(shard)}: cannot be read ({reason}); remove the file, and it is made again") from None
+
+    def rows(self, indices: list[int]) -> tuple[Condition, Tensor, Tensor]:
+        """Conditions, starts [B, C, H, W] at the first node and teacher states [kept - 1, B, C, H, W] of pairs, on the device."""
+        device, size = self.backend.device, self.shard_size
+        places = [(self.shard(i // size), i % size) for i in indices]
+        first = places[0][0]
+
+        def stacked(name: str) -> Tensor:
+            return torch.stack([tensors[name][row] for tensors, row in places]).to(device)
+
+        positive = {k.removeprefix("positive."): stacked(k) for k in first if k.startswith("positive.")}
+        negative = {k.removeprefix("negative."): v.to(device) for k, v in first.items() if k.startswith("negative.")}
+        start = self.backend.start([self.pairs.seeds[i] for i in indices], self.teacher.nodes[0])
+        return Condition(positive, negative or None, self.guidance_scale), start, stacked("states").float().transpose(0, 1)
+
+
+def refined(coarse: Tensor, fine: Tensor, every: int) -> Tensor:
+    """Fine nodes [I * every + 1] with the coarse ones [I + 1] put in their places, which they must hit but for rounding."""
+    if len(fine) != (len(coarse) - 1) * every + 1 or not torch.allclose(fine[::every], coarse, rtol=1e-9, atol=1e-12):
+        raise ValueError("teacher nodes: the refined schedule does not contain the nodes that it refines")
+    fine = fine.clone()
+    fine[::every] = coarse
+    return fine
+
+
+def fineness(bank: Bank, n: int) -> tuple[float, float]:
+    """RMSE of final states between the teacher and one of twice as many intervals, on the first n pairs: mean, standard error."""
+    teacher, nodes = bank.teacher, bank.teacher.nodes
+    positive = nodes[1:] > 0
+    middle = torch.where(positive, (nodes[1:].clamp(min=1e-12) * nodes[:-1]).sqrt(), nodes[:-1] / 2)
+    finer = torch.stack([nodes[:-1], middle], 1).flatten()
+    errors = []
+    for i in range(0, n, bank.shard_size):
+        condition, x, states = bank.rows(list(range(i, min(n, i + bank.shard_size))))
+        with torch.inference_mode():
+            found = sample(teacher.solver, bank.backend.velocity(condition), x, torch.cat([finer, nodes[-1:]]))
+        errors.append(rmse(found, states[-1]))
+    values = torch.cat(errors).double()
+    return values.mean().item(), (values.std() / len(values) ** 0.5).item() if len(values) > 1 else 0.0
+
+
+def rmse(a: Tensor, b: Tensor) -> Tensor:
+    """Root mean square difference of states [B, ...], image by image, in float64: [B]."""
+    return (a.double() - b.double()).flatten(1).square().mean(1).sqrt()
