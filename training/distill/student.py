@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from solvers import SolverTable, Tableau
+from solvers.sampling import Velocity
 
-SMALLEST = 1e-6  # a weight or gap of the start is raised to this, so that it has a finite logarithm
+SMALLEST = 1e-6  # raised to this: a weight or gap, for a finite logarithm; a mean square, since 0 tells no direction
 
 
 class TableStudent(nn.Module):
@@ -57,44 +58,90 @@ class TableauStudent(nn.Module):
     """A tableau whose rows and, if asked, noise levels are learned from a start; its levels stay.
 
     A stage's input is written as x_s = a_s x_0 + sum_j b_sj D_j with the denoised states D_j = x_j - sigma_j g_j of
-    earlier levels (data prediction, as in DPM-Solver++, arXiv 2211.01095, section 4), and so is the result: for each
-    row one number a for how much noise is left, and weights b of what has been denoised, also of those that the start
-    leaves out. Any solver of the same levels is in reach, and a small change of b never adds noise, which is why one
-    learning rate suits all of them. The first level sees x_0 itself, at its own noise level.
+    earlier levels (data prediction, as in DPM-Solver++, arXiv 2211.01095, section 4), and so is the result; any solver
+    of the same levels is in reach. The denoised states are much alike, so each row is learned in the principal axes of
+    `gram` [S + 1, S + 1], the second moments of x_0, D_1, ..., D_S along the start's own trajectories: a unit of any
+    parameter then moves its state by about one RMS (by sigma above 1, where states are as large as sigma), and one
+    learning rate suits all. The first level sees x_0 itself, at its own noise level.
     """
 
-    def __init__(self, start: Tableau, learn_sigmas: bool = False):
+    def __init__(self, start: Tableau, learn_sigmas: bool = False, gram: Tensor | None = None):
         super().__init__()
-        level = torch.empty(start.evaluations, dtype=torch.long)
-        for i, stages in enumerate(start.levels):
-            level[list(stages)] = i
+        count = 1 + start.evaluations
+        gram = torch.eye(count, dtype=torch.float64) if gram is None else gram
         self.start = start
         self.register_buffer("weights", denoised_weights(start))
-        self.register_buffer("allowed", (torch.cat([level, level.max()[None] + 1])[:, None] > level[None, :]).double())
-        self.register_buffer("movable", torch.cat([(level > 0).double(), torch.ones(1)]).double())
-        self.weight_change = nn.Parameter(torch.zeros_like(self.allowed))
-        self.log_noise_change = nn.Parameter(torch.zeros_like(self.movable))
+        self.register_buffer("axes", torch.stack([self._axes(gram, row) for row in range(count)]))
+        self.register_buffer("sigma_units", _sigma_units(start, gram))
+        self.row_change = nn.Parameter(torch.zeros(count, count, dtype=torch.float64))
         self.log_sigma_change = nn.Parameter(torch.zeros_like(start.sigmas), requires_grad=learn_sigmas)
+
+    def _axes(self, gram: Tensor, row: int) -> Tensor:
+        """The directions [S + 1, S + 1] in which a row is learned, one a column; 0 where it has fewer."""
+        usable = _usable(self.start, row)
+        axes = torch.zeros_like(gram)
+        if usable:
+            moments, directions = torch.linalg.eigh(gram[usable][:, usable])
+            unit = self.start.sigmas[row].clamp(min=1.0) if row < self.start.evaluations else 1.0
+            axes[usable, : len(usable)] = unit * directions / (moments.clamp(min=0) + SMALLEST).sqrt()
+        return axes
 
     def tableau(self) -> Tableau:
         """The tableau of the present parameters, with gradients to them."""
-        sigmas = self.start.sigmas * (self.movable[:-1] * self.log_sigma_change).exp()
-        noise = self.weights[:, 0] * (self.movable * self.log_noise_change).exp()
-        noise = noise * torch.cat([sigmas / self.start.sigmas, noise.new_ones(1)])  # an input as noisy as the network is told
-        weights = self.weights[:, 1:] + self.allowed * self.weight_change
+        factor = (self.sigma_units * self.log_sigma_change).exp()
+        sigmas = self.start.sigmas * factor
+        weights = self.weights + (self.axes @ self.row_change[:, :, None])[..., 0]
+        noise = weights[:, 0] * torch.cat([factor, factor.new_ones(1)])  # an input as noisy as the network is told
         rows, denoised = [], []
         unit = torch.eye(1 + len(sigmas), dtype=torch.float64)
         for s in range(len(sigmas) + 1):
-            used = self.allowed[s].nonzero()[:, 0].tolist()
-            rows.append(noise[s] * unit[0] + sum(weights[s, j] * denoised[j] for j in used))
+            terms = [weights[s, j] * denoised[j - 1] for j in _usable(self.start, s)[1:]]
+            rows.append(sum(terms, noise[s] * unit[0]))
             if s < len(sigmas):
                 denoised.append(rows[s] - sigmas[s] * unit[1 + s])
         return Tableau(sigmas, torch.stack(rows[:-1]), rows[-1], self.start.levels, self.start.nodes)
 
     def distance(self) -> Tensor:
         """Mean squared change from the start: what regularisation holds down."""
-        changes = [self.allowed * self.weight_change, self.movable * self.log_noise_change, self.movable[:-1] * self.log_sigma_change]
-        return sum(c.square().sum() for c in changes) / (self.allowed.sum() + 2 * self.movable.sum())
+        return torch.cat([self.row_change.flatten(), self.log_sigma_change]).square().mean()
+
+
+def _usable(tableau: Tableau, row: int) -> list[int]:
+    """What a row may combine: 0 for x_0 and 1 + j for D_j of the levels before its own; nothing in the first level."""
+    done: list[int] = []
+    for level in tableau.levels:
+        if row in level:
+            break
+        done += level
+    return [0, *sorted(1 + s for s in done)] if done else []
+
+
+def _sigma_units(start: Tableau, gram: Tensor) -> Tensor:
+    """Changes of log sigma [S] that change a stage's denoised state by about one RMS, at most 10; 0 in the first level."""
+    units = torch.zeros_like(start.sigmas)
+    for level, after in zip(start.levels[1:], [*start.levels[2:], None], strict=False):
+        for s in level:
+            # the last level has none after it: as far as from the one before
+            near = after[0] if after else start.levels[-2][0]
+            apart = (gram[1 + s, 1 + s] + gram[1 + near, 1 + near] - 2 * gram[1 + s, 1 + near]).clamp(min=SMALLEST).sqrt()
+            units[s] = ((start.sigmas[near] / start.sigmas[s]).log().abs() / apart).clamp(0.1, 10.0)
+    return units
+
+
+def second_moments(tableau: Tableau, velocity: Velocity, x: Tensor) -> Tensor:
+    """The mean products [S + 1, S + 1] of the entries of x_0 [B, ...] and the denoised states D_1, ..., D_S of a tableau."""
+    denoised: list[Tensor] = []
+
+    def record(inputs: Tensor, sigma: Tensor) -> Tensor:
+        slopes = velocity(inputs, sigma)
+        found = inputs - sigma.expand(len(inputs)).view(-1, *[1] * (inputs.ndim - 1)) * slopes
+        denoised.extend(found.double().split(len(x)))
+        return slopes
+
+    tableau.step(record, x, tableau.sigmas, 0, ())
+    order = [s for level in tableau.levels for s in level]
+    states = torch.stack([x.double(), *[denoised[order.index(s)] for s in range(len(order))]]).flatten(1)
+    return (states @ states.T / states.shape[1]).cpu()
 
 
 def denoised_weights(tableau: Tableau) -> Tensor:
@@ -107,7 +154,7 @@ def denoised_weights(tableau: Tableau) -> Tensor:
         raise ValueError("a tableau with a stage at noise level 0 cannot be learned; choose a schedule that ends above 0")
     weights = torch.cat([tableau.stages, tableau.output[None]]).clone()
     denoised = tableau.stages.clone()
-    denoised[range(len(tableau.sigmas)), range(1, len(tableau.sigmas) + 1)] -= tableau.sigmas
+    denoised[:, 1:] -= torch.diag(tableau.sigmas)
     order = [s for level in tableau.levels for s in level]
     for row in weights:
         rest = row.clone()

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solvers import EPD, DPMpp, Heun, SolverTable, Tableau, compile_tableau, polynomial, sample
-from training.distill.student import TableauStudent, TableStudent
+from solvers import EPD, DPMpp, Euler, Heun, SolverTable, Tableau, compile_tableau, polynomial, sample
+from training.distill.student import TableauStudent, TableStudent, denoised_weights, second_moments, widened
 
 NODES = polynomial(4, 0.1, 10.0)
 
@@ -79,15 +79,14 @@ def test_a_tableau_student_starts_at_its_solver(solver):
 
 def test_a_step_of_learning_keeps_the_levels():
     start = compile_tableau(EPD(SolverTable.uniform(3, 2)), NODES)
-    student = TableauStudent(start, learn_sigmas=True)
-    optimiser = torch.optim.Adam([p for p in student.parameters() if p.requires_grad], lr=0.1)
+    student = TableauStudent(start, True, second_moments(start, velocity, start_state()))
+    optimiser = torch.optim.Adam([p for p in student.parameters() if p.requires_grad], lr=0.01)
     for _ in range(3):
         optimiser.zero_grad()
         sample(student.tableau(), velocity, start_state(), NODES).square().sum().backward()
         optimiser.step()
     learned = student.tableau()  # refuses a stage that uses its own or a later level
     assert (learned.depth, learned.evaluations) == (start.depth, start.evaluations)
-    assert torch.equal(learned.stages[:, 0], start.stages[:, 0])
     assert learned.sigmas[0] == start.sigmas[0]
     assert (learned.sigmas[1:] != start.sigmas[1:]).all()
     assert student.distance() > 0
@@ -97,19 +96,74 @@ def test_noise_levels_stay_unless_asked_for():
     student = TableauStudent(compile_tableau(Heun(), NODES))
     sample(student.tableau(), velocity, start_state(), NODES).sum().backward()
     assert student.log_sigma_change.grad is None
-    assert student.stage_change.grad is not None
+    assert student.row_change.grad is not None
 
 
 def test_every_solver_of_the_same_levels_is_in_reach():
     """The changes that lead from Heun's tableau to that of EPD with one point at 0.3: both have single-stage levels."""
     heun = compile_tableau(Heun(), NODES)
     epd = compile_tableau(EPD(SolverTable(torch.full((3, 1), 0.3), torch.ones(3, 1))), NODES)
-    student = TableauStudent(heun, learn_sigmas=True)
+    student = TableauStudent(heun, True, second_moments(heun, velocity, start_state()))
+    factor = epd.sigmas / heun.sigmas
+    target = denoised_weights(epd)
+    target[:-1, 0] /= factor
     with torch.no_grad():
-        student.stage_change.copy_(student.allowed * (epd.stages - heun.stages)[:, 1:] / student.units[:-1, None])
-        student.output_change.copy_((epd.output - heun.output)[1:] / student.units[-1])
-        student.log_sigma_change.copy_((epd.sigmas / heun.sigmas).log())
+        student.log_sigma_change[1:] = factor.log()[1:] / student.sigma_units[1:]
+        for row, change in enumerate(target - student.weights):
+            student.row_change[row] = torch.linalg.lstsq(student.axes[row], change[:, None], driver="gelsd").solution[:, 0]
     reached: Tableau = student.tableau()
-    torch.testing.assert_close(reached.stages, epd.stages, rtol=0, atol=1e-12)
-    torch.testing.assert_close(reached.output, epd.output, rtol=0, atol=1e-12)
+    torch.testing.assert_close(reached.stages, epd.stages, rtol=0, atol=1e-9)
+    torch.testing.assert_close(reached.output, epd.output, rtol=0, atol=1e-9)
     torch.testing.assert_close(reached.sigmas, epd.sigmas, rtol=1e-12, atol=0)
+
+
+def test_a_unit_of_a_row_moves_its_result_by_one_rms():
+    start = compile_tableau(DPMpp(2), NODES)
+    x = torch.randn(64, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    student = TableauStudent(start, gram=second_moments(start, velocity, x))
+    before = sample(start, velocity, x, NODES)
+    for axis in range(1, start.evaluations + 1):
+        with torch.no_grad():
+            student.row_change.zero_()
+            student.row_change[-1, axis] = 0.5
+        moved = (sample(student.tableau(), velocity, x, NODES) - before).square().mean().sqrt()
+        assert 0.3 < moved <= 0.5 + 1e-9
+
+
+def test_weights_of_denoised_states_follow_from_the_definition():
+    """Euler: x_s = (sigma_s / sigma_(s-1)) x_(s-1) + (1 - sigma_s / sigma_(s-1)) D_(s-1)."""
+    weights = denoised_weights(compile_tableau(Euler(), NODES))
+    ratio = (NODES[1:] / NODES[:-1]).tolist()
+    assert weights[0].tolist() == [1, 0, 0, 0]
+    torch.testing.assert_close(weights[1], torch.tensor([ratio[0], 1 - ratio[0], 0, 0], dtype=torch.float64))
+    torch.testing.assert_close(weights[2], torch.tensor([ratio[0] * ratio[1], (1 - ratio[0]) * ratio[1], 1 - ratio[1], 0], dtype=torch.float64))
+    with pytest.raises(ValueError, match="noise level 0"):
+        denoised_weights(Tableau(torch.zeros(1), torch.eye(1, 2), torch.ones(2), ((0,),)))
+
+
+@pytest.mark.parametrize("solver", [Heun(), DPMpp(2), EPD(SolverTable.uniform(3, 2))], ids=["heun", "dpmpp", "epd"])
+@pytest.mark.parametrize("points, stride", [(1, 1), (2, 1), (4, 2)])
+def test_a_widened_tableau_is_the_same_sampler_with_idle_stages(solver, points, stride):
+    start = compile_tableau(solver, NODES)
+    wide = widened(start, points, stride)
+    torch.testing.assert_close(sample(wide, velocity, start_state(), NODES), sample(start, velocity, start_state(), NODES), rtol=0, atol=1e-11)
+    assert wide.depth == start.depth
+    expected = [max(len(level), points) if n and n % stride == 0 else len(level) for n, level in enumerate(start.levels)]
+    assert [len(level) for level in wide.levels] == expected
+    assert (wide.sigmas > 0).all()
+    student = TableauStudent(wide, learn_sigmas=True)
+    sample(student.tableau(), velocity, start_state(), NODES).square().sum().backward()
+    if points > 1:
+        assert (student.row_change.grad[-1].abs() > 0).all()  # idle stages are wanted
+
+
+def test_learned_nodes_start_at_the_nodes_and_stay_in_order():
+    student = TableStudent(SolverTable.uniform(3, 2), nodes=NODES)
+    torch.testing.assert_close(student.nodes(), NODES, rtol=0, atol=1e-12)
+    sample(EPD(student.table()), velocity, start_state(), student.nodes()).square().sum().backward()
+    assert (student.node_logits.grad != 0).all()
+    with torch.no_grad():
+        student.node_logits.copy_(torch.tensor([5.0, -5.0, 0.0]))
+    assert (student.nodes().diff() < 0).all()
+    assert student.nodes()[[0, -1]].tolist() == NODES[[0, -1]].tolist()
+    assert TableStudent(SolverTable.uniform(3, 2)).nodes() is None
