@@ -1,11 +1,12 @@
 """What every backbone becomes at its border: conditions, the velocity of one ODE, and decoded images."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from solvers import NoiseSchedule, Spec, UserError, discrete, flowmatch, logsnr, polynomial, time_uniform
 
@@ -76,6 +77,24 @@ class Backend(ABC):
     @abstractmethod
     def identity(self) -> str:
         """Which weights these are: a path or hub id with its revision."""
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks on the way from prompts to the velocity, by name."""
+        return {}
+
+    def fingerprint(self) -> str:
+        """A hash of the weights of networks(): of names, shapes and up to 256 evenly spread values of each tensor."""
+        digest = hashlib.sha256()
+        for part, network in sorted(self.networks().items()):
+            for name, value in sorted(network.state_dict().items()):
+                flat = value.detach().flatten()
+                few = flat[:: max(1, len(flat) // 256)][:256].double().cpu()
+                digest.update(f"{part}.{name} {list(value.shape)} {value.dtype}".encode() + few.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def checkpoint_blocks(self) -> None:
+        """Make the network compute its blocks' activations again in a backward pass instead of keeping them."""
+        raise BackendError(f"backend.block_checkpointing: backend {self.name!r} has no blocks to compute again; set it to false")
 
     def image_options(self) -> dict:
         """The options, beside the weights, that decide what the images look like."""

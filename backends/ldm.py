@@ -68,6 +68,12 @@ class LDM(Backend):
             return "embedded"
         return self.config["model_name_or_path"] + (f"@{self.config['revision']}" if self.config.get("revision") else "")
 
+    def networks(self):
+        return {"unet": self.pipe.unet, "text_encoder": self.pipe.text_encoder}
+
+    def checkpoint_blocks(self):
+        self.pipe.unet.enable_gradient_checkpointing()
+
     def image_options(self):
         return {k: self.config[k] for k in IMAGE_OPTIONS if k in self.config}
 

@@ -114,3 +114,12 @@ def evaluation_prompts(n: int, labels=ALL_LABELS) -> list[str]:
     labels = sorted(labels, key=lambda c: (c.digit, c.colour, c.weight))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).tolist()
     return [caption(labels[order[i % len(order)]], TEMPLATES[i % len(TEMPLATES)]) for i in range(n)]
+
+
+def training_prompts(n: int) -> list[str]:
+    """n prompts of the combinations that the backbone was trained on, none of them an evaluation prompt."""
+    labels = [c for c in ALL_LABELS if c not in HELD_OUT_LABELS]
+    kept_apart = set(evaluation_prompts(len(ALL_LABELS)))
+    choices = [p for t in TEMPLATES for c in labels if (p := caption(c, t)) not in kept_apart]
+    order = torch.randperm(len(choices), generator=torch.Generator().manual_seed(1)).tolist()
+    return [choices[order[i % len(order)]] for i in range(n)]

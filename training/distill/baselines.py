@@ -1,0 +1,92 @@
+"""Held-out errors of the classical solvers, each computed once for a bank and kept beside it."""
+
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from backends import SCHEDULES, Backend, BackendError
+from backends.distributed import Ranks
+from solvers import BASELINES, Solver, Spec, UserError, num_steps_for_depth, sample
+from solvers.files import write_atomically
+
+from ..run_folder import gather_rows
+from .bank import Bank, rmse
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A classical solver of a serial depth on the nodes of a schedule."""
+
+    name: str
+    schedule: str
+    depth: int
+    nodes: Tensor
+
+    @property
+    def solver(self) -> Solver:
+        return BASELINES[self.name]
+
+
+def baseline(backend: Backend, spec: Spec, name: str, depth: int, schedule: str) -> Baseline | None:
+    """A baseline, or None where the solver has no such depth or the backbone no such schedule."""
+    try:
+        num_steps = num_steps_for_depth(BASELINES[name], depth)
+        nodes = backend.sigmas(Spec(**{**vars(spec), "num_steps": num_steps, "schedule_type": schedule}))
+    except (UserError, BackendError):
+        return None
+    return Baseline(name, schedule, depth, nodes)
+
+
+def errors(bank: Bank, solver: Solver, nodes: Tensor, count: int, batch: int, ranks: Ranks) -> Tensor:
+    """RMSE of final states to the teacher's on the first `count` pairs [count], the pairs shared out over the ranks."""
+    rows = []
+    with torch.inference_mode():
+        for chunk in range(ranks.rank, -(-count // batch), ranks.world):
+            indices = list(range(chunk * batch, min(count, (chunk + 1) * batch)))
+            condition, x, states = bank.rows(indices)
+            found = sample(solver, bank.backend.velocity(condition), x, nodes)
+            row = torch.zeros(batch, dtype=torch.float64)
+            row[: len(indices)] = rmse(found, states[-1]).cpu()
+            rows.append(row)
+    held = torch.stack(rows) if rows else torch.zeros(0, batch, dtype=torch.float64)
+    return gather_rows(held, ranks).flatten()[:count].clone()
+
+
+class Baselines:
+    """The baselines of a spec at any serial depth, each with the schedule that suits it best on the tuning pairs."""
+
+    def __init__(self, train: Bank, heldout: Bank, spec: Spec, names: list[str], schedules: list[str], tuning: int, batch: int, ranks: Ranks):
+        self.train, self.heldout, self.spec, self.names = train, heldout, spec, names
+        self.schedules, self.tuning, self.batch, self.ranks = schedules or list(SCHEDULES), tuning, batch, ranks
+
+    def at(self, depth: int) -> dict[str, tuple[Baseline, Tensor]]:
+        """By name: the baseline of a serial depth and its held-out errors, best on the tuning pairs first."""
+        chosen = []
+        for name in self.names:
+            options = [baseline(self.train.backend, self.spec, name, depth, schedule) for schedule in self.schedules]
+            tried = [(self.cached(self.train, option, self.tuning).mean().item(), i, option) for i, option in enumerate(options) if option]
+            chosen += [min(tried)] if tried else []
+        ordered = sorted(chosen, key=lambda c: c[0])
+        return {b.name: (b, self.cached(self.heldout, b, len(self.heldout))) for _, _, b in ordered}
+
+    def cached(self, bank: Bank, option: Baseline, count: int) -> Tensor:
+        """The errors of a baseline on the first pairs of a bank, from the bank's folder if they are known."""
+        path = bank.folder / "errors" / f"{option.name}-{option.schedule}-depth{option.depth}-{count}-batch{self.batch}.safetensors"
+        known = None
+        if path.is_file():
+            try:
+                known = load_file(path)
+            except (OSError, SafetensorError):
+                known = None  # made again below
+        usable = known is not None and torch.equal(known["nodes"], option.nodes)
+        self.ranks.barrier()  # all ranks have looked before one of them writes
+        if known is not None and usable:
+            return known["errors"]
+        found = errors(bank, option.solver, option.nodes, count, self.batch, self.ranks)
+        if self.ranks.rank == 0:
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, save({"nodes": option.nodes, "errors": found}))
+        return found

@@ -1,0 +1,246 @@
+"""The distillation loop: batches of the bank, Adam on a few dozen numbers, held-out error, checkpoints and exports."""
+
+import math
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from backends.distributed import Ranks
+from solvers import UserError, save_predictor
+
+from ..run_folder import RunFolder, StopRequest, gather_rows
+from .bank import Bank
+from .baselines import Baseline, errors
+from .config import DistillConfig
+from .losses import Loss, checkpointed
+from .students import Student
+
+
+class NotFinite(UserError):
+    """A loss that is not a finite number."""
+
+
+@dataclass
+class Best:
+    """The best parameters so far by held-out error, and since how many evaluations."""
+
+    step: int = -1
+    error: float = math.inf
+    stale: int = 0
+    state: dict = field(default_factory=dict)
+
+
+@dataclass
+class Trainer:
+    """One run: what is learned, from what, and where it is written."""
+
+    config: DistillConfig
+    ranks: Ranks
+    run: RunFolder
+    student: Student
+    loss: Loss
+    train: Bank
+    heldout: Bank
+    baselines: dict[str, tuple[Baseline, Tensor]]
+    kept: list[int]
+    """Which of the bank's states are the student's targets."""
+    peak_lr: float
+    provenance: dict
+
+    def __post_init__(self):
+        self.parameters = self.student.parameters()
+        self.optimiser = torch.optim.Adam(self.parameters, lr=self.peak_lr)
+        self.step = 0
+        self.best = Best()
+
+    # one step
+
+    def batch(self, step: int) -> list[int]:
+        """The pairs of a step: the bank in a new order each epoch, which only the seed and the step decide."""
+        size, n = self.config.train.batch, len(self.train)
+        first = step * size
+        epochs = range(first // n, (first + size - 1) // n + 1)
+        orders = [torch.randperm(n, generator=torch.Generator().manual_seed(1000003 * self.config.train.seed + e)) for e in epochs]
+        order = torch.cat(orders).tolist()
+        return order[first - epochs.start * n :][:size]
+
+    def chunk_row(self, indices: list[int]) -> Tensor:
+        """The summed gradient of a few pairs, then their summed loss and terms, and the first interval that broke."""
+        condition, x, states = self.train.rows(indices)
+        velocity = self.train.backend.velocity(condition)
+        if self.config.train.checkpointing:
+            velocity = checkpointed(velocity)
+        loss, terms, broken = self.loss(*self.student.solver(), velocity, x, states[self.kept])
+        found = torch.autograd.grad(loss.sum(), self.parameters, allow_unused=True)
+        flat = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, found, strict=True)]
+        scores = [loss.detach().sum(), *[terms[name].detach().sum() for name in self.term_names()]]
+        row = [*[g.flatten().cpu() for g in flat], *[s.double().reshape(1).cpu() for s in scores], torch.tensor([float(broken)])]
+        return torch.cat([part.double() for part in row])
+
+    def learn(self) -> dict:
+        """One step of Adam on the whole batch; what it logs."""
+        settings, indices = self.config.train, self.batch(self.step)
+        chunks = [indices[i : i + settings.chunk] for i in range(0, len(indices), settings.chunk)]
+        mine = [self.chunk_row(chunk) for chunk in chunks[self.ranks.rank :: self.ranks.world]]
+        count = sum(p.numel() for p in self.parameters)
+        nothing = torch.zeros(0, count + 2 + len(self.term_names()), dtype=torch.float64)
+        rows = gather_rows(torch.stack(mine) if mine else nothing, self.ranks)
+        total = rows[:, :-1].sum(0) / len(indices)
+        gradient, scores = total[:count], total[count:].tolist()
+        if not total.isfinite().all() or (rows[:, -1] >= 0).any():
+            self.stop_broken(rows[:, -1])
+        record = {"step": self.step + 1, "loss": scores[0]} | dict(zip(self.term_names(), scores[1:], strict=True))
+        record |= {"gradient_norm": gradient.norm().item(), "lr": self.set_lr()}
+        self.apply(gradient)
+        self.step += 1
+        return record
+
+    def term_names(self) -> list[str]:
+        """The terms of the loss in the order in which they are reported."""
+        weights = asdict(self.config.loss)
+        return sorted(name for name in ("stepwise", "trajectory", "final", "decoded", "feature") if weights[name])
+
+    def apply(self, gradient: Tensor) -> None:
+        """Clip the gradient, add what holds a tableau near its start, and step."""
+        gradient = gradient * min(1.0, self.config.train.clip / (gradient.norm().item() + 1e-12))
+        for parameter, part in zip(self.parameters, gradient.split([p.numel() for p in self.parameters]), strict=True):
+            parameter.grad = part.view_as(parameter).clone()
+        if self.config.loss.start:
+            (self.config.loss.start * self.student.module.distance()).backward()
+        self.optimiser.step()
+
+    def set_lr(self) -> float:
+        """Cosine from the peak to a share of it (Loshchilov and Hutter 2017) over all steps of the configuration."""
+        settings = self.config.train
+        share = 0.5 * (1 + math.cos(math.pi * self.step / settings.steps))
+        lr = self.peak_lr * (settings.lr_floor + (1 - settings.lr_floor) * share)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def stop_broken(self, broken: Tensor) -> None:
+        """End the run with the last good table saved."""
+        intervals = broken[broken >= 0]
+        where = f"interval {int(intervals.min())}" if len(intervals) else "its gradient"
+        self.save()
+        self.export(last=True)
+        raise NotFinite(
+            f"{self.run.path}: the loss of step {self.step + 1} is not finite ({where}); the table before it is saved in "
+            f"{self.run.export}; lower train.lr, or start from another table"
+        )
+
+    # held-out error
+
+    def evaluate(self) -> dict:
+        """Held-out RMSE of the final state to the teacher, paired with the best baseline of the same serial depth."""
+        with torch.no_grad():
+            solver, nodes = self.student.solver()
+        batch = self.config.evaluation.batch
+        found = errors(self.heldout, solver, nodes, len(self.heldout), batch, self.ranks)
+        record = {"step": self.step, "heldout": finite_mean(found), "heldout_se": standard_error(found)}
+        if self.baselines:
+            name, (option, theirs) = min(self.baselines.items(), key=lambda item: item[1][1].mean().item())
+            record |= {"baseline": name, "baseline_schedule": option.schedule, "baseline_heldout": theirs.mean().item()}
+            record |= {"baseline_se": standard_error(theirs), "difference": finite_mean(found - theirs)}
+            record |= {"difference_se": standard_error(found - theirs), "ratio": finite_mean(found) / theirs.mean().item()}
+        record |= {"table": self.describe()}
+        error = found.mean().item()
+        if error < self.best.error:
+            state = {k: v.detach().clone() for k, v in self.student.module.state_dict().items()}
+            self.best = Best(self.step, error, 0, state)
+        else:
+            self.best.stale += 1
+        return {k: v for k, v in record.items() if not (isinstance(v, float) and not math.isfinite(v))}
+
+    def describe(self) -> dict:
+        """The present table for the plots: positions and weights, or noise levels and output row."""
+        table = self.student.predictor({}).table
+        arrays = table.arrays() if self.config.student.kind == "table" else {"sigmas": table.sigmas, "output": table.output}
+        return {k: v.detach().tolist() for k, v in arrays.items() if v is not None}
+
+    # files
+
+    def state(self) -> dict:
+        """Everything that the rest of the run depends on."""
+        return {
+            "step": self.step,
+            "student": self.student.module.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "best": asdict(self.best),
+            "peak_lr": self.peak_lr,
+            "rng": torch.get_rng_state(),
+            "provenance": self.provenance,
+            "bank": [self.train.key, self.heldout.key],
+        }
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        if self.ranks.rank == 0:
+            self.run.save_checkpoint(self.step, self.state())
+
+    def restore(self, state: dict) -> None:
+        """Go on from a checkpoint."""
+        if state["bank"] != [self.train.key, self.heldout.key]:
+            raise UserError(f"{self.run.path}: its bank was {', '.join(state['bank'])}, but the backbone or prompts now give another")
+        self.student.module.load_state_dict(state["student"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.best, self.peak_lr = state["step"], Best(**state["best"]), state["peak_lr"]
+        torch.set_rng_state(state["rng"])
+
+    def export(self, last: bool = False) -> None:
+        """Write the best table so far, by its step and as best.pkl, and if asked the last one as well."""
+        if self.ranks.rank > 0:
+            return
+        present = {k: v.detach().clone() for k, v in self.student.module.state_dict().items()}
+        if last:
+            self.write_predictor(self.step, ["step%06d" % self.step], None)
+        if self.best.state:
+            self.student.module.load_state_dict(self.best.state)
+            self.write_predictor(self.best.step, ["step%06d" % self.best.step, "best"], self.best.error)
+            self.student.module.load_state_dict(present)
+
+    def write_predictor(self, step: int, names: list[str], error: float | None) -> None:
+        """Write the present parameters under some names."""
+        told = {"step": step} | ({} if error is None else {"heldout_rmse": error})
+        predictor = self.student.predictor(self.provenance | told)
+        for name in names:
+            save_predictor(predictor, self.run.export / f"network-snapshot-export-{name}.pkl")
+
+    # the loop
+
+    def fit(self, last_step: int, stop: StopRequest, log) -> bool:
+        """Learn up to a step; False if asked to stop before. Evaluations and checkpoints fall on fixed steps."""
+        settings, every = self.config.train, self.config.evaluation.interval
+        if self.step == 0 and self.best.step < 0:
+            log(self.evaluate())
+            self.save()
+        bar = tqdm(total=settings.steps, initial=self.step, desc="distil", unit="step", disable=self.ranks.rank > 0 or None)
+        with bar:
+            while self.step < last_step and not self.stale():
+                log(self.learn())
+                bar.update()
+                if self.step % every == 0 or self.step == settings.steps:
+                    record = self.evaluate()
+                    log(record)
+                    bar.set_postfix_str(f"held-out {record.get('heldout', math.nan):.4f}")
+                if stop.agreed():
+                    self.save()
+                    return False
+                if self.step % settings.checkpoint_interval == 0 or self.step in (last_step, settings.steps):
+                    self.save()
+        return True
+
+    def stale(self) -> bool:
+        """Whether patience has run out."""
+        return 0 < self.config.train.patience <= self.best.stale
+
+
+def finite_mean(values: Tensor) -> float:
+    return values.mean().item()
+
+
+def standard_error(values: Tensor) -> float:
+    """Standard error of the mean of independent values."""
+    return (values.std() / len(values) ** 0.5).item()

@@ -1,0 +1,126 @@
+"""How far a student is from its teacher: the named terms of a distillation loss."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+from torch.utils.checkpoint import checkpoint
+
+from backends import Backend
+from solvers import Solver
+from solvers.sampling import Velocity
+
+from ..config import ConfigError
+from .bank import rmse
+from .config import LossConfig
+
+Features = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Weighted terms, each image by image; states are measured in units of the teacher's RMS at their node.
+
+    `scales` [n] are these RMS values at the student's nodes after the first (for a tableau: at the last).
+    """
+
+    config: LossConfig
+    backend: Backend
+    scales: Tensor
+    features: Features | None = None
+
+    def __call__(self, solver: Solver, nodes: Tensor, velocity: Velocity, x: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor], int]:
+        """The loss [B], its terms [B], and the first interval whose state is not finite (-1 if all are).
+
+        `targets` [n, B, C, H, W] are the teacher's states at the student's nodes after the first.
+        """
+        terms: dict[str, Tensor] = {}
+        broken = -1
+        if self.config.stepwise:
+            states = rollout(solver, nodes, velocity, x, detach=True)
+            terms["stepwise"] = self.errors(states, targets).mean(0)
+            broken = first_broken(states)
+        if any((self.config.trajectory, self.config.final, self.config.decoded, self.config.feature)):
+            states = rollout(solver, nodes, velocity, x, detach=False)
+            errors = self.errors(states, targets)
+            terms |= {"trajectory": errors.mean(0)} if self.config.trajectory else {}
+            terms |= {"final": errors[-1]} if self.config.final else {}
+            terms |= self.image_terms(states[-1], targets[-1])
+            broken = first_broken(states) if broken < 0 else broken
+        total = sum(getattr(self.config, name) * term for name, term in terms.items())
+        return total, terms, broken
+
+    def errors(self, states: list[Tensor], targets: Tensor) -> Tensor:
+        """Normalised root mean square errors [n, B]."""
+        found = [rmse(x, y) / scale for x, y, scale in zip(states, targets, self.scales.to(targets.device), strict=True)]
+        return torch.stack(found)
+
+    def image_terms(self, x: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The terms that need decoded images."""
+        if not (self.config.decoded or self.config.feature):
+            return {}
+        image = checkpoint(self.backend.decode, x, use_reentrant=False)
+        with torch.no_grad():
+            wanted = self.backend.decode(target)
+        terms = {"decoded": rmse(image, wanted)} if self.config.decoded else {}
+        if self.config.feature and self.features is not None:
+            with torch.no_grad():
+                reference = self.features(wanted)
+            found = checkpoint(self.features, image, use_reentrant=False)
+            terms["feature"] = rmse(found, reference) / reference.double().square().mean().sqrt()
+        return terms
+
+
+def rollout(solver: Solver, nodes: Tensor, velocity: Velocity, x: Tensor, detach: bool) -> list[Tensor]:
+    """The states after each step of a solver; with `detach` no gradient crosses from one interval into the next."""
+    states: list[Tensor] = []
+    history: tuple = ()
+    for n in range(solver.num_steps(nodes)):
+        x, history = solver.step(velocity, x, nodes, n, history)
+        states.append(x)
+        if detach:
+            x, history = x.detach(), tree_map(lambda h: h.detach() if isinstance(h, Tensor) else h, history)
+    return states
+
+
+def first_broken(states: list[Tensor]) -> int:
+    """The first interval after which a state is not finite, or -1."""
+    finite = torch.stack([state.detach().isfinite().all() for state in states]).tolist()
+    return -1 if all(finite) else finite.index(False)
+
+
+def checkpointed(velocity: Velocity) -> Velocity:
+    """The same velocity, whose activations are computed again in the backward pass (Chen et al. 2016)."""
+    return lambda x, sigma: checkpoint(velocity, x, sigma, use_reentrant=False)
+
+
+def load_features(name: str, device: torch.device) -> Features:
+    """A frozen vision network by folder or hub id, as a differentiable function of images [B, 3, H, W] in [0, 1].
+
+    CLIP's image embedding where the network has one, else the pooled output. "judge" is the digits judge's features.
+    """
+    if name == "judge":
+        from backends.digits.judge import Judge
+
+        return Judge(device=device).net.features
+    from transformers import AutoImageProcessor, AutoModel
+
+    try:
+        model = AutoModel.from_pretrained(name).requires_grad_(False).eval().to(device)
+        processor = AutoImageProcessor.from_pretrained(name, backend="pil")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"loss.feature_network {name!r}: cannot be loaded ({str(error).splitlines()[0]})") from None
+    size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+    side = size.get("height") or size["shortest_edge"]
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (processor.image_mean, processor.image_std))
+
+    def features(images: Tensor) -> Tensor:
+        resized = torch.nn.functional.interpolate(images, (side, side), mode="bicubic", antialias=True, align_corners=False)
+        pixels = (resized - mean) / std
+        if model.config.model_type == "clip":
+            return model.get_image_features(pixel_values=pixels).pooler_output
+        return model(pixel_values=pixels).pooler_output
+
+    return features
