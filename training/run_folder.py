@@ -72,7 +72,9 @@ class RunFolder:
                 if run.latest_checkpoint() is None:
                     raise RunError(f"--resume {text}: {run.checkpoints} holds no checkpoint; start anew without --resume")
                 return run
-        raise RunError(f"--resume {text}: no run folder there (looked for {Path(text)} and {exps / text}); expected one with configs/ and checkpoints/")
+        raise RunError(
+            f"--resume {text}: no run folder there (looked for {Path(text)} and {exps / text}); expected one with configs/ and checkpoints/"
+        )
 
     def is_kind(self, kind: str) -> bool:
         """Whether the configuration has a top-level section."""
@@ -189,5 +191,3 @@ class StopRequest:
 def finite(value: float) -> float | None:
     """The value, or None, which metrics leave out, where it is not finite."""
     return value if math.isfinite(value) else None
-
-

@@ -58,7 +58,9 @@ def errors(bank: Bank, solver: Solver, nodes: Tensor, count: int, batch: int, ra
 class Baselines:
     """The baselines of a spec at any serial depth, each with the schedule that suits it best on the tuning pairs."""
 
-    def __init__(self, train: Bank, heldout: Bank, spec: Spec, names: list[str], schedules: list[str], tuning: int, batch: int, ranks: Ranks):
+    def __init__(
+        self, train: Bank, heldout: Bank, spec: Spec, names: list[str], schedules: list[str], tuning: int, batch: int, ranks: Ranks
+    ):
         self.train, self.heldout, self.spec, self.names = train, heldout, spec, names
         self.schedules, self.tuning, self.batch, self.ranks = schedules or list(SCHEDULES), tuning, batch, ranks
 

@@ -73,8 +73,10 @@ class TeacherConfig:
 
     solver: str = "dpm2"
     """A baseline's name."""
+    schedule: str | None = None
+    """Schedule of its nodes, where the loss does not need its states at the student's; by default the student's."""
     intervals: int | None = None
-    """Intervals whose states are kept, a multiple of the student's: one bank then serves students of several sizes."""
+    """Intervals whose states are kept, by default the student's: one bank can then serve students of several sizes."""
     inner: int = 3
     """M, nodes inserted between two kept ones."""
     check: int = 32
@@ -177,6 +179,11 @@ class DistillConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
+    @property
+    def needs_states(self) -> bool:
+        """Whether the loss needs the teacher's states at the student's nodes, not only the last."""
+        return bool(self.loss.stepwise or self.loss.trajectory)
+
     def spec(self, num_steps: int | None = None, schedule: str | None = None) -> Spec:
         """The backend and schedule part of a predictor's spec."""
         nodes = self.nodes
@@ -204,6 +211,7 @@ def check(config: DistillConfig) -> None:
         ("nodes.schedule", config.nodes.schedule, (None, *SCHEDULES)),
         ("student.kind", config.student.kind, ("table", "tableau")),
         ("teacher.solver", config.teacher.solver, tuple(BASELINES)),
+        ("teacher.schedule", config.teacher.schedule, (None, *SCHEDULES)),
         ("bank.dtype", config.bank.dtype, ("float32", "float16")),
         *[("evaluation.baselines", name, tuple(BASELINES)) for name in config.evaluation.baselines],
         *[("evaluation.schedules", name, SCHEDULES) for name in config.evaluation.schedules],
@@ -251,7 +259,7 @@ LOWEST = {  # key: smallest value that makes sense
 
 
 def _check_student(config: DistillConfig) -> None:
-    student, intervals, bank = config.student, config.nodes.num_steps - 1, config.bank
+    student, bank = config.student, config.bank
     for name in ("scale_dir", "scale_time"):
         if not 0 <= getattr(student, name) < 1:
             raise ConfigError(f"student.{name} is {getattr(student, name)}, expected a half-range from 0 to below 1")
@@ -263,12 +271,11 @@ def _check_student(config: DistillConfig) -> None:
         raise ConfigError("student.depth is not set: a tableau that starts from a baseline needs its serial depth")
     if student.kind == "tableau" and student.start in ("equal", "low"):
         raise ConfigError(f'student.start is {student.start!r}, but a tableau starts from "baseline" or a predictor')
-    kept = config.teacher.intervals
-    if student.kind == "table" and not student.learn_sigmas and kept is not None and kept % intervals:
-        raise ConfigError(f"teacher.intervals is {kept}, expected a multiple of the student's {intervals} intervals (nodes.num_steps - 1)")
     seeds = range(bank.first_seed, bank.first_seed + bank.pairs), range(bank.heldout_seed, bank.heldout_seed + bank.heldout_pairs)
     if max(s.start for s in seeds) < min(s.stop for s in seeds):
-        raise ConfigError(f"bank.first_seed {bank.first_seed} and bank.heldout_seed {bank.heldout_seed}: training and held-out seeds overlap")
+        raise ConfigError(
+            f"bank.first_seed {bank.first_seed} and bank.heldout_seed {bank.heldout_seed}: training and held-out seeds overlap"
+        )
     if config.evaluation.tuning_pairs > bank.pairs:
         raise ConfigError(f"evaluation.tuning_pairs is {config.evaluation.tuning_pairs}, expected at most bank.pairs ({bank.pairs})")
 
@@ -279,9 +286,16 @@ def _check_loss(config: DistillConfig) -> None:
         raise ConfigError("loss: all weights are 0; expected one above 0")
     if (loss.stepwise or loss.trajectory) and (student.kind == "tableau" or student.learn_sigmas):
         raise ConfigError("loss.stepwise and loss.trajectory need fixed nodes: set them to 0 for a tableau or student.learn_sigmas")
+    kept, intervals = config.teacher.intervals, config.nodes.num_steps - 1
+    if config.needs_states and kept is not None and kept % intervals:
+        raise ConfigError(f"teacher.intervals is {kept}, expected a multiple of the student's {intervals} intervals (nodes.num_steps - 1)")
+    if config.needs_states and config.teacher.schedule not in (None, config.nodes.schedule):
+        raise ConfigError(
+            "teacher.schedule differs from nodes.schedule, but loss.stepwise and loss.trajectory need states at the same nodes"
+        )
     if loss.feature and not loss.feature_network:
         raise ConfigError("loss.feature_network is not set, but loss.feature is above 0")
     if loss.feature_network == "judge" and config.backend.name != "digits":
-        raise ConfigError(f"loss.feature_network is \"judge\", which knows digits only, but backend.name is {config.backend.name!r}")
+        raise ConfigError(f'loss.feature_network is "judge", which knows digits only, but backend.name is {config.backend.name!r}')
     if loss.start and student.kind == "table":
         raise ConfigError("loss.start holds a tableau near its start; set it to 0 for a table")

@@ -10,18 +10,19 @@ from torch import Tensor
 from backends import SCHEDULES, Backend, load_backend
 from backends.distributed import Ranks, process_group
 from backends.prompts import read_prompts
-from solvers import BASELINES, Predictor, UserError
+from solvers import BASELINES, Predictor, UserError, compile_tableau
 from solvers.errors import run_command
 
 from ..config import ConfigError, load_config, to_yaml
 from ..run_folder import RunFolder, stop_requests
 from .bank import Bank, Pairs, Teacher, fineness, refined
-from .baselines import Baselines
+from .baselines import Baselines, errors
 from .config import DistillConfig, check
 from .loop import Trainer
 from .losses import Loss, load_features
 from .plots import draw
-from .students import Student, load_start, table_student, tableau_student
+from .student import widened
+from .students import Student, TableauStart, load_start, table_student, tableau_student
 
 SHOWN = 32  # training pairs from which a tableau learns what its start's states look like
 
@@ -47,45 +48,59 @@ def pairs_of(config: DistillConfig) -> tuple[Pairs, Pairs]:
         prompts, heldout = prompts[:-count], prompts[-count:]
     return (
         Pairs([prompts[i % len(prompts)] for i in range(bank.pairs)], list(range(bank.first_seed, bank.first_seed + bank.pairs))),
-        Pairs([heldout[i % len(heldout)] for i in range(bank.heldout_pairs)], list(range(bank.heldout_seed, bank.heldout_seed + bank.heldout_pairs))),
+        Pairs(
+            [heldout[i % len(heldout)] for i in range(bank.heldout_pairs)],
+            list(range(bank.heldout_seed, bank.heldout_seed + bank.heldout_pairs)),
+        ),
     )
 
 
 def make_teacher(config: DistillConfig, backend: Backend) -> Teacher:
-    """The teacher on the student's nodes, or on those of more intervals, refined."""
+    """The teacher on the student's nodes, or on more or others where the configuration says so, refined."""
     kept = config.teacher.intervals or config.nodes.num_steps - 1
     every = config.teacher.inner + 1
-    spec = config.spec()
-    coarse, fine = (backend.sigmas(config.spec(num_steps=n)) for n in (kept + 1, kept * every + 1))
-    name = f"{config.teacher.solver}, {kept * every} intervals of {spec.schedule_type or backend.default_schedule}"
+    schedule = config.teacher.schedule or config.nodes.schedule or backend.default_schedule
+    coarse, fine = (backend.sigmas(config.spec(n, schedule)) for n in (kept + 1, kept * every + 1))
+    name = f"{config.teacher.solver}, {kept * every} intervals of {schedule}"
     return Teacher(name, BASELINES[config.teacher.solver], refined(coarse, fine, every), every)
 
 
 def targets_kept(config: DistillConfig, kept: int) -> list[int]:
-    """Which of a bank's states are the student's targets: its own nodes, or the last where its nodes are not the teacher's."""
-    intervals = config.nodes.num_steps - 1
-    if config.student.kind == "tableau":
-        return [kept - 1]
-    if config.student.learn_sigmas or kept % intervals:
-        return [kept - 1] * intervals  # only the last is asked for
-    return list(range(kept // intervals - 1, kept, kept // intervals))
+    """Which of a bank's `kept` states are the student's targets, step by step; the last for each where only that counts."""
+    intervals = 1 if config.student.kind == "tableau" else config.nodes.num_steps - 1
+    if config.needs_states:
+        return list(range(kept // intervals - 1, kept, kept // intervals))
+    return [kept - 1] * intervals
 
 
-def make_student(config: DistillConfig, backend: Backend, train: Bank, baselines: Baselines, loaded) -> Student:
-    """The student of a configuration."""
-    spec = config.spec(schedule=config.nodes.schedule or backend.default_schedule)
-    if config.student.kind == "table":
-        return table_student(config, spec, backend.sigmas(spec), loaded)
-    condition, x, _ = train.rows(list(range(min(SHOWN, len(train)))))
-    start: Predictor | object
+def check_nodes(student: Student, teacher: Teacher, kept: list[int], needs_states: bool) -> None:
+    """Refuse a teacher that does not go through the student's nodes, or not from end to end."""
+    ends = student.nodes[[0, -1]], teacher.nodes[[0, -1]]
+    if not torch.allclose(*ends, rtol=1e-6, atol=0):
+        mine, theirs = (" to ".join(f"{sigma:.6g}" for sigma in pair) for pair in ends)
+        raise ConfigError(f"nodes: the student runs from {mine}, but the teacher from {theirs}; choose schedules with the same ends")
+    if needs_states and not torch.allclose(teacher.kept[1:][kept], student.nodes[1:], rtol=1e-6, atol=0):
+        raise ConfigError("teacher: its nodes do not contain the student's; leave teacher.schedule and teacher.intervals out")
+
+
+def tableau_start(
+    config: DistillConfig, train: Bank, baselines: Baselines, loaded: tuple[Predictor, str] | None, ranks: Ranks
+) -> TableauStart:
+    """The tableau of the predictor given, or of the best baseline of the depth asked for, with idle stages to learn."""
+    tuning = config.evaluation.tuning_pairs
     if loaded is not None:
-        start, parent = loaded
-    else:
-        found = list(baselines.at(config.student.depth).values())
-        if not found:
-            raise ConfigError(f"student.depth {config.student.depth}: no baseline of evaluation.baselines has this serial depth")
-        start, parent = found[0][0], f"{found[0][0].name} on {found[0][0].schedule} nodes"
-    return tableau_student(config, spec, start, parent, train.teacher.nodes, backend.velocity(condition), x)
+        predictor, parent = loaded
+        nodes = predictor.sigmas
+        error = errors(train, predictor.solver(), nodes, tuning, config.evaluation.batch, ranks).mean().item()
+        return TableauStart(compile_tableau(predictor.solver(), nodes), predictor.spec.schedule_type, parent, error)
+    found = [option for option, _ in baselines.at(config.student.depth).values()]
+    if not found:
+        raise ConfigError(f"student.depth {config.student.depth}: no baseline of evaluation.baselines has this serial depth")
+    best, student = found[0], config.student
+    tableau = widened(compile_tableau(best.solver, best.nodes), student.num_points, student.stride)
+    return TableauStart(
+        tableau, best.schedule, f"{best.name} on {best.schedule} nodes", baselines.cached(train, best, tuning).mean().item()
+    )
 
 
 def state_scales(bank: Bank, kept: list[int]) -> Tensor:
@@ -115,33 +130,29 @@ def prepare(config: DistillConfig, ranks: Ranks, run: RunFolder, loaded, say) ->
         provenance |= {"teacher_rmse_to_twice_as_fine": error}
     evaluation = config.evaluation
     schedules = evaluation.schedules or list(SCHEDULES)
-    baselines = Baselines(
-        train, heldout, config.spec(), evaluation.baselines, schedules, evaluation.tuning_pairs, evaluation.batch, ranks
-    )
-    student = make_student(config, backend, train, baselines, loaded)
+    baselines = Baselines(train, heldout, config.spec(), evaluation.baselines, schedules, evaluation.tuning_pairs, evaluation.batch, ranks)
+    spec, peak = config.spec(schedule=config.nodes.schedule or backend.default_schedule), config.train.lr
+    if config.student.kind == "table":
+        student = table_student(config, spec, backend.sigmas(spec), loaded)
+    else:
+        start = tableau_start(config, train, baselines, loaded, ranks)
+        condition, x, _ = train.rows(list(range(min(SHOWN, len(train)))))
+        student, peak = tableau_student(config, spec, start, backend.velocity(condition), x), peak * start.error
     kept = targets_kept(config, len(teacher.kept) - 1)
-    if config.student.kind == "table" and not config.student.learn_sigmas and not torch.allclose(teacher.kept[1:][kept], student.nodes[1:]):
-        raise ConfigError("nodes: the teacher's nodes do not contain the student's; leave teacher.intervals out, or choose a multiple")
+    check_nodes(student, teacher, kept, config.needs_states)
     features = load_features(config.loss.feature_network, ranks.device) if config.loss.feature else None
     if config.loss.feature_network == "judge" and config.loss.feature:
         provenance |= {"trained_on_the_judge": True}
-    provenance |= {"train": {k: getattr(config.train, k) for k in ("steps", "batch", "lr", "seed")}, "learned_sigmas": config.student.learn_sigmas}
+    provenance |= {
+        "train": {k: getattr(config.train, k) for k in ("steps", "batch", "lr", "seed")},
+        "learned_sigmas": config.student.learn_sigmas,
+    }
     cost = student.cost()
     rivals = baselines.at(cost.depth) if evaluation.baselines else {}
-    peak = config.train.lr * (start_error(student, train, config, ranks) if config.student.kind == "tableau" else 1.0)
     loss = Loss(config.loss, backend, state_scales(train, kept), features)
     count = sum(p.numel() for p in student.parameters())
     say(f"student: serial depth {cost.depth}, {cost.evaluations} evaluations an image, {count} parameters, from {student.parent}")
     return Trainer(config, ranks, run, student, loss, train, heldout, rivals, kept, peak, provenance), baselines
-
-
-def start_error(student: Student, train: Bank, config: DistillConfig, ranks: Ranks) -> float:
-    """Mean RMSE of the start on the tuning pairs: the unit of a tableau's learning rate."""
-    from .baselines import errors
-
-    with torch.no_grad():
-        solver, nodes = student.solver()
-    return errors(train, solver, nodes, config.evaluation.tuning_pairs, config.evaluation.batch, ranks).mean().item()
 
 
 def summary(trainer: Trainer) -> str:
@@ -150,7 +161,8 @@ def summary(trainer: Trainer) -> str:
     best = heldout.get(trainer.best.step, {})
     line = f"best table: step {trainer.best.step}, held-out RMSE {trainer.best.error:.4f} ± {1.96 * best.get('heldout_se', 0):.4f}"
     if "ratio" in best:
-        line += f", {best['ratio']:.2f} times the best baseline's ({best['baseline']} on {best['baseline_schedule']} nodes, {best['baseline_heldout']:.4f})"
+        rival = f"{best['baseline']} on {best['baseline_schedule']} nodes, {best['baseline_heldout']:.4f}"
+        line += f", {best['ratio']:.2f} times the best baseline's ({rival})"
     return line
 
 
@@ -164,6 +176,28 @@ def plan(config: DistillConfig) -> str:
     )
 
 
+class Log:
+    """Rank 0's records: metrics.jsonl, tensorboard and the terminal."""
+
+    def __init__(self, run: RunFolder, ranks: Ranks, step: int):
+        self.run, self.first = run, ranks.rank == 0
+        if self.first:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+            self.board = SummaryWriter(str(run.path / "logs"), purge_step=step + 1)
+
+    def __call__(self, record: dict) -> None:
+        if self.first:
+            self.run.log(record)
+            for name, value in record.items():
+                if isinstance(value, float):
+                    self.board.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        if self.first:
+            self.board.close()
+
+
 def distill(config: DistillConfig, ranks: Ranks, run: RunFolder, state: dict | None, max_steps: int | None) -> Trainer:
     """Run to the end, to `max_steps`, or to a request to stop; writes everything under the run's folder."""
 
@@ -171,33 +205,22 @@ def distill(config: DistillConfig, ranks: Ranks, run: RunFolder, state: dict | N
         if ranks.rank == 0:
             click.echo(text)
 
-    def log(record: dict) -> None:
-        if ranks.rank == 0:
-            run.log(record)
-            for name, value in record.items():
-                if isinstance(value, float):
-                    board.add_scalar(name, value, record["step"])
-
-    from torch.utils.tensorboard import SummaryWriter
-
     trainer, baselines = prepare(config, ranks, run, load_start(config), say)
     if state is not None:
         trainer.restore(state)
         if ranks.rank == 0:
             run.rewind(trainer.step)
-    depths = sorted({trainer.student.cost().depth, *config.evaluation.depths})
-    curves = {depth: baselines.at(depth) for depth in depths}
-    board = SummaryWriter(str(run.path / "logs"), purge_step=trainer.step + 1) if ranks.rank == 0 else None
-    last_step = min(config.train.steps, max_steps or config.train.steps)
+    curves = {depth: baselines.at(depth) for depth in sorted({trainer.student.cost().depth, *config.evaluation.depths})}
+    log = Log(run, ranks, trainer.step)
     with stop_requests(ranks) as stop:
-        finished = trainer.fit(last_step, stop, log)
+        finished = trainer.fit(min(config.train.steps, max_steps or config.train.steps), stop, log)
+    log.close()
     if ranks.rank == 0:
-        board.close()
         trainer.export(last=True)
         draw(run, trainer, curves)
-        if not finished:
-            say(f"stopped at step {trainer.step} as asked; go on with --resume {run.path}")
-        say(f"{summary(trainer)}\nwrote {run.export}")
+    if not finished:
+        say(f"stopped at step {trainer.step} as asked; go on with --resume {run.path}")
+    say(f"{summary(trainer)}\nwrote {run.export}")
     ranks.barrier()
     return trainer
 

@@ -195,10 +195,10 @@ class Trainer:
             return
         present = {k: v.detach().clone() for k, v in self.student.module.state_dict().items()}
         if last:
-            self.write_predictor(self.step, ["step%06d" % self.step], None)
+            self.write_predictor(self.step, [f"step{self.step:06d}"], None)
         if self.best.state:
             self.student.module.load_state_dict(self.best.state)
-            self.write_predictor(self.best.step, ["step%06d" % self.best.step, "best"], self.best.error)
+            self.write_predictor(self.best.step, [f"step{self.best.step:06d}", "best"], self.best.error)
             self.student.module.load_state_dict(present)
 
     def write_predictor(self, step: int, names: list[str], error: float | None) -> None:

@@ -31,7 +31,9 @@ class Loss:
     scales: Tensor
     features: Features | None = None
 
-    def __call__(self, solver: Solver, nodes: Tensor, velocity: Velocity, x: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor], int]:
+    def __call__(
+        self, solver: Solver, nodes: Tensor, velocity: Velocity, x: Tensor, targets: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor], int]:
         """The loss [B], its terms [B], and the first interval whose state is not finite (-1 if all are).
 
         `targets` [n, B, C, H, W] are the teacher's states at the student's nodes after the first.

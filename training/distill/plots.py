@@ -47,17 +47,39 @@ def draw_error(run: RunFolder, trainer: Trainer, evaluations: list[dict], curves
     from cycler import cycler
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
-    left.errorbar([r["step"] for r in evaluations], [r["heldout"] for r in evaluations], [1.96 * r["heldout_se"] for r in evaluations], label="student")
+    left.errorbar(
+        [r["step"] for r in evaluations],
+        [r["heldout"] for r in evaluations],
+        [1.96 * r["heldout_se"] for r in evaluations],
+        label="student",
+    )
     if "baseline_heldout" in evaluations[0]:
-        left.axhline(evaluations[0]["baseline_heldout"], color="black", ls="--", lw=1, label=f"best baseline ({evaluations[0]['baseline']})")
+        left.axhline(
+            evaluations[0]["baseline_heldout"], color="black", ls="--", lw=1, label=f"best baseline ({evaluations[0]['baseline']})"
+        )
     left.set(xlabel="step", ylabel="held-out RMSE to the teacher", yscale="log")
     right.set_prop_cycle(cycler(linestyle=["-", "--", ":"]) * cycler(color=plt.get_cmap("tab10").colors[:5]))
     for name in dict.fromkeys(n for found in curves.values() for n in found):
         points = [(d, found[name][1]) for d, found in sorted(curves.items()) if name in found]
-        right.errorbar([d for d, _ in points], [e.mean() for _, e in points], [1.96 * standard_error(e) for _, e in points], marker="o", ms=3, label=name)
+        right.errorbar(
+            [d for d, _ in points],
+            [e.mean() for _, e in points],
+            [1.96 * standard_error(e) for _, e in points],
+            marker="o",
+            ms=3,
+            label=name,
+        )
     best = next(r for r in evaluations if r["step"] == trainer.best.step)
     cost = trainer.student.cost()
-    right.errorbar([cost.depth], [best["heldout"]], [1.96 * best["heldout_se"]], marker="*", ms=12, color="black", label=f"student ({cost.evaluations} evaluations)")
+    right.errorbar(
+        [cost.depth],
+        [best["heldout"]],
+        [1.96 * best["heldout_se"]],
+        marker="*",
+        ms=12,
+        color="black",
+        label=f"student ({cost.evaluations} evaluations)",
+    )
     right.set(xlabel="serial depth", ylabel="held-out RMSE to the teacher", yscale="log")
     for axis in (left, right):
         axis.grid(True, which="both", alpha=0.3)

@@ -61,29 +61,28 @@ class TableauStudent(nn.Module):
     earlier levels (data prediction, as in DPM-Solver++, arXiv 2211.01095, section 4), and so is the result; any solver
     of the same levels is in reach. The denoised states are much alike, so each row is learned in the principal axes of
     `gram` [S + 1, S + 1], the second moments of x_0, D_1, ..., D_S along the start's own trajectories: a unit of any
-    parameter then moves its state by about one RMS (by sigma above 1, where states are as large as sigma), and one
-    learning rate suits all. The first level sees x_0 itself, at its own noise level.
+    parameter then moves its state by one RMS, and one learning rate suits all. Axes of an RMS below `resolution` are
+    moved by less. The first level sees x_0 itself, at its own noise level.
     """
 
-    def __init__(self, start: Tableau, learn_sigmas: bool = False, gram: Tensor | None = None):
+    def __init__(self, start: Tableau, learn_sigmas: bool = False, gram: Tensor | None = None, resolution: float = 1e-3):
         super().__init__()
         count = 1 + start.evaluations
         gram = torch.eye(count, dtype=torch.float64) if gram is None else gram
         self.start = start
         self.register_buffer("weights", denoised_weights(start))
-        self.register_buffer("axes", torch.stack([self._axes(gram, row) for row in range(count)]))
+        self.register_buffer("axes", torch.stack([self._axes(gram, row, resolution) for row in range(count)]))
         self.register_buffer("sigma_units", _sigma_units(start, gram))
         self.row_change = nn.Parameter(torch.zeros(count, count, dtype=torch.float64))
         self.log_sigma_change = nn.Parameter(torch.zeros_like(start.sigmas), requires_grad=learn_sigmas)
 
-    def _axes(self, gram: Tensor, row: int) -> Tensor:
+    def _axes(self, gram: Tensor, row: int, resolution: float) -> Tensor:
         """The directions [S + 1, S + 1] in which a row is learned, one a column; 0 where it has fewer."""
         usable = _usable(self.start, row)
         axes = torch.zeros_like(gram)
         if usable:
             moments, directions = torch.linalg.eigh(gram[usable][:, usable])
-            unit = self.start.sigmas[row].clamp(min=1.0) if row < self.start.evaluations else 1.0
-            axes[usable, : len(usable)] = unit * directions / (moments.clamp(min=0) + SMALLEST).sqrt()
+            axes[usable, : len(usable)] = directions / (moments.clamp(min=0) + resolution**2).sqrt()
         return axes
 
     def tableau(self) -> Tableau:

@@ -11,11 +11,11 @@ from solvers import EPD, Predictor, Solver, SolverTable, Spec, Tableau, compile_
 from solvers.sampling import Velocity
 
 from ..config import ConfigError
-from .baselines import Baseline
 from .config import DistillConfig, StudentConfig
-from .student import TableauStudent, TableStudent, second_moments, widened
+from .student import TableauStudent, TableStudent, second_moments
 
 LOW_POINTS = (-2.5, -0.5)  # logits of the first and last of the points of a "low" start
+RESOLUTION = 0.1  # of the start's error: smaller differences between denoised states tell little
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,9 @@ def table_start(config: DistillConfig, loaded: tuple[Predictor, str] | None) -> 
         return loaded[0].table, loaded[1]
     table = SolverTable.uniform(intervals, student.num_points)
     if student.start == "low":
-        table = replace(table, r=torch.linspace(*LOW_POINTS, student.num_points, dtype=torch.float64).sigmoid().expand(intervals, -1).clone())
+        table = replace(
+            table, r=torch.linspace(*LOW_POINTS, student.num_points, dtype=torch.float64).sigmoid().expand(intervals, -1).clone()
+        )
     return table, f"{student.start} points, equal weights"
 
 
@@ -100,24 +102,21 @@ def table_student(config: DistillConfig, spec: Spec, nodes: Tensor, loaded: tupl
     return Student(module, student, replace(spec, **names), nodes, config.train.parallel_points, parent)
 
 
-def tableau_student(
-    config: DistillConfig, spec: Spec, start: Predictor | Baseline, parent: str, ends: Tensor, velocity: Velocity, x: Tensor
-) -> Student:
-    """A student that is a whole tableau; `velocity` and `x` [B, C, H, W] show what its start's states look like.
+@dataclass(frozen=True)
+class TableauStart:
+    """A tableau to learn from: its nodes and schedule, what to call it, and its mean RMSE to the teacher."""
 
-    The start must run between the ends of `ends`, the nodes of the teacher.
-    """
-    student = config.student
-    nodes = start.sigmas if isinstance(start, Predictor) else start.nodes
-    if not torch.allclose(nodes[[0, -1]], ends[[0, -1]], rtol=1e-6, atol=0):
-        raise ConfigError(f"student.start runs from {nodes[0]:.6g} to {nodes[-1]:.6g}, but the teacher from {ends[0]:.6g} to {ends[-1]:.6g}")
-    if isinstance(start, Baseline):
-        tableau = widened(compile_tableau(start.solver, nodes), student.num_points, student.stride)
-    else:
-        tableau = compile_tableau(start.solver(), nodes)
+    tableau: Tableau
+    schedule: str | None
+    parent: str
+    error: float
+
+
+def tableau_student(config: DistillConfig, spec: Spec, start: TableauStart, velocity: Velocity, x: Tensor) -> Student:
+    """A student that is a whole tableau; `velocity` and `x` [B, C, H, W] show what its start's states look like."""
+    student, nodes = config.student, start.tableau.nodes
     with torch.no_grad():
-        gram = second_moments(tableau, velocity, x)
-    module = TableauStudent(tableau, student.learn_sigmas, gram)
-    schedule = start.spec.schedule_type if isinstance(start, Predictor) else start.schedule
-    spec = replace(spec, solver="tableau", num_steps=len(nodes), num_points=None, schedule_type=schedule)
-    return Student(module, student, spec, nodes, config.train.parallel_points, parent)
+        gram = second_moments(start.tableau, velocity, x)
+    module = TableauStudent(start.tableau, student.learn_sigmas, gram, RESOLUTION * start.error)
+    spec = replace(spec, solver="tableau", num_steps=len(nodes), num_points=None, schedule_type=start.schedule)
+    return Student(module, student, spec, nodes, config.train.parallel_points, start.parent)

@@ -136,7 +136,9 @@ def test_weights_of_denoised_states_follow_from_the_definition():
     ratio = (NODES[1:] / NODES[:-1]).tolist()
     assert weights[0].tolist() == [1, 0, 0, 0]
     torch.testing.assert_close(weights[1], torch.tensor([ratio[0], 1 - ratio[0], 0, 0], dtype=torch.float64))
-    torch.testing.assert_close(weights[2], torch.tensor([ratio[0] * ratio[1], (1 - ratio[0]) * ratio[1], 1 - ratio[1], 0], dtype=torch.float64))
+    torch.testing.assert_close(
+        weights[2], torch.tensor([ratio[0] * ratio[1], (1 - ratio[0]) * ratio[1], 1 - ratio[1], 0], dtype=torch.float64)
+    )
     with pytest.raises(ValueError, match="noise level 0"):
         denoised_weights(Tableau(torch.zeros(1), torch.eye(1, 2), torch.ones(2), ((0,),)))
 
@@ -146,7 +148,9 @@ def test_weights_of_denoised_states_follow_from_the_definition():
 def test_a_widened_tableau_is_the_same_sampler_with_idle_stages(solver, points, stride):
     start = compile_tableau(solver, NODES)
     wide = widened(start, points, stride)
-    torch.testing.assert_close(sample(wide, velocity, start_state(), NODES), sample(start, velocity, start_state(), NODES), rtol=0, atol=1e-11)
+    torch.testing.assert_close(
+        sample(wide, velocity, start_state(), NODES), sample(start, velocity, start_state(), NODES), rtol=0, atol=1e-11
+    )
     assert wide.depth == start.depth
     expected = [max(len(level), points) if n and n % stride == 0 else len(level) for n, level in enumerate(start.levels)]
     assert [len(level) for level in wide.levels] == expected
