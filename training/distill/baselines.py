@@ -14,6 +14,7 @@ from solvers.files import write_atomically
 
 from ..run_folder import gather_rows
 from .bank import Bank, rmse
+from .config import EvaluationConfig
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,9 @@ def errors(bank: Bank, solver: Solver, nodes: Tensor, count: int, batch: int, ra
 class Baselines:
     """The baselines of a spec at any serial depth, each with the schedule that suits it best on the tuning pairs."""
 
-    def __init__(
-        self, train: Bank, heldout: Bank, spec: Spec, names: list[str], schedules: list[str], tuning: int, batch: int, ranks: Ranks
-    ):
-        self.train, self.heldout, self.spec, self.names = train, heldout, spec, names
-        self.schedules, self.tuning, self.batch, self.ranks = schedules or list(SCHEDULES), tuning, batch, ranks
+    def __init__(self, train: Bank, heldout: Bank, spec: Spec, config: EvaluationConfig, ranks: Ranks):
+        self.train, self.heldout, self.spec, self.names = train, heldout, spec, config.baselines
+        self.schedules, self.tuning, self.batch, self.ranks = config.schedules or SCHEDULES, config.tuning_pairs, config.batch, ranks
 
     def at(self, depth: int) -> dict[str, tuple[Baseline, Tensor]]:
         """By name: the baseline of a serial depth and its held-out errors, best on the tuning pairs first."""

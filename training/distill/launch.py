@@ -1,158 +1,21 @@
 """Distil a solver table or tableau: torchrun --nproc_per_node=N -m training.distill.launch --config FILE.yaml."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import click
-import torch
-from torch import Tensor
 
-from backends import SCHEDULES, Backend, load_backend
+from backends import load_backend
 from backends.distributed import Ranks, process_group
-from backends.prompts import read_prompts
-from solvers import BASELINES, Predictor, UserError, compile_tableau
+from solvers import UserError
 from solvers.errors import run_command
 
-from ..config import ConfigError, load_config, to_yaml
+from ..config import load_config, to_yaml
 from ..run_folder import RunFolder, stop_requests
-from .bank import Bank, Pairs, Teacher, fineness, refined
-from .baselines import Baselines, errors
 from .config import DistillConfig, check
 from .loop import Trainer
-from .losses import Loss, load_features
 from .plots import draw
-from .student import widened
-from .students import Student, TableauStart, load_start, table_student, tableau_student
-
-SHOWN = 32  # training pairs from which a tableau learns what its start's states look like
-
-
-def pairs_of(config: DistillConfig) -> tuple[Pairs, Pairs]:
-    """Training and held-out pairs: different prompts, different seeds."""
-    bank = config.bank
-    if bank.prompts == "digits":
-        from backends.digits.data import evaluation_prompts, training_prompts
-
-        prompts, heldout = training_prompts(bank.pairs), evaluation_prompts(bank.heldout_pairs)
-    else:
-        prompts, heldout = list(dict.fromkeys(read_prompts(Path(bank.prompts), "bank.prompts"))), []
-    if bank.heldout_prompts is not None:
-        heldout = list(dict.fromkeys(read_prompts(Path(bank.heldout_prompts), "bank.heldout_prompts")))
-        shared = set(prompts) & set(heldout)
-        if shared:
-            raise ConfigError(f"bank.heldout_prompts {bank.heldout_prompts}: {min(shared)!r} is a training prompt too; remove it from one")
-    elif not heldout:
-        if len(prompts) < 2:
-            raise ConfigError(f"bank.prompts {bank.prompts}: 1 prompt, expected at least 2, or bank.heldout_prompts")
-        count = min(bank.heldout_pairs, max(1, len(prompts) // 5))
-        prompts, heldout = prompts[:-count], prompts[-count:]
-    return (
-        Pairs([prompts[i % len(prompts)] for i in range(bank.pairs)], list(range(bank.first_seed, bank.first_seed + bank.pairs))),
-        Pairs(
-            [heldout[i % len(heldout)] for i in range(bank.heldout_pairs)],
-            list(range(bank.heldout_seed, bank.heldout_seed + bank.heldout_pairs)),
-        ),
-    )
-
-
-def make_teacher(config: DistillConfig, backend: Backend) -> Teacher:
-    """The teacher on the student's nodes, or on more or others where the configuration says so, refined."""
-    kept = config.teacher.intervals or config.nodes.num_steps - 1
-    every = config.teacher.inner + 1
-    schedule = config.teacher.schedule or config.nodes.schedule or backend.default_schedule
-    coarse, fine = (backend.sigmas(config.spec(n, schedule)) for n in (kept + 1, kept * every + 1))
-    name = f"{config.teacher.solver}, {kept * every} intervals of {schedule}"
-    return Teacher(name, BASELINES[config.teacher.solver], refined(coarse, fine, every), every)
-
-
-def targets_kept(config: DistillConfig, kept: int) -> list[int]:
-    """Which of a bank's `kept` states are the student's targets, step by step; the last for each where only that counts."""
-    intervals = 1 if config.student.kind == "tableau" else config.nodes.num_steps - 1
-    if config.needs_states:
-        return list(range(kept // intervals - 1, kept, kept // intervals))
-    return [kept - 1] * intervals
-
-
-def check_nodes(student: Student, teacher: Teacher, kept: list[int], needs_states: bool) -> None:
-    """Refuse a teacher that does not go through the student's nodes, or not from end to end."""
-    ends = student.nodes[[0, -1]], teacher.nodes[[0, -1]]
-    if not torch.allclose(*ends, rtol=1e-6, atol=0):
-        mine, theirs = (" to ".join(f"{sigma:.6g}" for sigma in pair) for pair in ends)
-        raise ConfigError(f"nodes: the student runs from {mine}, but the teacher from {theirs}; choose schedules with the same ends")
-    if needs_states and not torch.allclose(teacher.kept[1:][kept], student.nodes[1:], rtol=1e-6, atol=0):
-        raise ConfigError("teacher: its nodes do not contain the student's; leave teacher.schedule and teacher.intervals out")
-
-
-def tableau_start(
-    config: DistillConfig, train: Bank, baselines: Baselines, loaded: tuple[Predictor, str] | None, ranks: Ranks
-) -> TableauStart:
-    """The tableau of the predictor given, or of the best baseline of the depth asked for, with idle stages to learn."""
-    tuning = config.evaluation.tuning_pairs
-    if loaded is not None:
-        predictor, parent = loaded
-        nodes = predictor.sigmas
-        error = errors(train, predictor.solver(), nodes, tuning, config.evaluation.batch, ranks).mean().item()
-        return TableauStart(compile_tableau(predictor.solver(), nodes), predictor.spec.schedule_type, parent, error)
-    found = [option for option, _ in baselines.at(config.student.depth).values()]
-    if not found:
-        raise ConfigError(f"student.depth {config.student.depth}: no baseline of evaluation.baselines has this serial depth")
-    best, student = found[0], config.student
-    tableau = widened(compile_tableau(best.solver, best.nodes), student.num_points, student.stride)
-    return TableauStart(
-        tableau, best.schedule, f"{best.name} on {best.schedule} nodes", baselines.cached(train, best, tuning).mean().item()
-    )
-
-
-def state_scales(bank: Bank, kept: list[int]) -> Tensor:
-    """RMS of the teacher's states at the student's nodes, over the first shard of a bank."""
-    _, _, states = bank.rows(list(range(min(bank.shard_size, len(bank)))))
-    return states[kept].double().flatten(1).square().mean(1).sqrt().cpu()
-
-
-def prepare(config: DistillConfig, ranks: Ranks, run: RunFolder, loaded, say) -> tuple[Trainer, Baselines]:
-    """Everything that a run needs, in order: backbone, banks, baselines, student, loss."""
-    dtype = None if config.backend.dtype == "auto" else config.backend.dtype
-    backend = load_backend(config.spec(), ranks.device, dtype)
-    if config.backend.block_checkpointing:
-        backend.checkpoint_blocks()
-    teacher, (train_pairs, heldout_pairs) = make_teacher(config, backend), pairs_of(config)
-    settings = config.bank
-    train, heldout = (
-        Bank(Path(settings.folder), backend, teacher, config.guidance_scale, pairs, settings.shard_size, settings.dtype)
-        for pairs in (train_pairs, heldout_pairs)
-    )
-    train.build(ranks, "training pairs")
-    heldout.build(ranks, "held-out pairs")
-    provenance = {"kind": "distilled", "teacher": teacher.name, "bank": [train.key, heldout.key], "loss": asdict(config.loss)}
-    if config.teacher.check:
-        error, half = fineness(heldout, min(config.teacher.check, len(heldout)))
-        say(f"teacher: {teacher.name}; it differs by RMSE {error:.5f} ± {1.96 * half:.5f} from twice as many intervals")
-        provenance |= {"teacher_rmse_to_twice_as_fine": error}
-    evaluation = config.evaluation
-    schedules = evaluation.schedules or list(SCHEDULES)
-    baselines = Baselines(train, heldout, config.spec(), evaluation.baselines, schedules, evaluation.tuning_pairs, evaluation.batch, ranks)
-    spec, peak = config.spec(schedule=config.nodes.schedule or backend.default_schedule), config.train.lr
-    if config.student.kind == "table":
-        student = table_student(config, spec, backend.sigmas(spec), loaded)
-    else:
-        start = tableau_start(config, train, baselines, loaded, ranks)
-        condition, x, _ = train.rows(list(range(min(SHOWN, len(train)))))
-        student, peak = tableau_student(config, spec, start, backend.velocity(condition), x), peak * start.error
-    kept = targets_kept(config, len(teacher.kept) - 1)
-    check_nodes(student, teacher, kept, config.needs_states)
-    features = load_features(config.loss.feature_network, ranks.device) if config.loss.feature else None
-    if config.loss.feature_network == "judge" and config.loss.feature:
-        provenance |= {"trained_on_the_judge": True}
-    provenance |= {
-        "train": {k: getattr(config.train, k) for k in ("steps", "batch", "lr", "seed")},
-        "learned_sigmas": config.student.learn_sigmas,
-    }
-    cost = student.cost()
-    rivals = baselines.at(cost.depth) if evaluation.baselines else {}
-    loss = Loss(config.loss, backend, state_scales(train, kept), features)
-    count = sum(p.numel() for p in student.parameters())
-    say(f"student: serial depth {cost.depth}, {cost.evaluations} evaluations an image, {count} parameters, from {student.parent}")
-    return Trainer(config, ranks, run, student, loss, train, heldout, rivals, kept, peak, provenance), baselines
+from .prepare import pairs_of, prepare
+from .students import load_start
 
 
 def summary(trainer: Trainer) -> str:
@@ -171,8 +34,8 @@ def plan(config: DistillConfig) -> str:
     train, evals = config.train, config.bank.pairs + config.bank.heldout_pairs
     kept = config.teacher.intervals or config.nodes.num_steps - 1
     return (
-        f"{to_yaml(config)}# dry run: {evals} teacher trajectories of {kept * (config.teacher.inner + 1)} intervals of {config.teacher.solver}, "
-        f"then {train.steps} steps of {train.batch} pairs"
+        f"{to_yaml(config)}# dry run: {evals} teacher trajectories of {kept * (config.teacher.inner + 1)} intervals "
+        f"of {config.teacher.solver}, then {train.steps} steps of {train.batch} pairs"
     )
 
 
@@ -205,7 +68,11 @@ def distill(config: DistillConfig, ranks: Ranks, run: RunFolder, state: dict | N
         if ranks.rank == 0:
             click.echo(text)
 
-    trainer, baselines = prepare(config, ranks, run, load_start(config), say)
+    dtype = None if config.backend.dtype == "auto" else config.backend.dtype
+    backend = load_backend(config.spec(), ranks.device, dtype)
+    if config.backend.block_checkpointing:
+        backend.checkpoint_blocks()
+    trainer, baselines = prepare(config, backend, ranks, run, say)
     if state is not None:
         trainer.restore(state)
         if ranks.rank == 0:
