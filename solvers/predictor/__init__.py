@@ -242,7 +242,8 @@ def plain(value: Any, name: str, depth: int = 0) -> Any:
 def resolve_predictor_path(text: str, exps: str | Path = "exps") -> Path:
     """The predictor file meant by a file, a folder, either of them under `exps`, or the number of a folder there.
 
-    In a folder: the newest export, by the number at the end of its name, else the only .pkl file that it holds.
+    In a folder: its best export where a run named one, else the newest by the number at the end of its name, else the
+    only .pkl file that it holds.
     """
     places = [Path(text)] if Path(text).is_absolute() else [Path(text), Path(exps) / text]
     for place in places:
@@ -260,6 +261,9 @@ def resolve_predictor_path(text: str, exps: str | Path = "exps") -> Path:
 
 
 def _in_folder(folder: Path) -> Path:
+    for name in ("export/network-snapshot-export-best.pkl", "network-snapshot-export-best.pkl"):
+        if (folder / name).is_file():
+            return folder / name
     for pattern in ("export/network-snapshot-export-*.pkl", "network-snapshot-export-*.pkl", "network-snapshot-*.pkl"):
         numbered = [(int(m[1]), p.name, p) for p in folder.glob(pattern) if (m := re.search(r"(\d+)\.pkl$", p.name))]
         if numbered:

@@ -81,9 +81,7 @@ def check_nodes(student: Student, teacher: Teacher, kept: list[int], needs_state
         raise ConfigError("teacher: its nodes do not contain the student's; leave teacher.schedule and teacher.intervals out")
 
 
-def tableau_start(
-    config: DistillConfig, train: Bank, baselines: Baselines, loaded: tuple[Predictor, str] | None, ranks: Ranks
-) -> TableauStart:
+def tableau_start(config: DistillConfig, train: Bank, baselines: Baselines, loaded: tuple[Predictor, str] | None) -> TableauStart:
     """The tableau of the predictor given, or of the best baseline of the depth asked for, with idle stages to learn."""
     tuning = config.evaluation.tuning_pairs
     if loaded is not None:
