@@ -8,9 +8,10 @@ usage() {
 usage: ./launch.sh COMMAND [ARGUMENTS]
 
   setup    make the environment in .venv (every command below does so when it is missing or stale)
-  demo     sample digits from text with every solver; prints a comparison table, writes demo/
+  demo     distil a tableau, sample digits from text with every solver; prints a comparison table, writes demo/
   test     run the test suite (arguments go to pytest)
   sample   python sample.py ARGUMENTS
+  distill  learn a table: ./launch.sh distill NAME, one of training/distill/cfgs (PROCESSES=N for several devices)
   show     print a predictor: ./launch.sh show exps/digits
   build    train the digits backbone and its judge again (minutes)
 
@@ -56,6 +57,16 @@ case "$command" in
     demo) setup && exec .venv/bin/python -m benchmarks.compare_solvers --out demo "$@" ;;
     test) setup && exec .venv/bin/python -m pytest "$@" ;;
     sample) setup && exec .venv/bin/python sample.py "$@" ;;
+    distill)
+        name=${1:-}
+        if [ ! -f "training/distill/cfgs/$name.yaml" ]; then
+            echo "error: distill '$name': expected one of $(cd training/distill/cfgs && echo *.yaml | sed 's/\.yaml//g')" >&2
+            exit 2
+        fi
+        shift
+        setup && exec .venv/bin/python -m torch.distributed.run --standalone --nproc_per_node="${PROCESSES:-1}" \
+            -m training.distill.launch --config "training/distill/cfgs/$name.yaml" --run-name "$name" "$@"
+        ;;
     show) setup && exec .venv/bin/python -m solvers.predictor show "$@" ;;
     build) setup && exec .venv/bin/python -m backends.digits.build "$@" ;;
     -h | --help | help) usage ;;

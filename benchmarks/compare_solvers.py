@@ -12,10 +12,14 @@ from tqdm import tqdm
 from backends import Backend, load_backend
 from backends.digits.data import ALL_LABELS, HELD_OUT_LABELS, evaluation_prompts, parse
 from backends.digits.judge import Judge
-from backends.distributed import process_group
+from backends.distributed import Ranks, process_group
 from generation import Sampler, make_grid
-from solvers import BASELINES, DPM2, EPD, SolverTable, Spec, UserError, num_steps_for_depth
+from solvers import BASELINES, DPM2, EPD, SolverTable, Spec, UserError, load_predictor, num_steps_for_depth
 from solvers.errors import run_command
+from training.config import load_config, to_yaml
+from training.distill.config import DistillConfig
+from training.distill.launch import distill
+from training.run_folder import RunFolder
 
 from .report import mean_and_halfwidth, rmse_per_image, text_table, write_json
 
@@ -25,6 +29,16 @@ TUNING_SEED = 200_000
 TUNING_IMAGES = 48
 POINTS = 2
 COLUMNS = 16
+ROOT = Path(__file__).parents[1]
+DISTILLED = ROOT / "exps" / "digits-distilled"
+SHORT = [
+    "bank.pairs=256",
+    "bank.heldout_pairs=64",
+    "train.steps=60",
+    "evaluation.interval=30",
+    "evaluation.depths=[]",
+    "evaluation.tuning_pairs=32",
+]
 SOLVERS = [*BASELINES, "epd-start", "epd-plugin-start"]
 SCHEDULES = ["discrete", "polynomial", "logsnr", "time_uniform"]
 
@@ -56,9 +70,9 @@ def has_depth(name: str, depth: int) -> bool:
         return False
 
 
-def teacher_sampler(backend: Backend, guidance: float, intervals: int) -> Sampler:
-    """DPM-Solver-2 on many intervals between the same first and last node."""
-    nodes = backend.sigmas(Spec(num_steps=intervals + 1, schedule_type="discrete"))
+def teacher_sampler(backend: Backend, guidance: float, intervals: int, schedule: str = "polynomial") -> Sampler:
+    """DPM-Solver-2 on many intervals between the same first and last node; these nodes bring it nearest to the exact solution."""
+    nodes = backend.sigmas(Spec(num_steps=intervals + 1, schedule_type=schedule))
     return Sampler(backend, DPM2(), f"teacher: dpm2, {intervals} intervals", nodes, guidance)
 
 
@@ -159,11 +173,33 @@ def sampler_of(backend: Backend, guidance: float, name: str, depth: int, schedul
     return Sampler(backend, solver, name, backend.sigmas(Spec(num_steps=num_steps, schedule_type=schedule)), guidance)
 
 
-def compare(bench: Bench, tuning: Bench, depths: list[int], schedules: list[str]) -> tuple[list[dict], dict[int, dict[str, Tensor]]]:
+def shipped(backend: Backend, guidance: float, depth: int) -> dict[str, Sampler]:
+    """The distilled predictors that come with the project, for a guidance and serial depth."""
+    found = {}
+    for kind in ("epd", "tableau1", "tableau2"):
+        path = DISTILLED / f"{kind}-g{guidance:g}-d{depth}" / "network-snapshot-export-best.pkl"
+        if path.is_file():
+            predictor = load_predictor(path)
+            found[f"{kind} distilled"] = Sampler(backend, predictor.solver(), f"{kind} distilled", predictor.sigmas, guidance)
+    return found
+
+
+def distilled_now(backend: Backend, guidance: float, depth: int, ranks: Ranks, folder: Path) -> Sampler:
+    """A tableau learned here and now from few pairs in few steps: the whole of stage 1 in a minute or two."""
+    config = load_config(DistillConfig, ROOT / "training" / "distill" / "cfgs" / "digits_tableau.yaml", SHORT)
+    config.guidance_scale, config.student.depth, config.bank.folder = guidance, depth, str(folder / "bank")
+    trainer = distill(config, ranks, RunFolder.create(f"demo-d{depth}", to_yaml(config), ranks, folder), None, None)
+    predictor = load_predictor(trainer.run.export / "network-snapshot-export-best.pkl")
+    return Sampler(backend, predictor.solver(), "tableau2, just now", predictor.sigmas, guidance)
+
+
+def compare(
+    bench: Bench, tuning: Bench, depths: list[int], schedules: list[str], learned: dict[int, dict[str, Sampler]]
+) -> tuple[list[dict], dict[int, dict[str, Tensor]]]:
     """Rows of the comparison, each solver on the schedule that suits it best on the tuning seeds, and images by depth and solver."""
     labels, judge = [parse(p) for p in bench.prompts], Judge(device=bench.backend.device)
     teacher = teacher_sampler(bench.backend, bench.guidance, TEACHER_INTERVALS)
-    rows = [{"schedule": "discrete"} | judged(teacher, bench.teacher, bench.teacher[0], judge, labels)]
+    rows = [{"schedule": "polynomial"} | judged(teacher, bench.teacher, bench.teacher[0], judge, labels)]
     pictures = {depth: {"teacher": bench.teacher[1][:COLUMNS]} for depth in depths}
     tasks = [(depth, name) for depth in depths for name in SOLVERS if has_depth(name, depth)]
     for depth, name in tqdm(tasks, desc="solvers", disable=None):
@@ -172,7 +208,12 @@ def compare(bench: Bench, tuning: Bench, depths: list[int], schedules: list[str]
         found = bench.run(candidates[best])
         rows.append({"schedule": best} | judged(candidates[best], found, bench.teacher[0], judge, labels))
         pictures[depth][name] = found[1][:COLUMNS]
-    return rows, pictures
+    for depth, name in [(d, n) for d in depths for n in learned[d]]:
+        found = bench.run(learned[depth][name])
+        rows.append({"schedule": "learned"} | judged(learned[depth][name], found, bench.teacher[0], judge, labels))
+        pictures[depth][name] = found[1][:COLUMNS]
+    order = {name: i for i, name in enumerate(dict.fromkeys(r["solver"] for r in rows))}
+    return sorted(rows, key=lambda r: (r["rmse"] > 0, r["depth"], order[r["solver"]])), pictures
 
 
 def teacher_error(bench: Bench, n: int = 32) -> tuple[float, float]:
@@ -188,9 +229,10 @@ def teacher_error(bench: Bench, n: int = 32) -> tuple[float, float]:
 @click.option("--guidance", type=click.FloatRange(0), default=7.5, show_default=True)
 @click.option("--schedule", type=click.Choice(["best", *SCHEDULES]), default="best", show_default=True, help="best: chosen on other seeds.")
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--distil/--no-distil", default=True, show_default=True, help="Also learn a tableau here and now, at the middle depth.")
 @click.option("--device", help="CUDA where there is one by default.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
-def main(count: int, depths: str, guidance: float, schedule: str, batch: int, device: str | None, out: Path) -> None:
+def main(count: int, depths: str, guidance: float, schedule: str, batch: int, distil: bool, device: str | None, out: Path) -> None:
     """Sample digits with every solver from the same prompts and seeds, and hold them against a fine solver and the judge."""
     try:
         depth_list = sorted({int(d) for d in depths.split(",")})
@@ -198,13 +240,17 @@ def main(count: int, depths: str, guidance: float, schedule: str, batch: int, de
         depth_list = []
     if not depth_list or not all(1 <= d <= 1000 for d in depth_list):
         raise UserError(f"--depths {depths!r}: expected numbers from 1 to 1000 such as 4,6,8,10")
+    middle = depth_list[(len(depth_list) - 1) // 2]
     out.mkdir(parents=True, exist_ok=True)
     schedules = SCHEDULES if schedule == "best" else [schedule]
     with process_group(device) as ranks:
         backend = load_backend(Spec(backend="digits"), ranks.device)
         tuning = Bench.make(backend, guidance, TUNING_IMAGES if len(schedules) > 1 else 1, TUNING_SEED, batch)
         bench = Bench.make(backend, guidance, count, FIRST_SEED, batch)
-        rows, pictures = compare(bench, tuning, depth_list, schedules)
+        learned = {d: shipped(backend, guidance, d) for d in depth_list}
+        if distil:
+            learned[middle] |= {"tableau2, just now": distilled_now(backend, guidance, middle, ranks, out)}
+        rows, pictures = compare(bench, tuning, depth_list, schedules, learned)
         fineness = teacher_error(bench)
     unseen = sum(parse(p) in HELD_OUT_LABELS for p in bench.prompts)
     choice = f"All solvers have {schedule} nodes"
@@ -222,8 +268,7 @@ def main(count: int, depths: str, guidance: float, schedule: str, batch: int, de
     (out / "solvers.md").write_text(f"{note}\n\n{table}\n", encoding="utf-8")
     settings = {"n": count, "guidance": guidance, "schedule": schedule, "batch": batch, "teacher_error": fineness[0]}
     write_json(out / "solvers.json", settings, rows, backend.device)
-    depth = depth_list[(len(depth_list) - 1) // 2]
-    draw(out / "solvers.png", pictures[depth], rows, f"digits, guidance {guidance:g}: the same prompts and seeds at serial depth {depth}")
+    draw(out / "solvers.png", pictures[middle], rows, f"digits, guidance {guidance:g}: the same prompts and seeds at serial depth {middle}")
     click.echo(f"wrote {out / 'solvers.md'}, {out / 'solvers.json'} and the picture {out / 'solvers.png'}")
 
 

@@ -65,7 +65,7 @@ def judge_row(judge: Judge) -> dict[str, float]:
 
 def quality(guidance: float, prompts: list[str], judge: Judge, backend, intervals: int) -> tuple[dict, Tensor, list[Label]]:
     """Accuracy of samples at one guidance scale, and their Frechet distance where the prompts cover most combinations."""
-    sampler = teacher_sampler(backend, guidance, intervals)
+    sampler = teacher_sampler(backend, guidance, intervals, "discrete")
     _, images, _ = run(sampler, prompts, list(range(FIRST_SEED, FIRST_SEED + len(prompts))), 128)
     labels = [parse(p) for p in prompts]
     verdict = judge(images, labels)

@@ -7,9 +7,10 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from backends import load_backend
 from benchmarks import compare_solvers
 from benchmarks.report import mean_and_halfwidth, rmse_per_image, text_table
-from solvers import compile_tableau
+from solvers import Predictor, SolverTable, Spec, compile_tableau, discrete, save_predictor
 
 
 @pytest.mark.parametrize("name", compare_solvers.SOLVERS)
@@ -26,12 +27,30 @@ def test_the_comparison_states_costs_and_intervals(tmp_path, monkeypatch):
     monkeypatch.setattr(compare_solvers, "TEACHER_INTERVALS", 8)
     monkeypatch.setattr(compare_solvers, "TUNING_IMAGES", 4)
     monkeypatch.setattr(compare_solvers, "SOLVERS", ["euler", "dpmpp", "epd-start"])
+    short = [
+        "bank.pairs=8",
+        "bank.heldout_pairs=4",
+        "bank.shard_size=8",
+        "train.steps=2",
+        "train.batch=4",
+        "teacher.inner=7",
+        "teacher.check=0",
+    ]
+    short += ["evaluation.interval=2", "evaluation.depths=[]", "evaluation.tuning_pairs=4", "evaluation.baselines=[euler]"]
+    monkeypatch.setattr(compare_solvers, "SHORT", short)
+    monkeypatch.setattr(compare_solvers, "DISTILLED", tmp_path)
+    predictor = Predictor(
+        SolverTable.uniform(3, 2), Spec(guidance_rate=7.5), discrete(4, load_backend(Spec(backend="digits"), "cpu").noise_schedule)
+    )
+    save_predictor(predictor, tmp_path / "epd-g7.5-d6" / "network-snapshot-export-best.pkl")
     arguments = ["--n", "6", "--depths", "4,6", "--out", str(tmp_path)]
     result = CliRunner().invoke(compare_solvers.main, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     found = json.loads((tmp_path / "solvers.json").read_text())
     rows = {(r["solver"], r["depth"]): r for r in found["rows"]}
-    assert set(rows) == {("teacher: dpm2, 8 intervals", 16)} | {(s, d) for s in ("euler", "dpmpp", "epd-start") for d in (4, 6)}
+    expected = {("teacher: dpm2, 8 intervals", 16)} | {(s, d) for s in ("euler", "dpmpp", "epd-start") for d in (4, 6)}
+    assert set(rows) == expected | {("epd distilled", 6), ("tableau2, just now", 4)}
+    assert (rows["tableau2, just now", 4]["evaluations"], rows["epd distilled", 6]["evaluations"]) == (7, 9)
     assert rows["teacher: dpm2, 8 intervals", 16]["rmse"] == 0
     assert rows["epd-start", 6]["evaluations"] == 9
     assert rows["euler", 6]["evaluations"] == 6

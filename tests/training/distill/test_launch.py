@@ -107,7 +107,9 @@ def processes(config, exps, name, count, *more) -> subprocess.CompletedProcess:
     command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", "-m", "training.distill.launch"]
     command += ["--config", config, "--exps", exps, "--run-name", name] if config else ["--exps", exps]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run([sys.executable, *map(str, [*command, *more])], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    return subprocess.run(
+        [sys.executable, *map(str, [*command, *more])], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+    )
 
 
 def test_two_processes_and_a_resume_give_the_bits_of_one(tmp_path, config):
@@ -135,7 +137,9 @@ def test_sigterm_saves_and_the_run_goes_on_to_the_same_end(tmp_path, config):
     exps = tmp_path / "exps"
     command = [sys.executable, "-m", "training.distill.launch", "--config", config, "--exps", exps, "--run-name", "cut", *longer]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not any('"loss"' in p.read_text() for p in exps.glob("*-cut/logs/metrics.jsonl")):
         time.sleep(0.05)

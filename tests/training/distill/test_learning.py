@@ -8,7 +8,16 @@ from scipy.optimize import minimize_scalar
 from backends import load_backend
 from backends.digits.judge import Judge
 from solvers import EPD, IPNDM, SolverTable, Spec, Tableau, load_predictor, sample
-from training.distill.config import BankConfig, DistillConfig, EvaluationConfig, LossConfig, NodesConfig, StudentConfig, TeacherConfig, TrainConfig
+from training.distill.config import (
+    BankConfig,
+    DistillConfig,
+    EvaluationConfig,
+    LossConfig,
+    NodesConfig,
+    StudentConfig,
+    TeacherConfig,
+    TrainConfig,
+)
 from training.distill.losses import Loss, first_broken, rollout
 from training.distill.student import TableStudent
 
@@ -191,7 +200,10 @@ def test_every_pair_is_seen_once_an_epoch(trainer_of):
 
 
 def test_patience_ends_a_run_early(trainer_of):
-    config = configuration(train=TrainConfig(steps=40, batch=8, chunk=8, lr=0.0, patience=2), evaluation=EvaluationConfig(interval=5, baselines=[], tuning_pairs=8))
+    config = configuration(
+        train=TrainConfig(steps=40, batch=8, chunk=8, lr=0.0, patience=2),
+        evaluation=EvaluationConfig(interval=5, baselines=[], tuning_pairs=8),
+    )
     trainer = trainer_of(config, Line())
     fit(trainer)
     assert (trainer.step, trainer.best.step) == (10, 0)
