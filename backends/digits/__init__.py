@@ -3,3 +3,4 @@
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "sd"
+REWARD_FOLDER = Path(__file__).parent / "reward"

@@ -1,4 +1,4 @@
-"""Train the digits backbone and its judge from scikit-learn's bundled scans: python -m backends.digits.build."""
+"""Train the digits backbone, its judge and its reward from scikit-learn's bundled scans: python -m backends.digits.build."""
 
 import shutil
 import tempfile
@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from .. import quiet  # noqa: F401  isort: skip
-from . import FOLDER, data, judge, models
+from . import FOLDER, REWARD_FOLDER, data, judge, models
 from .fit import fit
 
-STEPS = {"judge": 2500, "vae": 2500, "unet": 9000}
-CHECK_STEPS = {"judge": 20, "vae": 20, "unet": 20}
+STEPS = {"judge": 2500, "vae": 2500, "unet": 9000, "reward": 3000}
+CHECK_STEPS = {"judge": 20, "vae": 20, "unet": 20, "reward": 20}
 VIEWS = 3  # augmented views of each training scan whose latents the U-Net sees
 
 
@@ -146,38 +146,76 @@ def train_unet(steps: int, work: Path, seed: int, vae, tokenizer):
     return fit(net, loss_fn, steps, 2e-3, work / "unet.pt", seed, ema_decay=0.999)
 
 
-def build(out: Path, work: Path, steps: dict[str, int], seed: int, judge_folder: Path) -> None:
-    """Train all parts and write the pipeline folder (fp16) and the judge."""
+def train_reward(steps: int, work: Path, seed: int, tokenizer):
+    """Contrastive learning (Radford et al. 2021) of drawings and captions; all pairs that fit each other are positives."""
+    scans, digits = data.load_scans("train")
+    grey = data.enlarge(scans)
+    net = models.make_reward(tokenizer)
+
+    def loss_fn(generator):
+        images, labels = draw_batch(grey, digits, 96, generator)
+        images = images * 2 - 1 + 0.04 * torch.randn(images.shape, generator=generator)
+        prompts = [data.random_caption(label, generator) for label in labels]
+        tokens = tokenizer(prompts, padding="max_length", max_length=models.MAX_TOKENS, truncation=True, return_tensors="pt")
+        logits = net(pixel_values=images, **tokens).logits_per_image
+        fits = torch.tensor([[data.fits(label, data.parse(prompt)) for prompt in prompts] for label in labels]).float()
+        ways = [(logits, fits), (logits.T, fits.T)]
+        return sum(-(pairs / pairs.sum(1, keepdim=True) * way.log_softmax(1)).sum(1).mean() for way, pairs in ways) / 2
+
+    return fit(net, loss_fn, steps, 2e-3, work / "reward.pt", seed, ema_decay=0.99)
+
+
+def save_reward(net, tokenizer, folder: Path) -> None:
+    """Write the model in fp16 with its tokenizer and image processor, as a folder that transformers loads."""
+    shutil.rmtree(folder, ignore_errors=True)
+    net.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    models.make_image_processor().save_pretrained(folder)
+
+
+def build(out: Path, work: Path, steps: dict[str, int], seed: int, judge_folder: Path, reward_folder: Path, parts: tuple[str, ...]) -> None:
+    """Train the parts asked for and write the pipeline folder (fp16), the judge and the reward."""
     torch.manual_seed(seed)  # initial weights
     generator = torch.Generator().manual_seed(seed)
     captions = [data.random_caption(label, generator) for label in data.ALL_LABELS * 20]
     tokenizer = models.make_tokenizer(captions, work / "tokenizer")
-    save_judge(train_judge(steps["judge"], work, seed), judge_folder)
-    torch.manual_seed(seed + 1)
-    vae = train_vae(steps["vae"], work, seed + 1)
-    torch.manual_seed(seed + 2)
-    denoiser = train_unet(steps["unet"], work, seed + 2, vae, tokenizer)
-    pipe = models.make_pipeline(vae, denoiser.text_encoder, tokenizer, denoiser.unet).to(dtype=torch.float16)
-    shutil.rmtree(out, ignore_errors=True)
-    pipe.save_pretrained(out)
+    if "judge" in parts:
+        save_judge(train_judge(steps["judge"], work, seed), judge_folder)
+    if "sd" in parts:
+        torch.manual_seed(seed + 1)
+        vae = train_vae(steps["vae"], work, seed + 1)
+        torch.manual_seed(seed + 2)
+        denoiser = train_unet(steps["unet"], work, seed + 2, vae, tokenizer)
+        pipe = models.make_pipeline(vae, denoiser.text_encoder, tokenizer, denoiser.unet).to(dtype=torch.float16)
+        shutil.rmtree(out, ignore_errors=True)
+        pipe.save_pretrained(out)
+    if "reward" in parts:
+        torch.manual_seed(seed + 3)
+        save_reward(train_reward(steps["reward"], work, seed + 3, tokenizer), tokenizer, reward_folder)
+
+
+PARTS = ("judge", "sd", "reward")
 
 
 @click.command()
+@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, help="Only this one; may be repeated. All by default.")
 @click.option("--out", type=click.Path(path_type=Path), default=FOLDER, show_default="package folder", help="Pipeline folder.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/digits"), show_default=True, help="Checkpoints.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--check", is_flag=True, help="A few steps of each part into a temporary folder, to prove that the script runs.")
-def main(out: Path, work: Path, seed: int, check: bool) -> None:
-    """Train the digits backbone and its judge; an interrupted build goes on where it stopped."""
+def main(parts: tuple[str, ...], out: Path, work: Path, seed: int, check: bool) -> None:
+    """Train the digits backbone, its judge and its reward; an interrupted build goes on where it stopped."""
+    parts = parts or PARTS
     if check:
         with tempfile.TemporaryDirectory() as tmp:
             tmp = Path(tmp)
-            build(tmp / "sd", tmp, CHECK_STEPS, seed, tmp / "judge")
+            build(tmp / "sd", tmp, CHECK_STEPS, seed, tmp / "judge", tmp / "reward", parts)
         click.echo("build check passed")
         return
     work.mkdir(parents=True, exist_ok=True)
-    build(out, work, STEPS, seed, judge.FOLDER)
-    click.echo(f"wrote {out} and {judge.FOLDER}")
+    build(out, work, STEPS, seed, judge.FOLDER, REWARD_FOLDER, parts)
+    folders = {"judge": judge.FOLDER, "sd": out, "reward": REWARD_FOLDER}
+    click.echo(f"wrote {', '.join(str(folders[part]) for part in parts)}")
 
 
 if __name__ == "__main__":

@@ -102,6 +102,11 @@ def parse(prompt: str) -> Label | None:
     return Label(digit, colour, weight)
 
 
+def fits(label: Label, asked: Label) -> bool:
+    """Whether a drawing of `label` is what a prompt asks for."""
+    return label.digit == asked.digit and asked.colour in (-1, label.colour) and asked.weight in (-1, label.weight)
+
+
 def random_caption(label: Label, generator: torch.Generator) -> str:
     """A training caption: random template, word or numeral, colour named in 80 % and weight in 60 % of them."""
     u = torch.rand(4, generator=generator).tolist()

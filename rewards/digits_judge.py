@@ -1,0 +1,33 @@
+"""The digits judge as a score: how sure it is of what the prompt asks for."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from backends.digits.data import parse
+from backends.digits.judge import Judge
+
+from .base import Reward, RewardError
+
+
+class JudgeReward(Reward):
+    """The judge's log probability of the digit and the colour that a prompt names, mean over the two; for measuring only."""
+
+    name = "judge"
+
+    def __init__(self, device: torch.device):
+        self.device = torch.device(device)
+        self.net = Judge(device=self.device).net
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        labels = [parse(p) for p in prompts]
+        if None in labels:
+            raise RewardError(f"reward judge: prompt {prompts[labels.index(None)]!r} names no digit")
+        heads = self.net(images)
+        total = torch.zeros(len(images), device=self.device)
+        for name in ("digit", "colour"):
+            asked = torch.tensor([vars(label)[name] for label in labels], device=self.device)
+            found = heads[name].log_softmax(-1).gather(1, asked.clamp(min=0)[:, None])[:, 0]
+            total += torch.where(asked < 0, torch.zeros_like(found), found)
+        return total / 2
