@@ -12,7 +12,10 @@ from .base import Reward, RewardError
 
 
 class ClipReward(Reward):
-    """Cosine of a CLIP model's image and text embeddings (Radford et al. 2021), times its logit scale if `scaled` (PickScore, arXiv 2305.01569)."""
+    """Cosine of a CLIP model's image and text embeddings (Radford et al. 2021).
+
+    Times its logit scale if `scaled`: PickScore (Kirstain et al. 2023, arXiv 2305.01569).
+    """
 
     def __init__(self, name: str, folder: str, processor: str, device: torch.device, scaled: bool):
         self.name, self.device, self.scaled = name, torch.device(device), scaled

@@ -1,7 +1,6 @@
 """A run's folder: configuration, metrics, checkpoints and exports, and what it takes to go on from there."""
 
 import json
-import math
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,6 +125,28 @@ class RunFolder:
         write_atomically(self.metrics, "".join(line + "\n" for line in kept).encode())
 
 
+class Log:
+    """Rank 0's records: metrics.jsonl, tensorboard and the terminal."""
+
+    def __init__(self, run: RunFolder, ranks: Ranks, step: int):
+        self.run, self.first = run, ranks.rank == 0
+        if self.first:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+            self.board = SummaryWriter(str(run.path / "logs"), purge_step=step + 1)
+
+    def __call__(self, record: dict) -> None:
+        if self.first:
+            self.run.log(record)
+            for name, value in record.items():
+                if isinstance(value, float):
+                    self.board.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        if self.first:
+            self.board.close()
+
+
 def broadcast(value, ranks: Ranks):
     """Rank 0's value on all ranks."""
     if ranks.world == 1:
@@ -186,8 +207,3 @@ class StopRequest:
         flag = torch.tensor(float(self.wanted), device=self.ranks.device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag)
-
-
-def finite(value: float) -> float | None:
-    """The value, or None, which metrics leave out, where it is not finite."""
-    return value if math.isfinite(value) else None

@@ -10,7 +10,7 @@ from solvers import UserError
 from solvers.errors import run_command
 
 from ..config import load_config, to_yaml
-from ..run_folder import RunFolder, stop_requests
+from ..run_folder import Log, RunFolder, stop_requests
 from .config import DistillConfig, check
 from .loop import Trainer
 from .plots import draw
@@ -37,28 +37,6 @@ def plan(config: DistillConfig) -> str:
         f"{to_yaml(config)}# dry run: {evals} teacher trajectories of {kept * (config.teacher.inner + 1)} intervals "
         f"of {config.teacher.solver}, then {train.steps} steps of {train.batch} pairs"
     )
-
-
-class Log:
-    """Rank 0's records: metrics.jsonl, tensorboard and the terminal."""
-
-    def __init__(self, run: RunFolder, ranks: Ranks, step: int):
-        self.run, self.first = run, ranks.rank == 0
-        if self.first:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-            self.board = SummaryWriter(str(run.path / "logs"), purge_step=step + 1)
-
-    def __call__(self, record: dict) -> None:
-        if self.first:
-            self.run.log(record)
-            for name, value in record.items():
-                if isinstance(value, float):
-                    self.board.add_scalar(name, value, record["step"])
-
-    def close(self) -> None:
-        if self.first:
-            self.board.close()
 
 
 def distill(config: DistillConfig, ranks: Ranks, run: RunFolder, state: dict | None, max_steps: int | None) -> Trainer:

@@ -1,0 +1,185 @@
+"""What an RDPO run can be told: the published keys with their names, new ones with a meaning each, checked before anything loads."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+import backends
+from backends import SCHEDULES
+from rewards import NAMES as REWARDS
+
+from ..config import ConfigError
+
+
+@dataclass
+class RunConfig:
+    output_root: str = "exps"
+    run_name: str = "rl_run"
+    seed: int = 0
+
+
+@dataclass
+class DataConfig:
+    predictor_snapshot: str = MISSING
+    """The table to start from: a file, a run folder, or a name under exps."""
+    prompt_csv: str | None = None
+    """Text or CSV file of training prompts; digits has its own."""
+
+
+@dataclass
+class ModelConfig:
+    """The backbone and what the table is used with; null takes what the start table was made for, another value is an error."""
+
+    dataset_name: str | None = None
+    guidance_type: str | None = None
+    guidance_rate: float | None = None
+    schedule_type: str | None = None
+    schedule_rho: float | None = None
+    num_steps: int | None = None
+    num_points: int | None = None
+    backend: str | None = None
+    resolution: int | None = None
+    backend_options: dict[str, Any] = field(default_factory=dict)
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    flowmatch_mu: float | None = None
+    flowmatch_shift: float | None = None
+
+
+@dataclass
+class RewardConfig:
+    type: str = "digits"
+    """The reward that is trained on."""
+    weights_path: str | None = None
+    """Its weights, where they are not embedded or found by name."""
+    batch_size: int = 64
+    """Images scored at a time."""
+
+
+@dataclass
+class PPOConfig:
+    rollout_batch_size: int = 4
+    """Images a step, over all ranks."""
+    rloo_k: int = 2
+    """Siblings a group: tables tried on the same prompt."""
+    rollout_chunk: int = 64
+    """Images sampled at a time on a rank, a multiple of rloo_k; it decides rounding, so a run and its resume share it."""
+    ppo_epochs: int = 1
+    minibatch_size: int = 2
+    """Images of one update, over all ranks."""
+    learning_rate: float = 5e-5
+    clip_range: float = 0.2
+    kl_coef: float = 0.01
+    """Weight of KL(policy || base)."""
+    kl_target: float | None = None
+    """Adapt kl_coef so that KL(policy || base) stays near this many nats (PPO, section 4); null leaves it."""
+    entropy_coef: float = 0.0
+    max_grad_norm: float | None = None
+    steps: int = 10
+    dirichlet_concentration: float = 200.0
+    """Sum of the concentrations of each simplex at the start: higher explores less."""
+    max_log_change: float = 3.0
+    """Largest change of a log concentration: keeps the policy from a point mass and from the corners."""
+    scale_std: float = 0.05
+    train_scale_dir: bool | None = None
+    """Learn the direction scales; null where the start table has them."""
+    train_scale_time: bool | None = None
+    policy: str = "table"
+    """Residual of the policy: table (one number a concentration) or mlp (published)."""
+    group_noise: str = "shared"
+    """Initial noise of siblings: shared, so that only their tables differ, or independent (published)."""
+    baseline: str = "prompt"
+    """Leave-one-out within the group (prompt), or the published estimator (mixed)."""
+
+
+@dataclass
+class EvaluationConfig:
+    """The mean table against the start table, paired, on prompts and seeds that are never trained on."""
+
+    interval: int = 10
+    images: int = 256
+    prompt_csv: str | None = None
+    """Held-out prompts; by default the last of data.prompt_csv, a fifth at most, which are then not trained on."""
+    rewards: list[str] = field(default_factory=lambda: ["judge"])
+    """Rewards that are measured, never trained on."""
+    batch: int = 64
+    patience: int = 0
+    """Stop after so many evaluations without a better one; 0 for never."""
+    warn_after: int = 50
+    """Steps after which an interval that still holds 0 gives a warning."""
+
+
+@dataclass
+class LoggingConfig:
+    log_interval: int = 1
+    save_interval: int = 5
+    """Steps between checkpoints."""
+
+
+@dataclass
+class RDPOConfig:
+    """An RDPO run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+
+LOWEST = {
+    "run.seed": 0,
+    "reward.batch_size": 1,
+    "ppo.rollout_batch_size": 1,
+    "ppo.rloo_k": 2,
+    "ppo.rollout_chunk": 1,
+    "ppo.ppo_epochs": 1,
+    "ppo.minibatch_size": 1,
+    "ppo.learning_rate": 0,
+    "ppo.clip_range": 0,
+    "ppo.kl_coef": 0,
+    "ppo.kl_target": 0,
+    "ppo.entropy_coef": 0,
+    "ppo.max_grad_norm": 0,
+    "ppo.steps": 1,
+    "evaluation.interval": 1,
+    "evaluation.images": 2,
+    "evaluation.batch": 1,
+    "evaluation.patience": 0,
+    "evaluation.warn_after": 1,
+    "logging.log_interval": 1,
+    "logging.save_interval": 1,
+}
+ABOVE_ZERO = ("ppo.dirichlet_concentration", "ppo.max_log_change", "ppo.scale_std")
+
+
+def check(config: RDPOConfig) -> None:
+    """Refuse values out of range and batches that do not divide, in one line that names the key."""
+    ppo = config.ppo
+    for key, value, choices in [
+        ("model.backend", config.model.backend, (None, *backends.NAMES)),
+        ("model.schedule_type", config.model.schedule_type, (None, *SCHEDULES)),
+        ("reward.type", config.reward.type, REWARDS),
+        *[("evaluation.rewards", name, REWARDS) for name in config.evaluation.rewards],
+        ("ppo.policy", ppo.policy, ("table", "mlp")),
+        ("ppo.group_noise", ppo.group_noise, ("shared", "independent")),
+        ("ppo.baseline", ppo.baseline, ("prompt", "mixed")),
+    ]:
+        if value not in choices:
+            raise ConfigError(f"{key} is {value!r}, expected one of {', '.join(str(c) for c in choices if c is not None)}")
+    for key in (*LOWEST, *ABOVE_ZERO):
+        section, name = key.split(".")
+        value = getattr(getattr(config, section), name)
+        if value is not None and not (math.isfinite(value) and (value > 0 if key in ABOVE_ZERO else value >= LOWEST[key])):
+            raise ConfigError(f"{key} is {value}, expected {'a number above 0' if key in ABOVE_ZERO else f'at least {LOWEST[key]}'}")
+    for name in ("rollout_batch_size", "rollout_chunk"):
+        if getattr(ppo, name) % ppo.rloo_k:
+            raise ConfigError(f"ppo.{name} is {getattr(ppo, name)}, expected a multiple of ppo.rloo_k ({ppo.rloo_k})")
+    if ppo.minibatch_size > ppo.rollout_batch_size:
+        raise ConfigError(f"ppo.minibatch_size is {ppo.minibatch_size}, expected at most ppo.rollout_batch_size ({ppo.rollout_batch_size})")
+    if config.reward.type in config.evaluation.rewards:
+        raise ConfigError(f"evaluation.rewards holds {config.reward.type!r}, which is trained on; it is always measured")

@@ -1,0 +1,63 @@
+"""Export a policy's mean table as a predictor: python -m training.ppo.export_epd_predictor RUN_DIR."""
+
+import json
+from pathlib import Path
+
+import click
+import torch
+
+from solvers import UserError, save_predictor
+from solvers.errors import run_command
+from solvers.files import write_atomically
+
+from ..config import load_config
+from ..run_folder import RunFolder
+from .config import RDPOConfig
+from .prepare import load_start, policy_of, settle
+
+
+@click.command()
+@click.argument("run_dir")
+@click.option("--checkpoint", help="A checkpoint of the run, by path or name; by default the best policy by held-out reward.")
+@click.option("--output-dir", type=click.Path(path_type=Path), help="Where to write; RUN_DIR/export by default.")
+@click.option("--no-manifest", is_flag=True, help="Leave out the JSON file beside the predictor.")
+def main(run_dir: str, checkpoint: str | None, output_dir: Path | None, no_manifest: bool) -> None:
+    """Write the table that sampling uses: mean positions and weights, median scales, and the solver that was rolled out."""
+    run = RunFolder.find(run_dir, kind="ppo")
+    path = None
+    if checkpoint is not None:
+        places = [Path(checkpoint), run.path / checkpoint, run.checkpoints / checkpoint]
+        path = next((p for p in places if p.is_file()), None)
+        if path is None:
+            held = ", ".join(p.name for p in sorted(run.checkpoints.glob("*.pt")))
+            raise UserError(f"--checkpoint {checkpoint}: not found; {run.checkpoints} holds {held}")
+    state = run.load_checkpoint(path)
+    config = load_config(RDPOConfig, run.config)
+    start, parent = load_start(config)
+    policy = policy_of(config, start)
+    best = checkpoint is None
+    policy.load_state_dict(state["best"]["state"] if best else state["policy"])
+    step = state["best"]["step"] if best else state["step"]
+    with torch.no_grad():
+        table = policy.complete(policy().mean())
+    told = {
+        "kind": "rdpo",
+        "parent": parent,
+        "reward": config.reward.type,
+        "seed": config.run.seed,
+        "ppo": dict(vars(config.ppo)),
+        "step": step,
+    }
+    predictor = type(start)(table, settle(config, start), start.sigmas, told)
+    folder = output_dir or run.export
+    target = folder / f"network-snapshot-export-step{step:06d}.pkl"
+    save_predictor(predictor, target)
+    if not no_manifest:
+        metrics = [r for r in run.records() if r["step"] == step]
+        manifest = {"run_dir": str(run.path), "checkpoint": "best" if best else path.name, "step": step, "metrics": metrics}
+        write_atomically(folder / f"export-manifest-step{step:06d}.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    click.echo(f"wrote {target}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,95 @@
+"""Tune a solver table on a reward (RDPO): torchrun --nproc_per_node=N -m training.ppo.launch --config FILE.yaml."""
+
+from pathlib import Path
+
+import click
+
+from backends import load_backend
+from backends.distributed import Ranks, process_group
+from solvers import UserError, save_predictor
+from solvers.errors import run_command
+
+from ..config import load_config, to_yaml
+from ..run_folder import Log, RunFolder, stop_requests
+from .config import RDPOConfig, check
+from .prepare import calls_of, load_start, prepare, prompts_of, settle
+from .trainer import Trainer
+
+
+def export(trainer: Trainer) -> Path:
+    """Write the best policy's mean table, by its step and as best.pkl."""
+    best = trainer.best
+    predictor = trainer.predictor(best.state, {"step": best.step, "heldout_gain": best.gain})
+    for name in (f"step{best.step:06d}", "best"):
+        save_predictor(predictor, trainer.run.export / f"network-snapshot-export-{name}.pkl")
+    return trainer.run.export / "network-snapshot-export-best.pkl"
+
+
+def summary(trainer: Trainer) -> str:
+    """What came out, in one line."""
+    record = next((r for r in trainer.run.records() if r["step"] == trainer.best.step and "table" in r), None)
+    if record is None:
+        return f"best policy: step {trainer.best.step}"
+    gains = [f"{n} {record[f'gain_{n}']:+.4f} ± {record[f'gain_{n}_halfwidth']:.4f}" for n in trainer.heldout.rewards]
+    return f"best policy: step {trainer.best.step}; gain over the start table on held-out prompts and seeds: {', '.join(gains)}"
+
+
+def train(config: RDPOConfig, ranks: Ranks, run: RunFolder, state: dict | None, max_steps: int | None) -> Trainer:
+    """Run to the end, to `max_steps`, or to a request to stop; writes everything under the run's folder."""
+
+    def say(text: str) -> None:
+        if ranks.rank == 0:
+            click.echo(text)
+
+    backend = load_backend(settle(config, load_start(config)[0]), ranks.device)
+    trainer = prepare(config, backend, ranks, run)
+    if state is not None:
+        trainer.restore(state)
+        if ranks.rank == 0:
+            run.rewind(trainer.step)
+    log = Log(run, ranks, trainer.step)
+    with stop_requests(ranks) as stop:
+        finished = trainer.fit(min(config.ppo.steps, max_steps or config.ppo.steps), stop, log, say)
+    log.close()
+    if not finished:
+        say(f"stopped at step {trainer.step} as asked; go on with --resume {run.path}")
+    if ranks.rank == 0:
+        say(f"{summary(trainer)}\nwrote {export(trainer)}")
+    ranks.barrier()
+    return trainer
+
+
+@click.command()
+@click.option("--config", "path", type=click.Path(path_type=Path), help="YAML file, such as training/ppo/cfgs/digits.yaml.")
+@click.option("--override", "overrides", multiple=True, help="section.key=value over the file; may be repeated.")
+@click.option("--run-name", help="End of the run folder's name; run.run_name by default.")
+@click.option("--max-steps", type=click.IntRange(1), help="Stop after this step, with a checkpoint.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved configuration and what a step costs.")
+@click.option("--resume", help='Run folder to go on in, or "latest".')
+@click.option("--output-root", type=click.Path(path_type=Path), help="Where run folders are; run.output_root by default.")
+@click.option("--device", help="cpu, cuda, cuda:1, mps; CUDA where there is one by default.")
+def main(path, overrides, run_name, max_steps, dry_run, resume, output_root, device) -> None:
+    """Learn a table by reward. Interrupted, it goes on with --resume to the identical result."""
+    if (path is None) == (resume is None):
+        raise UserError("give either --config FILE to start a run, or --resume RUN_DIR to go on with one")
+    if resume is not None and overrides:
+        raise UserError("--override cannot change a run that goes on; start a new one with --config")
+    run = None if resume is None else RunFolder.find(resume, output_root or Path("exps"), kind="ppo")
+    config = load_config(RDPOConfig, path if run is None else run.config, overrides)
+    check(config)
+    predictor, _ = load_start(config)
+    prompts_of(config, settle(config, predictor).backend)
+    if dry_run:
+        click.echo(f"{to_yaml(config)}# dry run, {calls_of(config, predictor)}")
+        return
+    state = None if run is None else run.load_checkpoint()
+    with process_group(device) as ranks:
+        root = output_root or Path(config.run.output_root)
+        run = run or RunFolder.create(run_name or config.run.run_name, to_yaml(config), ranks, root)
+        if ranks.rank == 0:
+            click.echo(f"run folder: {run.path}")
+        train(config, ranks, run, state, max_steps)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,130 @@
+"""From a configuration to all that an RDPO run needs: start table, spec, prompts, backbone, rewards, policy."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+from backends import Backend
+from backends.distributed import Ranks
+from backends.prompts import read_prompts
+from rewards import load_reward
+from solvers import Predictor, Spec, Tableau, load_predictor, resolve_predictor_path
+
+from ..config import ConfigError
+from ..run_folder import RunFolder
+from .config import RDPOConfig
+from .policy import ResidualPolicy, make_policy
+from .rollout import Scorer
+from .trainer import Trainer
+
+EVALUATION_SEED = 3_000_000
+
+
+def load_start(config: RDPOConfig) -> tuple[Predictor, str]:
+    """The start table and what to call it; one that does not say its backend, or a tableau: ConfigError."""
+    path = resolve_predictor_path(config.data.predictor_snapshot)
+    predictor = load_predictor(path)
+    if isinstance(predictor.table, Tableau):
+        raise ConfigError(
+            f"data.predictor_snapshot {path} holds a tableau; RDPO learns tables: choose one distilled with student.kind: table"
+        )
+    return predictor, f"{path.name} sha256:{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]}"
+
+
+def settle(config: RDPOConfig, predictor: Predictor) -> Spec:
+    """The spec of the run: the configuration where it says something, else the start table's; a contradiction names both."""
+    told, recorded = config.model, predictor.spec
+    facts = {"num_steps": predictor.table.num_intervals + 1, "num_points": predictor.table.num_points}
+    values = vars(recorded) | facts
+    for name in vars(Spec()):
+        asked = getattr(told, name, None)
+        if asked is None:
+            continue
+        if values[name] is not None and values[name] != asked and name != "dataset_name":
+            raise ConfigError(f"model.{name} is {asked!r}, but {config.data.predictor_snapshot} was made for {values[name]!r}")
+        values[name] = asked
+    options = dict(recorded.backend_config) | told.backend_options | ({} if told.resolution is None else {"resolution": told.resolution})
+    for name, value in recorded.backend_config.items():
+        if name == "resolution" and options[name] != value:
+            raise ConfigError(f"model.resolution is {options[name]}, but {config.data.predictor_snapshot} was made for {value}")
+    if values["backend"] is None:
+        raise ConfigError(f"model.backend is not set, and {config.data.predictor_snapshot} does not say it")
+    return Spec(**values | {"backend_config": options})
+
+
+def prompts_of(config: RDPOConfig, backend_name: str) -> tuple[list[str], list[str]]:
+    """Training and held-out prompts; no prompt is in both."""
+    told, apart = config.data.prompt_csv, config.evaluation.prompt_csv
+    if told is None:
+        if backend_name != "digits":
+            raise ConfigError("data.prompt_csv is not set: give a text or CSV file of prompts with --override data.prompt_csv=FILE")
+        from backends.digits.data import ALL_LABELS, evaluation_prompts, training_prompts
+
+        train, heldout = list(dict.fromkeys(training_prompts(10**4))), evaluation_prompts(len(ALL_LABELS))
+    else:
+        train, heldout = list(dict.fromkeys(read_prompts(Path(told), "data.prompt_csv"))), []
+    if apart is not None:
+        heldout = list(dict.fromkeys(read_prompts(Path(apart), "evaluation.prompt_csv")))
+        shared = set(train) & set(heldout)
+        if shared:
+            raise ConfigError(f"evaluation.prompt_csv {apart}: {min(shared)!r} is a training prompt too; remove it from one")
+    elif not heldout:
+        if len(train) < 2:
+            raise ConfigError(f"data.prompt_csv {told}: 1 prompt, expected at least 2, or evaluation.prompt_csv")
+        count = min(config.evaluation.images, max(1, len(train) // 5))
+        train, heldout = train[:-count], train[-count:]
+    return train, heldout
+
+
+def policy_of(config: RDPOConfig, predictor: Predictor) -> ResidualPolicy:
+    """The policy around the start table."""
+    ppo, table = config.ppo, predictor.table
+    learned = []
+    for name in ("scale_dir", "scale_time"):
+        asked = getattr(ppo, f"train_{name}")
+        learned.append(getattr(table, name) is not None if asked is None else asked)
+    scales = (learned[0], learned[1])
+    return make_policy(ppo.policy, table, ppo.dirichlet_concentration, ppo.scale_std, scales, ppo.max_log_change, config.run.seed)
+
+
+def prepare(config: RDPOConfig, backend: Backend, ranks: Ranks, run: RunFolder) -> Trainer:
+    """Everything that a run needs."""
+    predictor, parent = load_start(config)
+    spec = settle(config, predictor)
+    nodes = backend.sigmas(spec) if predictor.sigmas is None else predictor.sigmas
+    guidance = backend.default_guidance if spec.guidance_rate is None else spec.guidance_rate
+    train, heldout = prompts_of(config, backend.name)
+    trained = {config.reward.type: load_reward(config.reward.type, reward_options(config), ranks.device)}
+    measured = trained | {name: load_reward(name, {}, ranks.device) for name in config.evaluation.rewards}
+    scorer = Scorer(backend, nodes, guidance, spec.afs, spec.max_order, trained)
+    count = config.evaluation.images
+    provenance = {"kind": "rdpo", "parent": parent, "reward": config.reward.type, "seed": config.run.seed, "ppo": dict(vars(config.ppo))}
+    return Trainer(
+        config,
+        ranks,
+        run,
+        policy_of(config, predictor),
+        scorer,
+        replace(scorer, rewards=measured),
+        train,
+        [heldout[i % len(heldout)] for i in range(count)],
+        list(range(EVALUATION_SEED, EVALUATION_SEED + count)),
+        replace(spec, guidance_rate=float(guidance)),
+        provenance | {"learned_sigmas": predictor.provenance.get("learned_sigmas", False)},
+    )
+
+
+def reward_options(config: RDPOConfig) -> dict:
+    """The options of the trained reward that are set."""
+    return {} if config.reward.weights_path is None else {"weights_path": config.reward.weights_path}
+
+
+def calls_of(config: RDPOConfig, predictor: Predictor) -> str:
+    """What a step costs, in words."""
+    cost, ppo = predictor.cost(), config.ppo
+    groups = ppo.rollout_batch_size // ppo.rloo_k
+    return (
+        f"a step: {ppo.rollout_batch_size} images ({groups} groups of {ppo.rloo_k}), {cost.evaluations} evaluations each "
+        f"({ppo.rollout_batch_size * cost.evaluations} network rows, twice with guidance), serial depth {cost.depth}; "
+        f"{ppo.steps} steps; an evaluation every {config.evaluation.interval} steps: {config.evaluation.images} images"
+    )

@@ -1,0 +1,89 @@
+"""Rollouts: groups of siblings that share a prompt, each with a table of its own, from noise to reward."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from backends import Backend
+from backends.distributed import Ranks
+from rewards import Reward
+from solvers import EPD, SolverTable, sample
+
+from ..run_folder import gather_rows
+from .config import PPOConfig
+from .policy import Draw, ResidualPolicy
+
+SEEDS = 2**32  # training noise has seeds from here on, evaluation noise below
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """From prompts, seeds and one table an image to scores: the very solver that is exported, points in parallel."""
+
+    backend: Backend
+    nodes: Tensor
+    guidance_scale: float
+    afs: bool
+    max_order: int
+    rewards: dict[str, Reward]
+
+    def __call__(self, table: SolverTable, prompts: list[str], seeds: list[int]) -> Tensor:
+        """Scores [B, number of rewards] in float64."""
+        with torch.inference_mode():
+            velocity = self.backend.velocity(self.backend.encode(prompts, self.guidance_scale))
+            x = sample(EPD(table, self.afs, self.max_order), velocity, self.backend.start(seeds, self.nodes[0]), self.nodes)
+            images = self.backend.decode(x)
+            return torch.stack([reward(images, prompts).double().cpu() for reward in self.rewards.values()], -1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step tries: the prompt of each group, the noise of each image."""
+
+    prompts: list[str]
+    seeds: list[int]
+
+    @classmethod
+    def make(cls, prompts: list[str], config: PPOConfig, seed: int, step: int) -> "Plan":
+        """Prompts in a new order each epoch; both follow from the seed and the step alone."""
+        groups, k = config.rollout_batch_size // config.rloo_k, config.rloo_k
+        chosen = []
+        for position in range(step * groups, (step + 1) * groups):
+            order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(stream(seed, position // len(prompts), 0)))
+            chosen += [prompts[int(order[position % len(prompts)])]] * k
+        drawn = torch.randint(SEEDS, (groups, k), generator=torch.Generator().manual_seed(stream(seed, step, 1)))
+        if config.group_noise == "shared":
+            drawn = drawn[:, :1].expand(groups, k)
+        return cls(chosen, (drawn + SEEDS).flatten().tolist())
+
+
+def stream(seed: int, step: int, purpose: int) -> int:
+    """A seed of its own for each purpose (0 prompts, 1 noise, 2 tables, 3 minibatches) and step of a run."""
+    return (seed * 1_000_003 + step) * 4 + purpose
+
+
+def scores_of(score: Scorer, policy: ResidualPolicy, draw: Draw, plan: Plan, chunk: int, ranks: Ranks) -> Tensor:
+    """Scores [B, rewards] of all images of a step; the ranks take chunks in turn and share the results."""
+    batch, width = len(plan.seeds), len(score.rewards)
+    rows = []
+    for i in range(ranks.rank * chunk, batch, ranks.world * chunk):
+        part = slice(i, min(i + chunk, batch))
+        found = score(policy.complete(draw.select(part).table()), plan.prompts[part], plan.seeds[part])
+        row = torch.zeros(chunk, width, dtype=torch.float64)
+        row[: len(found)] = found
+        rows.append(row.flatten())
+    held = torch.stack(rows) if rows else torch.zeros(0, chunk * width, dtype=torch.float64)
+    return gather_rows(held, ranks).view(-1, width)[:batch].clone()
+
+
+def evaluate_table(score: Scorer, table: SolverTable, prompts: list[str], seeds: list[int], batch: int, ranks: Ranks) -> Tensor:
+    """Scores [n, rewards] of one table on fixed prompts and seeds; the ranks take batches in turn."""
+    width, rows = len(score.rewards), []
+    for i in range(ranks.rank * batch, len(seeds), ranks.world * batch):
+        found = score(table, prompts[i : i + batch], seeds[i : i + batch])
+        row = torch.zeros(batch, width, dtype=torch.float64)
+        row[: len(found)] = found
+        rows.append(row.flatten())
+    held = torch.stack(rows) if rows else torch.zeros(0, batch * width, dtype=torch.float64)
+    return gather_rows(held, ranks).view(-1, width)[: len(seeds)].clone()

@@ -1,0 +1,246 @@
+"""RDPO: roll out, compare siblings, update the policy, and measure its mean table on what it never sees."""
+
+import math
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from backends.distributed import Ranks
+from solvers import Predictor, Spec, UserError
+
+from ..run_folder import RunFolder, StopRequest
+from .advantages import BASELINES, whitened
+from .config import RDPOConfig
+from .policy import Draw, ResidualPolicy
+from .rollout import Plan, Scorer, evaluate_table, scores_of, stream
+from .update import ppo_loss
+
+SKIPS = 3  # steps in a row without a finite reward that end a run
+
+
+class Diverged(UserError):
+    """Rewards or log probabilities that are not finite, several steps in a row."""
+
+
+@dataclass
+class Best:
+    """The best policy so far by held-out reward, and since how many evaluations."""
+
+    step: int = -1
+    gain: float = -math.inf
+    stale: int = 0
+    state: dict = field(default_factory=dict)
+
+
+@dataclass
+class Trainer:
+    """One run: the policy, what it is tried on, and where it is written."""
+
+    config: RDPOConfig
+    ranks: Ranks
+    run: RunFolder
+    policy: ResidualPolicy
+    train: Scorer
+    heldout: Scorer
+    prompts: list[str]
+    heldout_prompts: list[str]
+    heldout_seeds: list[int]
+    spec: Spec
+    provenance: dict
+
+    def __post_init__(self):
+        self.optimiser = torch.optim.AdamW(self.policy.parameters(), lr=self.config.ppo.learning_rate, weight_decay=0.0)
+        self.step, self.skipped, self.kl_coef = 0, 0, self.config.ppo.kl_coef
+        self.best, self.base_scores = Best(), None
+
+    # one step
+
+    def learn(self) -> dict:
+        """One step: rollout, advantages, update; what it logs. A step that is not finite is not applied, but recorded."""
+        ppo, seed = self.config.ppo, self.config.run.seed
+        plan = Plan.make(self.prompts, ppo, seed, self.step)
+        with torch.no_grad():
+            distribution = self.policy()
+            draw = distribution.sample(ppo.rollout_batch_size, stream(seed, self.step, 2))
+            old_log_prob = distribution.log_prob(*draw)
+        scores = scores_of(self.train, self.policy, draw, plan, ppo.rollout_chunk, self.ranks)
+        rewards = scores[:, 0].view(-1, ppo.rloo_k)
+        self.step += 1
+        if not (rewards.isfinite().all() and old_log_prob.isfinite().all()):
+            return self.skip(plan, draw, rewards)
+        self.skipped = 0
+        advantages = whitened(BASELINES[ppo.baseline](rewards), centre=ppo.baseline == "mixed").flatten()
+        record = {"step": self.step, "reward": rewards.mean().item(), "reward_std": rewards.std().item()}
+        record |= {"reward_within_std": rewards.var(1).mean().sqrt().item(), "reward_between_std": spread(rewards.mean(1))}
+        record |= {f"head_{name}": scores[:, i].mean().item() for i, name in enumerate(self.train.rewards)}
+        record |= self.update(draw, old_log_prob, advantages)
+        return record | self.describe()
+
+    def update(self, draw: Draw, old_log_prob: Tensor, advantages: Tensor) -> dict:
+        """Epochs of minibatches of the clipped surrogate; every rank does the same, so nothing is exchanged."""
+        ppo, batch, found = self.config.ppo, len(advantages), []
+        order = torch.Generator().manual_seed(stream(self.config.run.seed, self.step - 1, 3))
+        for epoch in range(ppo.ppo_epochs):
+            shuffled = torch.randperm(batch, generator=order)
+            for rows in shuffled.split(ppo.minibatch_size):
+                distribution = self.policy()
+                log_prob = distribution.log_prob(*draw.select(rows.tolist()))
+                loss, diagnostics = ppo_loss(log_prob, old_log_prob[rows], advantages[rows], ppo.clip_range)
+                if epoch == 0 and not found and abs(diagnostics["ratio"] - 1) > 1e-9:
+                    raise AssertionError(f"the first ratio of a step is {diagnostics['ratio']}, not 1")
+                kl, entropy = distribution.kl(self.policy.base()), distribution.entropy()
+                total = loss + self.kl_coef * kl - ppo.entropy_coef * entropy
+                self.optimiser.zero_grad()
+                total.backward()
+                norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), ppo.max_grad_norm or math.inf).item()
+                self.optimiser.step()
+                parts = {"policy_loss": loss.item(), "loss": total.item(), "kl": kl.item(), "entropy": entropy.item(), "grad_norm": norm}
+                found.append(diagnostics | parts)
+        record = {name: sum(f[name] for f in found) / len(found) for name in found[0]}
+        record["kl_coef"] = self.kl_coef
+        if ppo.kl_target is not None:
+            self.kl_coef = adapted(self.kl_coef, found[-1]["kl"], ppo.kl_target)
+        return record
+
+    def skip(self, plan: Plan, draw: Draw, rewards: Tensor) -> dict:
+        """Record a step that is not finite; too many in a row end the run."""
+        self.skipped += 1
+        bad = (~rewards.isfinite()).flatten().nonzero()[:, 0].tolist() or [0]
+        image = bad[0]
+        record = {"step": self.step, "skipped": f"rewards of {len(bad)} of {rewards.numel()} images are not finite"}
+        record |= {"prompts": [plan.prompts[i] for i in bad], "seeds": [plan.seeds[i] for i in bad]}
+        record |= {"positions": draw.table().r[image].tolist(), "weights": draw.weights[image].tolist()}
+        if self.skipped >= SKIPS:
+            self.save()
+            raise Diverged(
+                f"{self.run.path}: rewards were not finite in {SKIPS} steps in a row (last: step {self.step}, prompt "
+                f"{plan.prompts[image]!r}, seed {plan.seeds[image]}); the policy before them is saved; raise ppo.dirichlet_concentration, or check the reward"
+            )
+        return record
+
+    def describe(self) -> dict:
+        """Where the policy is: concentration sums and how far its mean table is from the start's."""
+        with torch.no_grad():
+            distribution, base = self.policy(), self.policy.base()
+            now, start = distribution.mean(), base.mean()
+            sums = [d.concentration.sum(-1).mean().item() for d in (distribution.pos, distribution.weight)]
+        return {
+            "concentration_pos": sums[0],
+            "concentration_weight": sums[1],
+            "drift_r": (now.r - start.r).abs().mean().item(),
+            "drift_w": (now.w - start.w).abs().mean().item(),
+        }
+
+    # held-out reward
+
+    def evaluate(self) -> dict:
+        """The mean table against the start table on fixed prompts and seeds: paired gains with 95 % intervals."""
+        with torch.no_grad():
+            table, start = (self.policy.complete(d.mean()) for d in (self.policy(), self.policy.base()))
+        measure = (self.heldout_prompts, self.heldout_seeds, self.config.evaluation.batch, self.ranks)
+        if self.base_scores is None:
+            self.base_scores = evaluate_table(self.heldout, start, *measure)
+        scores = evaluate_table(self.heldout, table, *measure)
+        record: dict = {"step": self.step}
+        for i, name in enumerate(self.heldout.rewards):
+            gain = scores[:, i] - self.base_scores[:, i]
+            half = 1.96 * gain.std().item() / len(gain) ** 0.5
+            record |= {f"heldout_{name}": scores[:, i].mean().item(), f"gain_{name}": gain.mean().item(), f"gain_{name}_halfwidth": half}
+        trained = record[f"gain_{self.config.reward.type}"]
+        if trained > self.best.gain:
+            state = {k: v.detach().clone() for k, v in self.policy.state_dict().items()}
+            self.best = Best(self.step, trained, 0, state)
+        else:
+            self.best.stale += 1
+        return record | {"table": {"r": table.r.tolist(), "w": table.w.tolist()}}
+
+    def warning(self, record: dict) -> str | None:
+        """What to say when nothing has been learned for long."""
+        name = self.config.reward.type
+        gain, half = record[f"gain_{name}"], record[f"gain_{name}_halfwidth"]
+        if self.step < self.config.evaluation.warn_after or gain > half:
+            return None
+        return (
+            f"no signal: after {self.step} steps the gain in {name} is {gain:+.4f} ± {half:.4f}; try larger groups (ppo.rloo_k), more images "
+            "a step (ppo.rollout_batch_size), a lower ppo.dirichlet_concentration or a higher ppo.learning_rate"
+        )
+
+    # files
+
+    def state(self) -> dict:
+        """Everything that the rest of the run depends on; all random numbers follow from the seed and the step."""
+        return {
+            "step": self.step,
+            "policy": self.policy.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "best": asdict(self.best),
+            "base_scores": self.base_scores,
+            "kl_coef": self.kl_coef,
+            "skipped": self.skipped,
+            "prompt_cursor": self.step * (self.config.ppo.rollout_batch_size // self.config.ppo.rloo_k),
+            "rng": torch.get_rng_state(),
+        }
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        if self.ranks.rank == 0:
+            self.run.save_checkpoint(self.step, self.state(), keep=3)
+
+    def restore(self, state: dict) -> None:
+        """Go on from a checkpoint."""
+        self.policy.load_state_dict(state["policy"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.best, self.base_scores = state["step"], Best(**state["best"]), state["base_scores"]
+        self.kl_coef, self.skipped = state["kl_coef"], state["skipped"]
+        torch.set_rng_state(state["rng"])
+
+    def predictor(self, state: dict, told: dict) -> Predictor:
+        """The mean table of a policy's state, with the scales and the solver that were rolled out."""
+        present = {k: v.detach().clone() for k, v in self.policy.state_dict().items()}
+        self.policy.load_state_dict(state)
+        with torch.no_grad():
+            table = self.policy.complete(self.policy().mean())
+        self.policy.load_state_dict(present)
+        return Predictor(table, self.spec, self.train.nodes, self.provenance | told)
+
+    # the loop
+
+    def fit(self, last_step: int, stop: StopRequest, log, say) -> bool:
+        """Learn up to a step; False if asked to stop before. Evaluations and checkpoints fall on fixed steps."""
+        settings, every = self.config.logging, self.config.evaluation.interval
+        if self.base_scores is None:
+            log(self.evaluate())
+            self.save()
+        bar = tqdm(total=self.config.ppo.steps, initial=self.step, desc="RDPO", unit="step", disable=self.ranks.rank > 0 or None)
+        with bar:
+            while self.step < last_step and not 0 < self.config.evaluation.patience <= self.best.stale:
+                record = self.learn()
+                if self.step % settings.log_interval == 0 or "skipped" in record:
+                    log(record)
+                bar.update()
+                bar.set_postfix_str(f"reward {record.get('reward', math.nan):.4f} kl {record.get('kl', math.nan):.2f}")
+                if self.step % every == 0 or self.step == self.config.ppo.steps:
+                    record = self.evaluate()
+                    log(record)
+                    if warning := self.warning(record):
+                        say(warning)
+                if stop.agreed():
+                    self.save()
+                    return False
+                if self.step % settings.save_interval == 0 or self.step in (last_step, self.config.ppo.steps):
+                    self.save()
+        return True
+
+
+def spread(values: Tensor) -> float:
+    """Standard deviation, 0 for a single value."""
+    return values.std().item() if len(values) > 1 else 0.0
+
+
+def adapted(kl_coef: float, kl: float, target: float) -> float:
+    """Twice the coefficient when KL is more than half above its target, half when it is as far below (PPO, section 4)."""
+    if kl > 1.5 * target:
+        return max(kl_coef, 1e-4) * 2
+    return kl_coef / 2 if kl < target / 1.5 else kl_coef
