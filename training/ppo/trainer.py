@@ -116,7 +116,8 @@ class Trainer:
             self.save()
             raise Diverged(
                 f"{self.run.path}: rewards were not finite in {SKIPS} steps in a row (last: step {self.step}, prompt "
-                f"{plan.prompts[image]!r}, seed {plan.seeds[image]}); the policy before them is saved; raise ppo.dirichlet_concentration, or check the reward"
+                f"{plan.prompts[image]!r}, seed {plan.seeds[image]}); the policy before them is saved; "
+                "raise ppo.dirichlet_concentration, or check the reward"
             )
         return record
 
@@ -163,8 +164,8 @@ class Trainer:
         if self.step < self.config.evaluation.warn_after or gain > half:
             return None
         return (
-            f"no signal: after {self.step} steps the gain in {name} is {gain:+.4f} ± {half:.4f}; try larger groups (ppo.rloo_k), more images "
-            "a step (ppo.rollout_batch_size), a lower ppo.dirichlet_concentration or a higher ppo.learning_rate"
+            f"no signal: after {self.step} steps the gain in {name} is {gain:+.4f} ± {half:.4f}; try larger groups (ppo.rloo_k), more "
+            "images a step (ppo.rollout_batch_size), a lower ppo.dirichlet_concentration or a higher ppo.learning_rate"
         )
 
     # files

@@ -1,0 +1,222 @@
+"""The RDPO command line on the digits: what it writes, resume to the same bits, two processes, signals, one-line errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from backends import load_backend
+from solvers import (
+    Predictor,
+    SolverTable,
+    Spec,
+    Tableau,
+    UserError,
+    compile_tableau,
+    discrete,
+    load_predictor,
+    resolve_predictor_path,
+    save_predictor,
+)
+from solvers.single_step import Euler
+from training.config import load_config
+from training.ppo import export_epd_predictor, launch
+from training.ppo.config import RDPOConfig, check
+from training.run_folder import RunFolder
+
+ROOT = Path(__file__).parents[3]
+CONFIGS = ROOT / "training" / "ppo" / "cfgs"
+SMALL = """
+run: {run_name: small}
+data: {predictor_snapshot: FOLDER/start.pkl}
+reward: {type: digits}
+ppo: {rollout_batch_size: 8, rloo_k: 2, rollout_chunk: 4, minibatch_size: 4, ppo_epochs: 2, learning_rate: 0.05, steps: 6, dirichlet_concentration: 30}
+evaluation: {interval: 2, images: 6, batch: 4}
+logging: {save_interval: 2}
+"""
+NODES = discrete(3, load_backend(Spec(backend="digits"), "cpu").noise_schedule)
+SPEC = Spec(backend="digits", num_steps=3, num_points=2, schedule_type="discrete", guidance_rate=7.5)
+
+
+@pytest.fixture
+def config(tmp_path):
+    save_predictor(Predictor(SolverTable.uniform(2, 2), SPEC, NODES), tmp_path / "start.pkl")
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL.replace("FOLDER", str(tmp_path)))
+    return path
+
+
+def invoke(*arguments, command=launch.main) -> str:
+    result = CliRunner().invoke(command, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(*arguments, command=launch.main) -> str:
+    with pytest.raises(UserError) as caught:
+        invoke(*arguments, command=command)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def start(tmp_path, config, name, *more) -> RunFolder:
+    invoke("--config", config, "--output-root", tmp_path / "exps", "--run-name", name, *more)
+    return run_of(tmp_path, name)
+
+
+def run_of(tmp_path, name) -> RunFolder:
+    return RunFolder(next((tmp_path / "exps").glob(f"*-{name}")))
+
+
+def outcome(run: RunFolder) -> dict[str, bytes]:
+    """All that must be the same to the byte."""
+    state = run.load_checkpoint()
+    tensors = {k: v.numpy().tobytes() for k, v in state["policy"].items()}
+    moments = {f"{i} {k}": v.numpy().tobytes() for i, s in state["optimiser"]["state"].items() for k, v in s.items()}
+    return {"metrics": run.metrics.read_bytes(), "best": (run.export / "network-snapshot-export-best.pkl").read_bytes()} | tensors | moments
+
+
+def test_a_run_writes_all_it_promises(tmp_path, config):
+    run = start(tmp_path, config, "whole")
+    records = [json.loads(line, parse_constant=pytest.fail) for line in run.metrics.read_text().splitlines()]
+    steps = [r for r in records if "reward" in r]
+    assert [r["step"] for r in steps] == [1, 2, 3, 4, 5, 6]
+    told = {"approx_kl", "clipfrac", "ratio", "entropy", "kl", "concentration_pos", "drift_r", "reward_within_std", "reward_between_std"}
+    assert told <= steps[0].keys()
+    assert steps[0]["kl"] >= 0
+    evaluations = [r for r in records if "table" in r]
+    assert [r["step"] for r in evaluations] == [0, 2, 4, 6]
+    assert evaluations[0]["gain_digits"] == evaluations[0]["gain_judge"] == 0
+    assert evaluations[-1]["gain_digits_halfwidth"] > 0
+    assert list((run.path / "logs").glob("events.*"))
+    predictor = load_predictor(resolve_predictor_path(str(run.path)))
+    assert predictor.provenance["kind"] == "rdpo"
+    assert torch.equal(predictor.sigmas, NODES)
+    best = max(evaluations, key=lambda r: r["gain_digits"])
+    assert predictor.table.r.tolist() == best["table"]["r"]  # what is exported is what was measured
+
+
+def test_export_again_gives_the_same_table(tmp_path, config):
+    run = start(tmp_path, config, "whole")
+    invoke(run.path, "--output-dir", tmp_path / "out", command=export_epd_predictor.main)
+    best = load_predictor(run.export / "network-snapshot-export-best.pkl")
+    found = load_predictor(resolve_predictor_path(str(tmp_path / "out")))
+    assert torch.equal(found.table.r, best.table.r)
+    assert torch.equal(found.table.w, best.table.w)
+    assert found.spec == best.spec
+    manifest = json.loads(next((tmp_path / "out").glob("export-manifest-*.json")).read_text())
+    assert all(r["step"] == best.provenance["step"] for r in manifest["metrics"])
+    invoke(run.path, "--checkpoint", "step000004.pt", "--output-dir", tmp_path / "four", "--no-manifest", command=export_epd_predictor.main)
+    assert [p.name for p in (tmp_path / "four").iterdir()] == ["network-snapshot-export-step000004.pkl"]
+    assert "step000004.pt" in refused(run.path, "--checkpoint", "x.pt", command=export_epd_predictor.main)
+
+
+def test_three_steps_and_three_more_are_six(tmp_path, config):
+    whole = start(tmp_path, config, "whole")
+    parts = start(tmp_path, config, "parts", "--max-steps", 3)
+    with open(parts.metrics, "a") as file:  # what a killed run had done after its checkpoint
+        file.write('{"step": 4, "reward": 1.0}\n{"step": 5, "rew')
+    invoke("--resume", parts.path)
+    assert outcome(parts) == outcome(whole)
+
+
+def launched(*arguments, processes=2) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "training.ppo.launch"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run([*command, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+
+
+def test_two_processes_and_a_resume_give_the_bits_of_one(tmp_path, config):
+    whole = start(tmp_path, config, "whole")
+    done = launched("--config", config, "--output-root", tmp_path / "exps", "--run-name", "two", "--max-steps", 3)
+    assert done.returncode == 0, done.stderr
+    two = run_of(tmp_path, "two")
+    done = launched("--resume", two.path)
+    assert done.returncode == 0, done.stderr
+    assert outcome(two) == outcome(whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_stopped_or_killed_goes_on_to_the_same_end(tmp_path, config, number):
+    command = [sys.executable, "-m", "training.ppo.launch", "--config", config, "--output-root", tmp_path / "exps", "--run-name", "cut"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    longer = ["--override", "ppo.steps=30", "--override", "evaluation.interval=15"]
+    process = subprocess.Popen(
+        [*map(str, command), *longer], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not any(
+        '"step": 5' in p.read_text() for p in (tmp_path / "exps").glob("*-cut/logs/metrics.jsonl")
+    ):
+        time.sleep(0.02)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == (0 if number == signal.SIGTERM else -9), err
+    cut = run_of(tmp_path, "cut")
+    assert 0 < int(cut.latest_checkpoint().stem[4:]) < 30
+    assert ("go on with --resume" in out) == (number == signal.SIGTERM)
+    invoke("--resume", cut.path)
+    assert outcome(cut) == outcome(start(tmp_path, config, "whole", *longer))
+
+
+def test_dry_run_loads_and_writes_nothing(tmp_path, config):
+    out = invoke("--config", config, "--dry-run", "--output-root", tmp_path / "exps")
+    assert "8 images (4 groups of 2), 6 evaluations each (48 network rows, twice with guidance), serial depth 4" in out
+    assert not (tmp_path / "exps").exists()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_configurations_are_valid(path):
+    check(load_config(RDPOConfig, path))
+
+
+@pytest.mark.parametrize(
+    "override, told",
+    [
+        ("ppo.rlook=3", "rloo_k"),
+        ("ppo.steps=many", "ppo.steps"),
+        ("ppo.dirichlet_concentration=0", "ppo.dirichlet_concentration is 0.0, expected a number above 0"),
+        ("ppo.rloo_k=3", "ppo.rollout_batch_size is 8, expected a multiple of ppo.rloo_k (3)"),
+        ("ppo.minibatch_size=9", "ppo.minibatch_size is 9"),
+        ("ppo.policy=lstm", "ppo.policy is 'lstm', expected one of table, mlp"),
+        ("reward.type=beauty", "reward.type is 'beauty', expected one of"),
+        ("reward.type=judge", "evaluation.rewards holds 'judge'"),
+        ("model.guidance_rate=5", "model.guidance_rate is 5.0"),
+        ("model.num_steps=9", "model.num_steps is 9"),
+        ("model.schedule_type=logsnr", "made for 'discrete'"),
+        ("data.predictor_snapshot=nowhere.pkl", "nowhere.pkl"),
+        ("data.prompt_csv=nowhere.csv", "nowhere.csv"),
+        ("ppo.kl_coef=-1", "ppo.kl_coef is -1"),
+    ],
+)
+def test_mistakes_get_one_line_before_anything_is_written(tmp_path, config, override, told):
+    assert told in refused("--config", config, "--output-root", tmp_path / "exps", "--override", override)
+    assert not (tmp_path / "exps").exists()
+
+
+def test_a_tableau_is_no_start(tmp_path, config):
+    tableau = compile_tableau(Euler(), NODES)
+    assert isinstance(tableau, Tableau)
+    save_predictor(Predictor(tableau, Spec(backend="digits", solver="tableau"), NODES), tmp_path / "tableau.pkl")
+    assert "tableau" in refused("--config", config, "--override", f"data.predictor_snapshot={tmp_path / 'tableau.pkl'}")
+
+
+def test_missing_weights_of_a_reward_are_one_line(tmp_path, config):
+    told = refused("--config", config, "--output-root", tmp_path / "exps", "--override", f"reward.weights_path={tmp_path / 'none'}")
+    assert "reward 'digits'" in told
+    assert "hf download" in told
+
+
+def test_plugin_tables_roll_out_as_they_are_exported(tmp_path, config):
+    spec = Spec(**vars(SPEC) | {"max_order": 2, "afs": True})
+    save_predictor(Predictor(SolverTable.uniform(2, 2), spec, NODES), tmp_path / "start.pkl")
+    run = start(tmp_path, config, "plugin", "--max-steps", 2)
+    found = load_predictor(resolve_predictor_path(str(run.path)))
+    assert (found.spec.max_order, found.spec.afs) == (2, True)
