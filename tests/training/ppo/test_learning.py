@@ -79,7 +79,7 @@ def brute_force() -> tuple[float, float]:
 
 @pytest.mark.parametrize("kind", ["table", "mlp"])
 def test_rdpo_finds_the_best_table(tmp_path, brute_force, kind):
-    trainer = trainer_of(tmp_path, policy=kind, learning_rate=0.1 if kind == "table" else 0.003)
+    trainer = trainer_of(tmp_path, policy=kind, learning_rate=0.1 if kind == "table" else 0.001)
     trainer.fit(80, Never(), lambda record: None, print)
     found = trainer.policy().mean().r.item()
     start, best = reward_of(0.5), brute_force[1]
@@ -95,16 +95,15 @@ def gradient_of(trainer: Trainer) -> torch.Tensor:
     return trainer.policy.residual.change.grad.flatten().clone()
 
 
-def test_shared_noise_and_the_groups_own_baseline_make_the_steadiest_gradient(tmp_path):
-    """Variance over steps of the gradient's direction, against the published estimator."""
+@pytest.mark.parametrize("noise", ["shared", "independent"])
+def test_the_groups_own_baseline_makes_a_steadier_gradient_than_the_published_one(tmp_path, noise):
+    """Spread of the gradient over steps, relative to its mean, which is the same for both (they are unbiased)."""
     spread = {}
-    for noise in ("shared", "independent"):
-        for baseline in ("prompt", "mixed"):
-            trainer = trainer_of(tmp_path, group_noise=noise, baseline=baseline)
-            gradients = torch.stack([gradient_of(trainer) for _ in range(40)])
-            spread[noise, baseline] = (gradients.std(0).norm() / gradients.mean(0).norm()).item()
-    assert spread["shared", "prompt"] < 0.5 * spread["independent", "mixed"]
-    assert spread["shared", "prompt"] == min(spread.values())
+    for baseline in ("prompt", "mixed"):
+        trainer = trainer_of(tmp_path, group_noise=noise, baseline=baseline)
+        gradients = torch.stack([gradient_of(trainer) for _ in range(60)])
+        spread[baseline] = (gradients.std(0).norm() / gradients.mean(0).norm()).item()
+    assert spread["prompt"] < 0.8 * spread["mixed"]
 
 
 def test_siblings_share_what_they_should():
@@ -133,7 +132,7 @@ def test_three_steps_that_are_not_finite_end_a_run_and_nothing_is_applied(tmp_pa
     trainer = trainer_of(tmp_path, broken=True)
     trainer.base_scores = torch.zeros(64, 1)
     records: list[dict] = []
-    with pytest.raises(Diverged, match="3 steps in a row.*prompt"):
+    with pytest.raises(Diverged, match=r"3 steps in a row.*prompt"):
         trainer.fit(80, Never(), records.append, print)
     assert [r["step"] for r in records] == [1, 2]
     assert len(records[0]["prompts"]) == len(records[0]["seeds"]) == 64
