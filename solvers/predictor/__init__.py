@@ -1,5 +1,6 @@
 """Predictor files: a learned table with all that is needed to sample with it, as plain data."""
 
+import json
 import math
 import os
 import pickle
@@ -101,7 +102,8 @@ def save_predictor(predictor: Predictor, path: str | Path) -> None:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, pickle.dumps(document, protocol=4))
+        fresh = json.loads(json.dumps(document))  # no object twice, so that equal predictors are equal bytes
+        write_atomically(path, pickle.dumps(fresh, protocol=4))
     except OSError as error:
         raise PredictorError(f"{path}: cannot be written ({error.strerror})") from None
 

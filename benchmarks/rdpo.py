@@ -1,0 +1,291 @@
+"""RDPO on the digits, measured: python -m benchmarks.rdpo gain | estimators | policies | tradeoff.
+
+Every table is judged on prompts and seeds that nothing was trained or chosen on: the trained reward, the judge that is
+never trained on, and the error to the teacher beside it.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor
+
+from backends import Backend, load_backend
+from backends.digits.data import parse
+from backends.digits.judge import Judge
+from backends.distributed import Ranks
+from generation import Sampler
+from rewards import Reward, load_reward
+from solvers import Predictor, SolverTable, Spec, UserError, load_predictor, save_predictor
+from solvers.errors import run_command
+from training.config import load_config
+from training.ppo.config import RDPOConfig
+from training.ppo.prepare import load_start, prompts_of, settle
+from training.ppo.rollout import Plan, Scorer
+from training.run_folder import RunFolder
+
+from .compare_solvers import SCHEDULES, Bench, sampler_of
+from .report import mean_and_halfwidth, rmse_per_image, text_table, write_json
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "training" / "ppo" / "cfgs" / "digits.yaml"
+DISTILLED = ROOT / "exps" / "digits-distilled" / "epd-g7.5-d4" / "network-snapshot-export-best.pkl"
+RESULTS = ROOT / "benchmarks" / "results"
+GUIDANCE, DEPTH, FIRST_SEED, TUNING_SEED = 7.5, 4, 600_000, 700_000
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of RDPO (or of CMA-ES at the same number of images)."""
+
+    name: str
+    seed: int
+    overrides: tuple[str, ...] = ()
+    start: Path = DISTILLED
+
+    def arguments(self, exps: Path) -> list[str]:
+        told = [f"run.seed={self.seed}", f"data.predictor_snapshot={self.start}", *self.overrides]
+        return ["--config", str(CONFIG), "--output-root", str(exps), *[p for o in told for p in ("--override", o)]]
+
+
+def train(job: Job) -> tuple[Predictor, list[dict]]:
+    """The exported predictor of a run and its metrics."""
+    with tempfile.TemporaryDirectory() as exps:
+        command = [sys.executable, "-m", "training.ppo.launch", *job.arguments(Path(exps)), "--run-name", "job"]
+        done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"{job.name}, seed {job.seed}: {done.stderr.strip().splitlines()[-1]}")
+        run = RunFolder(next(Path(exps).glob("*-job")))
+        return load_predictor(run.export / "network-snapshot-export-best.pkl"), run.records()
+
+
+def train_all(jobs: list[Job]) -> list[tuple[Predictor, list[dict]]]:
+    """Runs side by side, one thread each."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = []
+        for job, result in zip(jobs, pool.map(train, jobs), strict=True):
+            click.echo(f"  trained {job.name}, seed {job.seed}", err=True)
+            found.append(result)
+        return found
+
+
+def cma_es(seed: int, start: Path = DISTILLED) -> Predictor:
+    """CMA-ES (Hansen 2016, arXiv 1604.00772) on the logits of gaps and weights, with the images that RDPO has.
+
+    Each generation tries 16 tables on the same 4 pairs of prompt and noise; as many generations as RDPO has steps.
+    """
+    import cma
+
+    config = load_config(RDPOConfig, CONFIG, [f"data.predictor_snapshot={start}"])
+    predictor, _ = load_start(config)
+    backend = load_backend(settle(config, predictor), "cpu")
+    score = Scorer(
+        backend, predictor.sigmas, GUIDANCE, predictor.spec.afs, predictor.spec.max_order, {"digits": load_reward("digits", {}, "cpu")}
+    )
+    table, population = predictor.table, 16
+    edges = torch.nn.functional.pad(table.r, (1, 0)), torch.nn.functional.pad(table.r, (0, 1), value=1.0)
+    gaps, shape = (edges[1] - edges[0]).clamp(min=1e-6).log(), table.r.shape
+    origin = torch.cat([gaps.flatten(), table.w.clamp(min=1e-6).log().flatten()])
+
+    def tables(points: list) -> SolverTable:
+        rows = torch.tensor(points, dtype=torch.float64)
+        r = rows[:, : gaps.numel()].view(-1, *gaps.shape).softmax(-1).cumsum(-1)[..., :-1].clamp(max=1.0)
+        w = rows[:, gaps.numel() :].view(-1, *shape).softmax(-1)
+        scales = {k: v.expand(len(rows), *shape) for k, v in table.arrays().items() if k not in ("r", "w") and v is not None}
+        return SolverTable(r, w, **scales)
+
+    strategy = cma.CMAEvolutionStrategy(origin.tolist(), 0.2, {"popsize": population, "seed": seed + 1, "verbose": -9})
+    prompts = prompts_of(config, "digits")[0]
+    for step in range(config.ppo.steps):
+        plan = Plan.make(prompts, config.ppo, seed, step)
+        pairs = config.ppo.rollout_batch_size // population
+        points = strategy.ask()
+        tried = tables(points)
+        chosen = [i * config.ppo.rloo_k for i in range(pairs)]
+        per_image = SolverTable(**{k: v.repeat_interleave(pairs, 0) for k, v in tried.arrays().items() if v is not None})
+        rewards = score(per_image, [plan.prompts[i] for i in chosen] * population, [plan.seeds[i] for i in chosen] * population)
+        strategy.tell(points, (-rewards.view(population, pairs).mean(1)).tolist())
+    best = tables([strategy.result.xfavorite])
+    return Predictor(SolverTable(**{k: v[0] for k, v in best.arrays().items() if v is not None}), predictor.spec, predictor.sigmas)
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Prompts, seeds and teacher images, and who marks them."""
+
+    bench: Bench
+    reward: Reward
+    judge: Judge
+
+    @classmethod
+    def make(cls, backend: Backend, n: int) -> "Exam":
+        return cls(Bench.make(backend, GUIDANCE, n, FIRST_SEED, 64), load_reward("digits", {}, "cpu"), Judge())
+
+    def sampler(self, name: str, predictor: Predictor) -> Sampler:
+        return Sampler(self.bench.backend, predictor.solver(), name, predictor.sigmas, GUIDANCE)
+
+    def mark(self, sampler: Sampler) -> dict[str, Tensor]:
+        """Image by image: trained reward, judge's verdict, error to the teacher; and the judge's features."""
+        latents, images, _ = self.bench.run(sampler)
+        return self.mark_images(latents, images)
+
+    def mark_images(self, latents: Tensor, images: Tensor) -> dict[str, Tensor]:
+        verdict = self.judge(images, [parse(p) for p in self.bench.prompts])
+        return {
+            "reward": self.reward(images, self.bench.prompts).double(),
+            "digit_and_colour": verdict.digit_and_colour.double(),
+            "rmse": rmse_per_image(latents, self.bench.teacher[0]),
+            "features": verdict.features,
+        }
+
+    def row(self, name: str, sampler: Sampler | None, marks: dict[str, Tensor], base: dict[str, Tensor] | None = None) -> dict:
+        """Means with half a 95 % interval, and paired gains over `base`."""
+        row: dict = {
+            "solver": name,
+            "depth": sampler.cost.depth if sampler else None,
+            "evaluations": sampler.cost.evaluations if sampler else None,
+        }
+        for key in ("reward", "digit_and_colour", "rmse"):
+            row[key], row[f"{key}_halfwidth"] = mean_and_halfwidth(marks[key])
+            if base is not None:
+                row[f"{key}_gain"], row[f"{key}_gain_halfwidth"] = mean_and_halfwidth(marks[key] - base[key])
+        return row | {"frechet_percent": self.judge.frechet(marks["features"])}
+
+
+HEADER = ["solver", "depth", "evals", "reward", "gain in reward", "digit+colour %", "gain", "Frechet %", "RMSE to teacher"]
+
+
+def cells_of(row: dict) -> list[str]:
+    """A row of the printed table."""
+
+    def gain(key: str, factor: float = 1) -> str:
+        return f"{factor * row[f'{key}_gain']:+.4g} ± {factor * row[f'{key}_gain_halfwidth']:.2g}" if f"{key}_gain" in row else ""
+
+    return [
+        row["solver"],
+        str(row["depth"] or ""),
+        str(row["evaluations"] or ""),
+        f"{row['reward']:.4f} ± {row['reward_halfwidth']:.4f}",
+        gain("reward"),
+        f"{100 * row['digit_and_colour']:.1f} ± {100 * row['digit_and_colour_halfwidth']:.1f}",
+        gain("digit_and_colour", 100),
+        f"{row['frechet_percent']:.2f}",
+        f"{row['rmse']:.3f} ± {row['rmse_halfwidth']:.3f}",
+    ]
+
+
+def report(name: str, n: int, rows: list[dict], exam: Exam) -> None:
+    """Print a table and write its JSON."""
+    click.echo(text_table(HEADER, [cells_of(r) for r in rows]))
+    write_json(RESULTS / f"rdpo_{name}.json", {"n": n, "guidance": GUIDANCE, "first_seed": FIRST_SEED}, rows, exam.bench.backend.device)
+
+
+def uniform_start(folder: Path, backend: Backend) -> Path:
+    """The start table without a teacher: low points, equal weights, on the distilled table's number of intervals."""
+    sigmas = backend.sigmas(Spec(num_steps=DEPTH // 2 + 1, schedule_type="discrete"))
+    spec = Spec(backend="digits", num_steps=len(sigmas), num_points=2, schedule_type="discrete", guidance_rate=GUIDANCE)
+    save_predictor(Predictor(SolverTable.uniform(DEPTH // 2, 2), spec, sigmas), folder / "uniform.pkl")
+    return folder / "uniform.pkl"
+
+
+@click.group()
+def main() -> None:
+    """Measure RDPO on the digits."""
+
+
+N = click.option("--n", "count", type=click.IntRange(2), default=1024, show_default=True, help="Images for each row.")
+SEEDS = click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Training seeds.")
+
+
+@main.command()
+@N
+@SEEDS
+def gain(count: int, seeds: int) -> None:
+    """From the distilled table and from equal points, against the baselines, the teacher and CMA-ES."""
+    backend = load_backend(Spec(backend="digits"), "cpu")
+    exam, tuning = Exam.make(backend, count), Bench.make(backend, GUIDANCE, 48, TUNING_SEED, 64)
+    rows = [exam.row("teacher", None, exam.mark_images(*exam.bench.teacher[:2]))]
+    for name in ("euler", "dpmpp", "unipc"):
+        options = [sampler_of(backend, GUIDANCE, name, DEPTH, s) for s in SCHEDULES]
+        best = min(options, key=tuning.error)
+        rows.append(exam.row(name, best, exam.mark(best)))
+    with tempfile.TemporaryDirectory() as tmp:
+        for label, start in (("distilled", DISTILLED), ("equal points", uniform_start(Path(tmp), backend))):
+            sampler = exam.sampler(label, load_predictor(start))
+            base = exam.mark(sampler)
+            rows.append(exam.row(f"EPD {label}", sampler, base))
+            more = () if label == "distilled" else ("ppo.steps=150",)
+            for seed, (predictor, _) in enumerate(train_all([Job(label, s, more, start) for s in range(seeds)])):
+                tuned = exam.sampler(label, predictor)
+                rows.append(exam.row(f"RDPO from {label}, seed {seed}", tuned, exam.mark(tuned), base))
+            for seed in range(seeds if label == "distilled" else 0):
+                tuned = exam.sampler("cma", cma_es(seed, start))
+                rows.append(exam.row(f"CMA-ES from {label}, seed {seed}", tuned, exam.mark(tuned), base))
+    report("gain", count, rows, exam)
+
+
+def compare_settings(name: str, count: int, seeds: int, settings: dict[str, tuple[str, ...]]) -> None:
+    """Several settings of RDPO from the distilled table, each with several training seeds."""
+    backend = load_backend(Spec(backend="digits"), "cpu")
+    exam = Exam.make(backend, count)
+    sampler = exam.sampler("EPD distilled", load_predictor(DISTILLED))
+    base = exam.mark(sampler)
+    rows = [exam.row("EPD distilled", sampler, base)]
+    jobs = [Job(label, seed, overrides) for label, overrides in settings.items() for seed in range(seeds)]
+    for job, (predictor, records) in zip(jobs, train_all(jobs), strict=True):
+        tuned = exam.sampler(job.name, predictor)
+        row = exam.row(f"{job.name}, seed {job.seed}", tuned, exam.mark(tuned), base)
+        steps = [r for r in records if "reward_within_std" in r]
+        row |= {"setting": job.name, "reward_within_std": sum(r["reward_within_std"] for r in steps) / len(steps)}
+        reached = [r["step"] for r in records if "gain_digits" in r and r["gain_digits"] > r["gain_digits_halfwidth"]]
+        rows.append(row | {"first_step_with_gain": min(reached, default=None)})
+    report(name, count, rows, exam)
+    lines = []
+    for label in settings:
+        mine = [r for r in rows if r.get("setting") == label]
+        gains = torch.tensor([r["reward_gain"] for r in mine])
+        reached = [r["first_step_with_gain"] for r in mine]
+        within = sum(r["reward_within_std"] for r in mine) / len(mine)
+        lines.append([label, f"{gains.mean():+.4f}", f"{gains.std():.4f}", f"{within:.4f}", " ".join(str(s or "-") for s in reached)])
+    click.echo(text_table(["setting", "mean gain", "sd over seeds", "within-group sd", "first step with a gain"], lines))
+
+
+@main.command()
+@N
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True)
+def estimators(count: int, seeds: int) -> None:
+    """Shared or independent noise, the group's own or the published baseline, at the same number of images."""
+    pairs = [(noise, baseline) for noise in ("shared", "independent") for baseline in ("prompt", "mixed")]
+    more = ("evaluation.interval=10",)
+    compare_settings("estimators", count, seeds, {f"{n}, {b}": (f"ppo.group_noise={n}", f"ppo.baseline={b}", *more) for n, b in pairs})
+
+
+@main.command()
+@N
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True)
+def policies(count: int, seeds: int) -> None:
+    """A residual table against the published MLP, each at its better learning rate of those tried."""
+    tried = {"table": (0.01, 0.03, 0.1), "mlp": (0.0003, 0.001, 0.003)}
+    settings = {f"{kind}, lr {lr:g}": (f"ppo.policy={kind}", f"ppo.learning_rate={lr}") for kind, rates in tried.items() for lr in rates}
+    compare_settings("policies", count, seeds, settings)
+
+
+@main.command()
+@N
+@click.option("--seeds", type=click.IntRange(1), default=2, show_default=True)
+def tradeoff(count: int, seeds: int) -> None:
+    """Reward against fidelity: concentrations and KL targets."""
+    settings = {f"concentration {c}": (f"ppo.dirichlet_concentration={c}",) for c in (20, 50, 100, 300)}
+    settings |= {f"KL target {k:g}": (f"ppo.kl_target={k}", "ppo.kl_coef=0.01") for k in (0.3, 1.0, 3.0)}
+    compare_settings("tradeoff", count, seeds, settings)
+
+
+if __name__ == "__main__":
+    run_command(main)
