@@ -11,10 +11,12 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   demo     distil a tableau, sample digits from text with every solver; prints a comparison table, writes demo/
   test     run the test suite (arguments go to pytest)
   sample   python sample.py ARGUMENTS
-  distill  learn a table: ./launch.sh distill NAME, one of training/distill/cfgs (PROCESSES=N for several devices)
+  distill  learn a table from a teacher: ./launch.sh distill NAME, one of training/distill/cfgs
+  train    tune a table on a reward (RDPO): ./launch.sh train NAME, one of training/ppo/cfgs
   show     print a predictor: ./launch.sh show exps/digits
-  build    train the digits backbone and its judge again (minutes)
+  build    train the digits backbone, its judge and its reward again (minutes)
 
+PROCESSES=N lets distill and train use N devices.
 PYTHON names the interpreter to make the environment with (default: python3.11, else python3).
 TEXT
 }
@@ -50,6 +52,18 @@ setup() {
     exec 9>&-
 }
 
+configured() { # training/STAGE NAME ARGUMENTS: the shipped configuration of that name
+    local stage=$1 name=${2:-}
+    if [ ! -f "$stage/cfgs/$name.yaml" ]; then
+        echo "error: '$name' is no configuration of $stage; expected one of $(cd "$stage/cfgs" && echo *.yaml | sed 's/\.yaml//g')" >&2
+        exit 2
+    fi
+    shift 2
+    setup
+    exec .venv/bin/python -m torch.distributed.run --standalone --nproc_per_node="${PROCESSES:-1}" \
+        -m "${stage/\//.}.launch" --config "$stage/cfgs/$name.yaml" --run-name "$name" "$@"
+}
+
 command=${1:---help}
 shift || true
 case "$command" in
@@ -57,16 +71,8 @@ case "$command" in
     demo) setup && exec .venv/bin/python -m benchmarks.compare_solvers --out demo "$@" ;;
     test) setup && exec .venv/bin/python -m pytest "$@" ;;
     sample) setup && exec .venv/bin/python sample.py "$@" ;;
-    distill)
-        name=${1:-}
-        if [ ! -f "training/distill/cfgs/$name.yaml" ]; then
-            echo "error: distill '$name': expected one of $(cd training/distill/cfgs && echo *.yaml | sed 's/\.yaml//g')" >&2
-            exit 2
-        fi
-        shift
-        setup && exec .venv/bin/python -m torch.distributed.run --standalone --nproc_per_node="${PROCESSES:-1}" \
-            -m training.distill.launch --config "training/distill/cfgs/$name.yaml" --run-name "$name" "$@"
-        ;;
+    distill) configured training/distill "$@" ;;
+    train) configured training/ppo "$@" ;;
     show) setup && exec .venv/bin/python -m solvers.predictor show "$@" ;;
     build) setup && exec .venv/bin/python -m backends.digits.build "$@" ;;
     -h | --help | help) usage ;;

@@ -14,8 +14,10 @@ def launch(*arguments: str) -> subprocess.CompletedProcess:
 
 def test_help_lists_every_subcommand():
     text = launch("--help").stdout
-    cases = [line.split(")")[0].strip() for line in (ROOT / "launch.sh").read_text().splitlines() if ") setup" in line]
-    assert {"setup", "demo", "test", "sample"} <= set(cases)
+    cases = [
+        line.split(")")[0].strip() for line in (ROOT / "launch.sh").read_text().splitlines() if ") setup" in line or ") configured" in line
+    ]
+    assert {"setup", "demo", "test", "sample", "distill", "train"} <= set(cases)
     assert all(f"\n  {name} " in text for name in cases)
     assert launch().stdout == text
 
@@ -29,3 +31,12 @@ def test_an_unknown_command_is_refused():
 def test_environment_yml_installs_the_project_as_pyproject_does():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     assert {"pip": ["-e .[dev]"]} in environment["dependencies"]
+
+
+def test_an_unknown_configuration_is_refused_before_anything_is_set_up():
+    for command, stage in (("distill", "training/distill"), ("train", "training/ppo")):
+        done = launch(command, "mars")
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: 'mars' is no configuration of {stage}; expected one of ")
+        assert "digits" in done.stderr
+        assert launch(command).returncode == 2

@@ -3,12 +3,11 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -80,7 +79,6 @@ class Bank:
         }
         self.key = hashlib.sha256(json.dumps(self.contents, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = folder / self.key
-        self.shard = lru_cache(maxsize=4)(self._read)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -116,26 +114,25 @@ class Bank:
             raise BankError(f"the teacher {self.teacher.name} left the finite numbers; use more inner nodes or another teacher.solver")
         return {k: v.contiguous().cpu() for k, v in tensors.items()}
 
-    def _read(self, shard: int) -> dict[str, Tensor]:
+    def row(self, index: int) -> dict[str, Tensor]:
+        """What is stored of one pair, as one row each; nothing else of its shard is read."""
+        path, at = self.path(index // self.shard_size), index % self.shard_size
         try:
-            return load_file(self.path(shard))
+            with safe_open(path, "pt") as file:
+                return {k: file.get_tensor(k) if k.startswith("negative.") else file.get_slice(k)[at : at + 1] for k in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
-            raise BankError(f"{self.path(shard)}: cannot be read ({reason}); remove the file, and it is made again") from None
+            raise BankError(f"{path}: cannot be read ({reason}); remove the file, and it is made again") from None
 
     def rows(self, indices: list[int]) -> tuple[Condition, Tensor, Tensor]:
         """Conditions, starts [B, C, H, W] at the first node and teacher states [kept - 1, B, C, H, W] of pairs, on the device."""
-        device, size = self.backend.device, self.shard_size
-        places = [(self.shard(i // size), i % size) for i in indices]
-        first = places[0][0]
-
-        def stacked(name: str) -> Tensor:
-            return torch.stack([tensors[name][row] for tensors, row in places]).to(device)
-
-        positive = {k.removeprefix("positive."): stacked(k) for k in first if k.startswith("positive.")}
-        negative = {k.removeprefix("negative."): v.to(device) for k, v in first.items() if k.startswith("negative.")}
+        device, found = self.backend.device, [self.row(i) for i in indices]
+        joined = {k: (v if k.startswith("negative.") else torch.cat([row[k] for row in found])).to(device) for k, v in found[0].items()}
+        positive, negative = (
+            {k.removeprefix(kind): v for k, v in joined.items() if k.startswith(kind)} for kind in ("positive.", "negative.")
+        )
         start = self.backend.start([self.pairs.seeds[i] for i in indices], self.teacher.nodes[0])
-        return Condition(positive, negative or None, self.guidance_scale), start, stacked("states").float().transpose(0, 1)
+        return Condition(positive, negative or None, self.guidance_scale), start, joined["states"].float().transpose(0, 1)
 
 
 def refined(coarse: Tensor, fine: Tensor, every: int) -> Tensor:

@@ -1,0 +1,88 @@
+"""Rewards of the CLIP layout: equal to transformers' own score, independent of the batch, and right on real digits."""
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+
+from backends.digits import REWARD_FOLDER
+from backends.digits.build import held_out_drawings
+from backends.digits.data import DIGITS, Label, caption
+from rewards import RewardError, load_reward
+from rewards.clip_model import ClipReward
+
+PROMPTS = ["a bold red handwritten seven", "thin blue number 3", "the digit zero in black, plain"]
+
+
+@pytest.fixture(scope="module")
+def reward():
+    return load_reward("digits", {}, "cpu")
+
+
+def drawings(step: int):
+    images, labels = held_out_drawings()
+    return images[::step], labels[::step]
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_score_is_transformers_own(scaled):
+    folder = str(REWARD_FOLDER)
+    images = (torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
+    model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
+    tokens = AutoTokenizer.from_pretrained(folder)(PROMPTS, padding="max_length", max_length=16, return_tensors="pt")
+    pictures = [Image.fromarray((i.permute(1, 2, 0) * 255).round().byte().numpy()) for i in images]
+    pixels = CLIPImageProcessorPil.from_pretrained(folder)(pictures, return_tensors="pt").pixel_values
+    with torch.no_grad():
+        logits = model(pixel_values=pixels, **tokens).logits_per_image.diagonal()
+    expected = logits if scaled else logits / model.logit_scale.exp()
+    found = ClipReward("x", folder, folder, torch.device("cpu"), scaled)(images, PROMPTS)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_score_does_not_depend_on_its_batch(reward):
+    images = torch.rand(9, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    together = reward(images, PROMPTS * 3)
+    apart = torch.cat([reward(images[i : i + 1], [(PROMPTS * 3)[i]]) for i in range(9)])
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-6)
+    assert together.dtype == torch.float32
+
+
+def test_larger_images_are_reduced_as_the_processor_does(reward):
+    picture, _ = drawings(500)
+    large = torch.nn.functional.interpolate(picture[:1], (96, 120), mode="bicubic", align_corners=False).clamp(0, 1)
+    array = (large[0].permute(1, 2, 0) * 255).round().byte().numpy()
+    expected = reward.processor(Image.fromarray(array), return_tensors="pt").pixel_values
+    found = (reward.resized(large) - reward.mean) / reward.std
+    assert (found - expected).abs().mean() < 0.01
+    assert found.shape == expected.shape
+
+
+def test_it_reads_digits_that_it_was_never_shown(reward):
+    images, labels = drawings(20)
+    scores = [reward(images, [caption(Label(d, c.colour, c.weight)) for c in labels]) for d in range(len(DIGITS))]
+    right = torch.stack(scores).argmax(0) == torch.tensor([c.digit for c in labels])
+    assert right.double().mean() > 0.96
+
+
+def test_the_judge_scores_what_a_prompt_names():
+    judge = load_reward("judge", {}, "cpu")
+    images, labels = drawings(100)
+    right = judge(images, [caption(c) for c in labels])
+    wrong = judge(images, [caption(Label((c.digit + 1) % 10, c.colour, c.weight)) for c in labels])
+    assert (right > wrong).double().mean() > 0.97
+    assert (right <= 0).all()
+    with pytest.raises(RewardError, match="names no digit"):
+        judge(images[:1], ["a cat"])
+
+
+def test_what_cannot_be_loaded_or_scored_is_said_in_one_line(tmp_path, reward):
+    for name, config, told in [
+        ("beauty", {}, "expected one of digits"),
+        ("digits", {"path": "x"}, "unknown option 'path'"),
+        ("digits", {"weights_path": str(tmp_path)}, "not a CLIP model"),
+    ]:
+        with pytest.raises(RewardError, match=told) as caught:
+            load_reward(name, config, "cpu")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="2 prompts"):
+        reward(torch.rand(3, 3, 32, 32), PROMPTS[:2])
