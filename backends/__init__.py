@@ -1,12 +1,15 @@
 """Pretrained families as right-hand sides of one ODE: load_backend makes them, Backend says what they offer."""
 
+from importlib import import_module
+
 import torch
 
 from solvers import Spec
 
 from .base import SCHEDULES, Backend, BackendError, Condition, initial_noise
 
-NAMES = ("digits", "ldm", "gaussian")
+NAMES = ("digits", "ldm", "sd3", "flux", "gaussian")
+FAMILIES = ("ldm", "sd3", "flux")
 DTYPES = {
     "float32": torch.float32,
     "fp32": torch.float32,
@@ -22,7 +25,7 @@ __all__ = ["DTYPES", "NAMES", "SCHEDULES", "Backend", "BackendError", "Condition
 def load_backend(spec: Spec, device: torch.device | str, dtype: torch.dtype | str | None = None) -> Backend:
     """The backbone that a spec names (backend, backend_config), frozen, on `device`.
 
-    dtype None or "auto": what backend_config.torch_dtype says, else float16 on CUDA and float32 elsewhere. An
+    dtype None or "auto": what backend_config.torch_dtype says, else float16 (FLUX: bfloat16) on CUDA and float32 elsewhere. An
     unknown name or option, or missing weights: BackendError.
     """
     device, name = torch.device(device), spec.backend
@@ -35,23 +38,28 @@ def load_backend(spec: Spec, device: torch.device | str, dtype: torch.dtype | st
         from .gaussian import GaussianMixture
 
         return GaussianMixture(device)
-    from . import ldm
+    family = config.pop("family", "ldm") if name == "digits" else name
+    if family not in FAMILIES:
+        raise BackendError(f"backend_config.family is {family!r}, expected one of {', '.join(FAMILIES)}")
+    from .pipelines import check_options
 
-    ldm.check_options(config)
-    number_type = resolve_dtype(config.get("torch_dtype") if dtype in (None, "auto") else dtype, device)
+    module = import_module(f".{family}", __package__)
+    check_options(config, module.OPTIONS)
+    number_type = resolve_dtype(config.get("torch_dtype") if dtype in (None, "auto") else dtype, device, family)
     if name == "digits":
-        from .digits import FOLDER
+        from .digits import FOLDERS
 
-        config = {"model_name_or_path": str(FOLDER)} | config
-    return ldm.load(config, device, number_type, name)
+        config = {"model_name_or_path": str(FOLDERS[family])} | config
+    return module.load(config, device, number_type, name)
 
 
-def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
-    """A dtype by name; auto is float16 on CUDA and float32 elsewhere."""
+def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device, family: str) -> torch.dtype:
+    """A dtype by name; auto is float16 (for FLUX bfloat16) on CUDA and float32 elsewhere."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype in (None, "auto"):
-        return torch.float16 if device.type == "cuda" else torch.float32
+        half = torch.bfloat16 if family == "flux" else torch.float16
+        return half if device.type == "cuda" else torch.float32
     if dtype not in DTYPES:
         raise BackendError(f"dtype {dtype!r}: expected auto, {', '.join(DTYPES)}")
     return DTYPES[dtype]

@@ -61,6 +61,8 @@ class Backend(ABC):
     flow_mu: float | None = None
     default_schedule: str = "discrete"
     default_guidance: float = 7.5
+    guidance_doubles: bool = True
+    """Whether guidance other than 1 doubles the rows of each evaluation."""
 
     @abstractmethod
     def encode(self, prompts: Sequence[str], guidance_scale: float) -> Condition:

@@ -3,4 +3,5 @@
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "sd"
+FOLDERS = {"ldm": FOLDER, "sd3": FOLDER.parent / "sd3", "flux": FOLDER.parent / "flux"}
 REWARD_FOLDER = Path(__file__).parent / "reward"

@@ -163,7 +163,7 @@ def test_the_cache_of_embeddings_is_bounded(tiny_folder, monkeypatch):
     monkeypatch.setattr(backend.pipe, "encode_prompt", lambda prompt, *_: (torch.full((1, 2, 3), float(prompt)), None))
     text = backend.encode([str(i) for i in range(1100)], 1).positive["text"]
     assert text[:, 0, 0].tolist() == list(range(1100))
-    assert len(backend._embeddings) == 1024
+    assert len(backend._embeddings.known) == 1024
 
 
 def test_encoded_prompts_can_enter_autograd(backend):

@@ -1,0 +1,114 @@
+"""FLUX.1: any diffusers folder or hub id of FluxPipeline."""
+
+import os
+
+import torch
+from torch import Tensor
+
+from solvers import flowmatch
+
+from . import quiet  # noqa: F401  isort: skip
+from diffusers import FluxPipeline  # isort: skip
+from .base import Backend, BackendError, Condition, per_points
+from .pipelines import COMMON_OPTIONS, EmbeddingCache, check_options, checked_resolution, load_pipeline, place
+from .sd3 import absent_parts, decode_shifted, revision
+
+DEFAULT_MODEL = "black-forest-labs/FLUX.1-dev"
+OPTIONS = COMMON_OPTIONS | {
+    "negative_prompt": (str, "empty: FLUX has no negative prompt"),
+    "max_sequence_length": (int, "tokens of the T5 encoder"),
+}
+IMAGE_OPTIONS = ("variant", "resolution", "max_sequence_length")
+
+
+class Flux(Backend):
+    """A guidance-distilled rectified flow: the network is told the guidance scale and evaluated once.
+
+    Latents are packed 2x2 into tokens around each call; times are shifted by mu, which depends on the number of tokens.
+    """
+
+    default_schedule, default_guidance, guidance_doubles = "flowmatch", 3.5, False
+
+    def __init__(self, pipe: FluxPipeline, device: torch.device, config: dict, name: str = "flux"):
+        self.name, self.device, self.config, self.pipe = name, torch.device(device), config, pipe
+        self.dtype = pipe.transformer.dtype
+        if config.get("negative_prompt"):
+            raise BackendError(f"negative_prompt {config['negative_prompt']!r}: FLUX has no negative prompt; leave it empty")
+        place(pipe, self.device, config)
+        factor, own = pipe.vae_scale_factor, pipe.vae.config.sample_size
+        pixels = checked_resolution(config, own, 2 * factor, (own,))
+        self.latent_shape = (pipe.transformer.config.in_channels // 4, *[pixels // factor] * 2)
+        shifts = pipe.scheduler.config
+        if not shifts.use_dynamic_shifting:
+            raise BackendError("the scheduler does not shift times dynamically, as FLUX.1-dev does; expected use_dynamic_shifting true")
+        tokens = (pixels // factor // 2) ** 2
+        slope = (shifts.max_shift - shifts.base_shift) / (shifts.max_image_seq_len - shifts.base_image_seq_len)
+        self.flow_mu = shifts.base_shift + slope * (tokens - shifts.base_image_seq_len)
+        self.sigma_max, self.sigma_min = flowmatch(2, mu=self.flow_mu).tolist()
+        self._embeddings = EmbeddingCache(self._embed)
+
+    def identity(self):
+        return "embedded" if self.name == "digits" else self.config["model_name_or_path"] + revision(self.config)
+
+    def image_options(self):
+        return {k: self.config[k] for k in IMAGE_OPTIONS if k in self.config}
+
+    def networks(self):
+        parts = self.pipe.components
+        return {k: parts[k] for k in ("transformer", "text_encoder", "text_encoder_2")}
+
+    def checkpoint_blocks(self):
+        self.pipe.transformer.enable_gradient_checkpointing()
+
+    def _embed(self, prompt: str) -> dict[str, Tensor]:
+        length = self.config.get("max_sequence_length", 512)
+        text, pooled, _ = self.pipe.encode_prompt(prompt, None, device=self.device, max_sequence_length=length)
+        return {"text": text, "pooled": pooled}
+
+    def encode(self, prompts, guidance_scale):
+        if guidance_scale != 1 and not self.pipe.transformer.config.guidance_embeds:
+            raise BackendError(f"guidance {guidance_scale}: this FLUX was not distilled for guidance; expected 1")
+        return Condition(self._embeddings.stacked(prompts), None, guidance_scale)
+
+    def velocity(self, condition):
+        batches: dict[int, dict[str, Tensor]] = {}
+        channels, height, width = self.latent_shape
+        places = FluxPipeline._prepare_latent_image_ids(1, height // 2, width // 2, self.device, self.dtype)
+        words = torch.zeros(condition.positive["text"].shape[1], 3, device=self.device, dtype=self.dtype)
+
+        def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+            told = per_points(condition, len(x), batches)
+            guidance = None
+            if self.pipe.transformer.config.guidance_embeds:
+                guidance = torch.full((len(x),), condition.guidance_scale, device=x.device, dtype=torch.float32)
+            packed = self.pipe.transformer(
+                hidden_states=FluxPipeline._pack_latents(x.to(self.dtype), len(x), channels, height, width),
+                timestep=sigma.float().to(x.device).expand(len(x)),
+                guidance=guidance,
+                encoder_hidden_states=told["text"],
+                pooled_projections=told["pooled"],
+                txt_ids=words,
+                img_ids=places,
+                return_dict=False,
+            )[0]
+            factor = self.pipe.vae_scale_factor
+            return FluxPipeline._unpack_latents(packed, height * factor, width * factor, factor).float()
+
+        return velocity
+
+    def decode(self, latents, chunk: int = 4):
+        return decode_shifted(self.pipe.vae, latents, chunk)
+
+
+def default_model() -> str:
+    """FLUX_MODEL_PATH where it is set, else the hub id of FLUX.1-dev."""
+    return os.environ.get("FLUX_MODEL_PATH") or DEFAULT_MODEL
+
+
+def load(config: dict, device: torch.device, dtype: torch.dtype, name: str = "flux") -> Flux:
+    """Load a FLUX pipeline from a folder or the local cache; from the hub only with FLUX_ALLOW_REMOTE=1."""
+    check_options(config, OPTIONS)
+    config = {"model_name_or_path": default_model()} | config
+    local_only = os.environ.get("FLUX_ALLOW_REMOTE") != "1"
+    pipe = load_pipeline(FluxPipeline, config, dtype, "a FLUX.1 pipeline", local_only, **absent_parts(config))
+    return Flux(pipe, device, config, name)

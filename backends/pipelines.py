@@ -1,0 +1,112 @@
+"""What all diffusers families share: options, loading from a folder, hub id or file, and placing on a device."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from . import quiet  # noqa: F401  isort: skip
+from diffusers import DiffusionPipeline  # isort: skip
+from huggingface_hub.errors import LocalEntryNotFoundError  # isort: skip
+from .base import BackendError
+
+SINGLE_FILES = (".safetensors", ".ckpt")
+COMMON_OPTIONS = {  # name: type and meaning
+    "model_name_or_path": (str, "folder, hub id or .safetensors/.ckpt file"),
+    "revision": (str, "revision of a hub id"),
+    "variant": (str, "file variant such as fp16"),
+    "resolution": (int, "pixels a side"),
+    "enable_model_cpu_offload": (bool, "keep only the running model on the device"),
+    "torch_dtype": (str, "auto, float32, float16 or bfloat16"),
+}
+
+
+def check_options(config: dict, options: dict) -> None:
+    """Refuse an option that does not exist or has a value of another type."""
+    for name, value in config.items():
+        if name not in options:
+            raise BackendError(f"backend_config.{name}: unknown option, expected one of {', '.join(options)}")
+        kind, meaning = options[name]
+        if type(value) is not kind:
+            raise BackendError(f"backend_config.{name} is {value!r}, expected {kind.__name__}: {meaning}")
+
+
+def load_pipeline(cls: type, config: dict, dtype: torch.dtype, expected: str, local_only: bool = False, **parts) -> DiffusionPipeline:
+    """A pipeline of config["model_name_or_path"]; missing, gated or broken weights: BackendError with the remedy.
+
+    `expected` says what it should be; `parts` goes to from_pretrained. With `local_only` nothing is downloaded.
+    """
+    model = config["model_name_or_path"]
+    looks_local = model.endswith(SINGLE_FILES) or model.startswith((".", "/", "~")) or os.sep * 2 in model or model.count("/") > 1
+    path = Path(model).expanduser()
+    if looks_local and not path.exists():
+        raise BackendError(f"model {model!r} not found: expected a diffusers folder, a hub id, or a .safetensors/.ckpt file")
+    options = {k: config[k] for k in ("revision", "variant") if config.get(k)} | {"dtype": dtype} | parts
+    try:
+        if path.is_file():
+            single = {"config": config["config"]} if config.get("config") else {}
+            return cls.from_single_file(str(path), **single, **options)
+        return cls.from_pretrained(str(path) if path.is_dir() else model, local_files_only=local_only, **options)
+    except Exception as error:  # what the libraries raise for a broken file has no common type
+        raise BackendError(missing_weights(model, path, error, expected, local_only)) from error
+
+
+def missing_weights(model: str, path: Path, error: Exception, expected: str, local_only: bool) -> str:
+    """One line that says what could not be loaded and what provides it."""
+    reason = " ".join(str(error).split())[:200]
+    if path.exists():
+        if isinstance(error, LocalEntryNotFoundError):
+            return f"model {model!r}: its configuration is not here and the hub is out of reach; name a folder in backend_config.config"
+        return f"model {model!r} could not be loaded: expected {expected} ({type(error).__name__}: {reason})"
+    offline = "HF_HUB_OFFLINE is set; unset it, or " if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+    where = "neither a folder here nor in the local cache" if local_only else "neither a folder here nor available from the hub"
+    return (
+        f"model {model!r} is {where}: {offline}run "
+        f"'hf download {model}' (after 'hf auth login' and accepting its licence if it is gated), "
+        f"or give a local folder with --model_path ({type(error).__name__}: {reason})"
+    )
+
+
+def place(pipe: DiffusionPipeline, device: torch.device, config: dict) -> None:
+    """Freeze all networks of a pipeline and put them on the device, or one by one as they run (enable_model_cpu_offload)."""
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval()
+    pipe.set_progress_bar_config(disable=True)
+    if not config.get("enable_model_cpu_offload"):
+        pipe.to(device)
+        return
+    if device.type == "cpu":
+        raise BackendError("enable_model_cpu_offload needs an accelerator, but the device is cpu")
+    pipe.enable_model_cpu_offload(device=device)
+
+
+def checked_resolution(config: dict, own: int, multiple: int, allowed: tuple[int, ...] = ()) -> int:
+    """Pixels a side: the option, or the pipeline's own; a misfit: BackendError."""
+    pixels = config.get("resolution", own)
+    if pixels <= 0 or pixels % multiple:
+        raise BackendError(f"resolution {pixels!r}: expected a positive multiple of {multiple}")
+    if allowed and pixels not in allowed:
+        raise BackendError(f"resolution {pixels}: expected {' or '.join(map(str, allowed))} for this model")
+    return pixels
+
+
+class EmbeddingCache:
+    """Text embeddings by prompt, each computed by itself so that it does not depend on its batch; the newest 1024 are kept."""
+
+    def __init__(self, embed):
+        self.embed, self.known = embed, {}
+
+    def __call__(self, prompt: str) -> dict[str, torch.Tensor]:
+        if prompt not in self.known:
+            with torch.inference_mode(False), torch.no_grad():  # kept for callers that differentiate as well
+                embedding = self.embed(prompt)
+            if len(self.known) >= 1024:
+                self.known.pop(next(iter(self.known)))
+            self.known[prompt] = embedding
+        return self.known[prompt]
+
+    def stacked(self, prompts) -> dict[str, torch.Tensor]:
+        """The embeddings of several prompts, a row each."""
+        found = [self(p) for p in prompts]
+        return {k: torch.cat([f[k] for f in found]) for k in found[0]}
