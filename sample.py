@@ -82,7 +82,8 @@ def settle(choice: Choice, predictor: Predictor | None, path: Path | None) -> Sp
     asked = choice.backend_config or {}
     if choice.solver == "epd":
         agree("--backend", choice.backend, recorded.backend, path)
-        agree("resolution", asked.get("resolution"), recorded.backend_config.get("resolution"), path)
+        for key in ("family", "resolution"):
+            agree(key, asked.get(key), recorded.backend_config.get(key), path)
         agree("--schedule", choice.schedule, recorded.schedule_type, path)
         agree("--num-steps", choice.num_steps, recorded.num_steps, path)
     elif choice.backend not in (None, recorded.backend):
@@ -189,25 +190,93 @@ SWITCH = {"type": click.BOOL, "is_flag": False, "flag_value": "true", "default":
 def main(seeds, prompt, prompt_file, batch, device, use_fp16, outdir, subdirs, grid, return_inters, **choice) -> None:
     """Sample images from text prompts. Run again, it goes on where it stopped; torchrun shares the work out."""
     choice = Choice(**choice)
-    if choice.guidance is not None and not math.isfinite(choice.guidance):
-        raise UserError(f"--guidance {choice.guidance}: expected a finite number")
     if use_fp16:
         if choice.dtype not in ("auto", "float16", "fp16"):
             raise UserError(f"--use_fp16 contradicts --dtype {choice.dtype}; give one of the two")
         choice = replace(choice, dtype="float16")
-    seed_list = parse_seeds(seeds)
+    produce(choice, parse_seeds(seeds), (prompt, prompt_file), device, Output(outdir, batch, subdirs, grid, return_inters))
+
+
+def produce(choice: Choice, seeds: list[int], told: tuple[str | None, Path | None], device: str | None, output: Output) -> None:
+    """Make the images of a command line and say what they cost; `told` is its prompt or its file of prompts."""
+    if choice.guidance is not None and not math.isfinite(choice.guidance):
+        raise UserError(f"--guidance {choice.guidance}: expected a finite number")
     with process_group(device) as ranks:
         sampler = make_sampler(choice, ranks)
-        prompts = choose_prompts(prompt, prompt_file, sampler.backend.name)
+        prompts = choose_prompts(*told, sampler.backend.name)
         cost = sampler.cost
-        outdir = outdir or Path("samples", sampler.backend.name, f"{sampler.solver_name}-depth{cost.depth}-evals{cost.evaluations}")
-        output = Output(outdir, batch, subdirs, grid, return_inters)
+        name = f"{sampler.solver_name}-depth{cost.depth}-evals{cost.evaluations}"
+        output = replace(output, outdir=output.outdir or Path("samples", sampler.backend.name, name))
         if ranks.rank == 0:
-            guided = "" if sampler.guidance_scale == 1 else f", guidance {sampler.guidance_scale:g} (each evaluation on 2 rows)"
+            rows = "2 rows" if sampler.backend.guidance_doubles else "1 row"
+            guided = "" if sampler.guidance_scale == 1 else f", guidance {sampler.guidance_scale:g} (each evaluation on {rows})"
             click.echo(f"{sampler.solver_name}: serial depth {cost.depth}, {cost.evaluations} evaluations an image{guided}")
-        generate(sampler, prompts, seed_list, output, ranks)
+        generate(sampler, prompts, seeds, output, ranks)
         if ranks.rank == 0:
-            click.echo(f"{len(seed_list)} images in {outdir}")
+            click.echo(f"{len(seeds)} images in {output.outdir}")
+
+
+def family_command(family: str, title: str, seeds: str, batch: int, outdir: str, exps: dict[int, str], check=None) -> click.Command:
+    """The command line of one family: sample.py's, with the family's defaults and fewer options.
+
+    `exps` holds the default predictor of each resolution, the first one the default; `check` says what is missing.
+    """
+
+    @click.command(cls=EitherSpelling, help=title)
+    @click.option("--predictor", "--predictor-path", help=f"Learned table; by default {' or '.join(exps.values())}.")
+    @click.option("--solver", type=click.Choice(["epd", *BASELINES, *ALIASES]), default="epd", show_default=True)
+    @click.option("--model-path", "--model-id", help="Folder or hub id of the backbone.")
+    @click.option("--resolution", type=click.IntRange(1), help="Pixels a side; the predictor's by default.")
+    @click.option("--backend-config", callback=as_json, help="JSON object of backend options, over the predictor's.")
+    @click.option("--seeds", default=seeds, show_default=True, help='Such as "0,3,10-12"; a seed names one image.')
+    @click.option("--prompt", help="One prompt for all seeds.")
+    @click.option(
+        "--prompt-file", type=click.Path(path_type=Path), help="CSV or text file; prompts pair with seeds by position and repeat."
+    )
+    @click.option("--max-batch-size", type=click.IntRange(1), default=batch, show_default=True, help="Images in a batch.")
+    @click.option("--num-steps", type=click.IntRange(2, 1000), help="Number of nodes, for a baseline.")
+    @click.option("--steps-match", is_flag=True, help="Give the baseline the predictor's serial depth.")
+    @click.option("--guidance", type=click.FloatRange(0), help="Guidance scale; the predictor's by default.")
+    @click.option("--finish", type=click.Choice(FINISHES), default="none", show_default=True, help="After the last node above 0.")
+    @click.option("--device", help="cpu, cuda, cuda:1, mps; CUDA where there is one by default.")
+    @click.option("--dtype", type=click.Choice(["auto", *backends.DTYPES]), default="auto", show_default=True, help="Of the network.")
+    @click.option("--outdir", type=click.Path(path_type=Path), default=Path(outdir), show_default=True)
+    @click.option("--grid", is_flag=True, help="A grid of every batch beside the images.")
+    @click.option(
+        "--check", "only_check", is_flag=True, help="Say what is missing to run the real model, and do nothing else.", hidden=check is None
+    )
+    def command(
+        predictor,
+        model_path,
+        resolution,
+        backend_config,
+        seeds,
+        prompt,
+        prompt_file,
+        max_batch_size,
+        device,
+        outdir,
+        grid,
+        only_check,
+        **rest,
+    ):
+        if only_check and check is not None:
+            check(model_path)
+            return
+        if predictor is None and (rest["solver"] == "epd" or rest["steps_match"]):
+            predictor = exps.get(resolution, next(iter(exps.values())))
+        config = (backend_config or {}) | ({} if resolution is None else {"resolution": resolution})
+        choice = Choice(predictor, backend_config=config, model_path=model_path, **rest)
+        if predictor is None:
+            choice = replace(choice, backend=family)
+        else:
+            spec = load_predictor(resolve_predictor_path(predictor)).spec
+            made_for = spec.backend_config.get("family", "ldm") if spec.backend == "digits" else spec.backend
+            if made_for != family:
+                raise UserError(f"--predictor {predictor} was made for {made_for}, but this command is for {family}; use sample.py")
+        produce(choice, parse_seeds(seeds), (prompt, prompt_file), device, Output(outdir, max_batch_size, grid=grid))
+
+    return command
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def load_features(name: str, device: torch.device) -> Features:
     from transformers import AutoImageProcessor, AutoModel
 
     try:
-        model = AutoModel.from_pretrained(name).requires_grad_(False).eval().to(device)
+        model = AutoModel.from_pretrained(name, dtype=torch.float32).requires_grad_(False).eval().to(device)
         processor = AutoImageProcessor.from_pretrained(name, backend="pil")
     except (OSError, ValueError) as error:
         raise ConfigError(f"loss.feature_network {name!r}: cannot be loaded ({str(error).splitlines()[0]})") from None

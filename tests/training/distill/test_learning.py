@@ -207,3 +207,22 @@ def test_patience_ends_a_run_early(trainer_of):
     trainer = trainer_of(config, Line())
     fit(trainer)
     assert (trainer.step, trainer.best.step) == (10, 0)
+
+
+def test_features_of_a_clip_folder():
+    """The network that transformers loads, on the pixels that its own processor makes."""
+    from PIL import Image
+    from transformers import CLIPImageProcessorPil, CLIPModel
+
+    from backends.digits import REWARD_FOLDER
+    from training.distill.losses import load_features
+
+    images = (torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
+    pictures = [Image.fromarray((i.permute(1, 2, 0) * 255).round().byte().numpy()) for i in images]
+    pixels = CLIPImageProcessorPil.from_pretrained(REWARD_FOLDER)(pictures, return_tensors="pt").pixel_values
+    with torch.no_grad():
+        expected = (
+            CLIPModel.from_pretrained(REWARD_FOLDER, dtype=torch.float32).eval().get_image_features(pixel_values=pixels).pooler_output
+        )
+        found = load_features(str(REWARD_FOLDER), torch.device("cpu"))(images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
