@@ -47,9 +47,9 @@ def load_backend(spec: Spec, device: torch.device | str, dtype: torch.dtype | st
     check_options(config, module.OPTIONS)
     number_type = resolve_dtype(config.get("torch_dtype") if dtype in (None, "auto") else dtype, device, family)
     if name == "digits":
-        from .digits import FOLDERS
+        from .digits import FOLDERS, OPTIONS
 
-        config = {"model_name_or_path": str(FOLDERS[family])} | config
+        config = {"model_name_or_path": str(FOLDERS[family])} | OPTIONS[family] | config
     return module.load(config, device, number_type, name)
 
 

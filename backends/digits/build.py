@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from .. import quiet  # noqa: F401  isort: skip
-from . import FOLDER, REWARD_FOLDER, data, judge, models
+from . import FOLDER, REWARD_FOLDER, build_flow, data, judge, models
 from .fit import fit
 
 STEPS = {"judge": 2500, "vae": 2500, "unet": 9000, "reward": 3000}
@@ -199,20 +199,27 @@ PARTS = ("judge", "sd", "reward")
 
 @click.command()
 @click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, help="Only this one; may be repeated. All by default.")
+@click.option("--family", type=click.Choice(["sd3", "flux"]), help="Train this twin instead, on the VAE that is there.")
 @click.option("--out", type=click.Path(path_type=Path), default=FOLDER, show_default="package folder", help="Pipeline folder.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/digits"), show_default=True, help="Checkpoints.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--check", is_flag=True, help="A few steps of each part into a temporary folder, to prove that the script runs.")
-def main(parts: tuple[str, ...], out: Path, work: Path, seed: int, check: bool) -> None:
+def main(parts: tuple[str, ...], family: str | None, out: Path, work: Path, seed: int, check: bool) -> None:
     """Train the digits backbone, its judge and its reward; an interrupted build goes on where it stopped."""
     parts = parts or PARTS
     if check:
         with tempfile.TemporaryDirectory() as tmp:
             tmp = Path(tmp)
-            build(tmp / "sd", tmp, CHECK_STEPS, seed, tmp / "judge", tmp / "reward", parts)
+            if family is not None:
+                build_flow.build_family(family, tmp, build_flow.CHECK_STEPS, seed, tmp / "pipeline")
+            else:
+                build(tmp / "sd", tmp, CHECK_STEPS, seed, tmp / "judge", tmp / "reward", parts)
         click.echo("build check passed")
         return
     work.mkdir(parents=True, exist_ok=True)
+    if family is not None:
+        click.echo(f"wrote {build_flow.build_family(family, work, build_flow.STEPS, seed)}")
+        return
     build(out, work, STEPS, seed, judge.FOLDER, REWARD_FOLDER, parts)
     folders = {"judge": judge.FOLDER, "sd": out, "reward": REWARD_FOLDER}
     click.echo(f"wrote {', '.join(str(folders[part]) for part in parts)}")
