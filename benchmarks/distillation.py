@@ -52,8 +52,13 @@ class Cell:
         """The configuration of training.distill.launch."""
         overrides = [f"guidance_scale={self.guidance}", "evaluation.depths=[]"]
         if self.kind == "epd":
-            return arguments("digits", [*overrides, f"nodes.num_steps={self.depth // 2 + 1}"])
-        return arguments("digits_tableau", [*overrides, f"student.depth={self.depth}", f"student.num_points={self.kind[-1]}"])
+            steps = 150 if self.guidance == 7.5 else 80
+            return arguments("digits", [*overrides, f"nodes.num_steps={self.depth // 2 + 1}", f"train.steps={steps}"])
+        points = int(self.kind[-1])
+        stages = 1 + points * (self.depth - 1)
+        # many stages at high guidance amplify what they are given: smaller steps
+        pace = ["train.lr=0.03", "student.resolution=0.5", "train.steps=120"] if self.guidance == 7.5 and stages >= 10 else []
+        return arguments("digits_tableau", [*overrides, f"student.depth={self.depth}", f"student.num_points={points}", *pace])
 
 
 def arguments(config: str, overrides: list[str]) -> list[str]:

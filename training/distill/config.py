@@ -63,6 +63,8 @@ class StudentConfig:
     """Tableau started from "baseline": serial depth."""
     stride: int = 1
     """Tableau started from "baseline": every stride-th level after the first has K stages, the others one."""
+    resolution: float = 0.1
+    """Tableau: differences between denoised states below this share of the start's error are moved by less; higher is steadier."""
     learn_sigmas: bool = False
     """Learn the inner nodes of a table, or the noise levels of a tableau's stages, as well."""
 
@@ -234,6 +236,7 @@ LOWEST = {  # key: smallest value that makes sense
     "student.max_order": 1,
     "student.depth": 2,
     "student.stride": 1,
+    "student.resolution": 0,
     "teacher.intervals": 1,
     "teacher.inner": 0,
     "teacher.check": 0,

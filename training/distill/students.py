@@ -15,7 +15,6 @@ from .config import DistillConfig, StudentConfig
 from .student import TableauStudent, TableStudent, second_moments
 
 LOW_POINTS = (-2.5, -0.5)  # logits of the first and last of the points of a "low" start
-RESOLUTION = 0.1  # of the start's error: smaller differences between denoised states tell little
 
 
 @dataclass(frozen=True)
@@ -117,6 +116,6 @@ def tableau_student(config: DistillConfig, spec: Spec, start: TableauStart, velo
     student, nodes = config.student, start.tableau.nodes
     with torch.no_grad():
         gram = second_moments(start.tableau, velocity, x)
-    module = TableauStudent(start.tableau, student.learn_sigmas, gram, RESOLUTION * start.error)
+    module = TableauStudent(start.tableau, student.learn_sigmas, gram, student.resolution * start.error)
     spec = replace(spec, solver="tableau", num_steps=len(nodes), num_points=None, schedule_type=start.schedule)
     return Student(module, student, spec, nodes, config.train.parallel_points, start.parent)
