@@ -260,7 +260,9 @@ def family_command(family: str, title: str, seeds: str, batch: int, outdir: str,
         only_check,
         **rest,
     ):
-        if only_check and check is not None:
+        if only_check and check is None:
+            raise UserError("--check: this command has none")
+        if only_check:
             check(model_path)
             return
         if predictor is None and (rest["solver"] == "epd" or rest["steps_match"]):

@@ -37,14 +37,14 @@ def process_group(device: str | None = None) -> Iterator[Ranks]:
     if world == 1:
         yield Ranks(0, 1, torch.device(kind))
         return
+    if kind.startswith("cuda:"):
+        raise BackendError(f"--device {kind}: under torchrun every rank has a device of its own; give --device cuda")
     if kind == "cuda":
         kind = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(torch.device(kind))
     dist.init_process_group("nccl" if kind.startswith("cuda") else "gloo", timeout=PATIENCE)
-    try:
-        yield Ranks(dist.get_rank(), world, torch.device(kind))
-    finally:
-        dist.destroy_process_group()
+    yield Ranks(dist.get_rank(), world, torch.device(kind))
+    dist.destroy_process_group()  # not after an error: it would wait for the other ranks, which torchrun is about to end
 
 
 def check_device(kind: str) -> None:

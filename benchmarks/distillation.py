@@ -75,7 +75,7 @@ def distil(cell: Cell, folder: Path) -> str:
         command = [sys.executable, "-m", "training.distill.launch", *cell.arguments, "--exps", exps, "--run-name", cell.name]
         done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
         if done.returncode:
-            raise UserError(f"{cell.name}: {done.stderr.strip().splitlines()[-1]}")
+            raise UserError(f"{cell.name}: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
         run = next(Path(exps).glob(f"*-{cell.name}"))
         (folder / cell.name).mkdir(parents=True, exist_ok=True)
         for file in KEPT:

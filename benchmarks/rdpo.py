@@ -61,7 +61,7 @@ def train(job: Job) -> tuple[Predictor, list[dict]]:
         command = [sys.executable, "-m", "training.ppo.launch", *job.arguments(Path(exps)), "--run-name", "job"]
         done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
         if done.returncode:
-            raise UserError(f"{job.name}, seed {job.seed}: {done.stderr.strip().splitlines()[-1]}")
+            raise UserError(f"{job.name}, seed {job.seed}: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
         run = RunFolder(next(Path(exps).glob("*-job")))
         return load_predictor(run.export / "network-snapshot-export-best.pkl"), run.records()
 
@@ -188,7 +188,7 @@ def report(name: str, n: int, rows: list[dict], exam: Exam) -> None:
 
 
 def uniform_start(folder: Path, backend: Backend) -> Path:
-    """The start table without a teacher: low points, equal weights, on the distilled table's number of intervals."""
+    """The start table without a teacher: equally spaced points, equal weights, as many intervals as the distilled table."""
     sigmas = backend.sigmas(Spec(num_steps=DEPTH // 2 + 1, schedule_type="discrete"))
     spec = Spec(backend="digits", num_steps=len(sigmas), num_points=2, schedule_type="discrete", guidance_rate=GUIDANCE)
     save_predictor(Predictor(SolverTable.uniform(DEPTH // 2, 2), spec, sigmas), folder / "uniform.pkl")

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from solvers.files import write_atomically
+
 
 def mean_and_halfwidth(values: Tensor) -> tuple[float, float]:
     """Mean of independent values [n] and the half width of its 95 % interval (1.96 standard errors)."""
@@ -42,4 +44,6 @@ def write_json(path: Path, settings: dict, rows: list[dict], device: torch.devic
     """Settings, rows and the machine as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = {"device": device_name(device), "torch": torch.__version__}
-    path.write_text(json.dumps({"settings": settings, "machine": machine, "rows": rows}, indent=1) + "\n")
+    write_atomically(
+        path, (json.dumps({"settings": settings, "machine": machine, "rows": rows}, indent=1, allow_nan=False) + "\n").encode()
+    )

@@ -5,8 +5,9 @@ import torch
 from .base import Reward, RewardError
 
 NAMES = ("digits", "judge")
+TRAINABLE = ("digits",)  # the judge is for measuring only
 
-__all__ = ["NAMES", "Reward", "RewardError", "load_reward"]
+__all__ = ["NAMES", "TRAINABLE", "Reward", "RewardError", "load_reward"]
 
 
 def load_reward(name: str, config: dict, device: torch.device | str) -> Reward:
@@ -27,6 +28,8 @@ def load_reward(name: str, config: dict, device: torch.device | str) -> Reward:
         folder = str(config.get("weights_path") or REWARD_FOLDER)
         return ClipReward("digits", folder, folder, device, scaled=False)
     if name == "judge":
+        if config:
+            raise RewardError("reward 'judge' has no options: leave out weights_path")
         from .digits_judge import JudgeReward
 
         return JudgeReward(device)

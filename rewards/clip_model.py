@@ -20,11 +20,19 @@ class ClipReward(Reward):
     def __init__(self, name: str, folder: str, processor: str, device: torch.device, scaled: bool):
         self.name, self.device, self.scaled = name, torch.device(device), scaled
         try:
-            self.model = CLIPModel.from_pretrained(folder, dtype=torch.float32).requires_grad_(False).eval().to(self.device)
+            model, info = CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
             self.tokenizer = AutoTokenizer.from_pretrained(processor)
             self.processor = CLIPImageProcessorPil.from_pretrained(processor)
-        except (OSError, ValueError) as error:
-            raise RewardError(missing(name, folder, error)) from None
+            lacking = [*info["missing_keys"], *info["mismatched_keys"]]
+            if lacking:
+                raise ValueError(f"its weights lack {len(lacking)} tensors, such as {lacking[0]}")
+            if len(self.tokenizer) < 512:  # each byte, inside and at the end of a word
+                raise ValueError(f"a tokenizer of {len(self.tokenizer)} words, whose files are missing")
+            if "shortest_edge" not in self.processor.size:
+                raise ValueError(f"its processor has size {dict(self.processor.size)}, expected shortest_edge")
+        except Exception as error:  # what the libraries raise for a broken file has no common type
+            raise RewardError(missing(name, folder, error)) from error
+        self.model = model.requires_grad_(False).eval().to(self.device)
         self.mean, self.std = (
             torch.tensor(v, device=self.device).view(3, 1, 1) for v in (self.processor.image_mean, self.processor.image_std)
         )

@@ -24,7 +24,7 @@ def load_config(schema: type[Config], path: Path, overrides: Sequence[str] = ())
     Unknown keys, wrong types and missing values: ConfigError.
     """
     try:
-        config = _merge(OmegaConf.structured(schema), OmegaConf.create(path.read_text(encoding="utf-8")), str(path))
+        config = _merge(OmegaConf.structured(schema), _created(path.read_text(encoding="utf-8"), str(path)), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     except yaml.YAMLError as error:
@@ -35,12 +35,22 @@ def load_config(schema: type[Config], path: Path, overrides: Sequence[str] = ())
             raise ConfigError(f"--override {text!r}: expected section.key=value")
         try:
             config = _merge(config, OmegaConf.from_dotlist([text]), f"--override {text}")
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, OmegaConfBaseException, TypeError) as error:
             raise ConfigError(f"--override {text}: not a value ({_one_line(error)})") from None
-    missing = OmegaConf.missing_keys(config)
-    if missing:
-        raise ConfigError(f"{path}: {min(missing)} is not set; give it in the file or with --override {min(missing)}=VALUE")
-    return OmegaConf.to_object(config)
+    try:
+        missing = OmegaConf.missing_keys(config)
+        if not missing:
+            return OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {error.full_key}: {_one_line(error)}") from None
+    raise ConfigError(f"{path}: {min(missing)} is not set; give it in the file or with --override {min(missing)}=VALUE")
+
+
+def _created(text: str, told_by: str):
+    try:
+        return OmegaConf.create(text)
+    except (OmegaConfBaseException, AssertionError) as error:
+        raise ConfigError(f"{told_by}: expected sections of keys and values ({_one_line(error)})") from None
 
 
 def _merge(config, update, told_by: str):
@@ -62,7 +72,7 @@ def _siblings(config, key: str) -> list[str]:
 
 
 def _one_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def to_yaml(config: object) -> str:

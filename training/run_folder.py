@@ -141,6 +141,8 @@ class Log:
             for name, value in record.items():
                 if isinstance(value, float):
                     self.board.add_scalar(name, value, record["step"])
+            if "table" in record:
+                self.board.flush()
 
     def close(self) -> None:
         if self.first:

@@ -13,8 +13,10 @@ from tqdm import tqdm
 
 from backends import Backend, Condition
 from backends.distributed import Ranks
-from solvers import Solver, UserError, sample, trajectory
+from solvers import Solver, UserError, trajectory
 from solvers.files import write_atomically
+
+from ..run_folder import broadcast
 
 FORMAT = 1
 
@@ -94,8 +96,7 @@ class Bank:
     def build(self, ranks: Ranks, what: str) -> None:
         """Compute the shards that are not there yet, shared out over the ranks; an interrupted build goes on."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        missing = [i for i in range(self.num_shards) if not self.path(i).is_file()]
-        ranks.barrier()  # all ranks have seen the same shards missing
+        missing = broadcast([i for i in range(self.num_shards) if not self.path(i).is_file()], ranks)  # one rank decides for all
         if ranks.rank == 0:
             write_atomically(self.folder / "bank.json", (json.dumps(self.contents, indent=1) + "\n").encode())
         mine = missing[ranks.rank :: ranks.world]
@@ -144,20 +145,10 @@ def refined(coarse: Tensor, fine: Tensor, every: int) -> Tensor:
     return fine
 
 
-def fineness(bank: Bank, n: int) -> tuple[float, float]:
-    """RMSE of final states between the teacher and one of twice as many intervals, on the first n pairs: mean, standard error."""
-    teacher, nodes = bank.teacher, bank.teacher.nodes
-    positive = nodes[1:] > 0
-    middle = torch.where(positive, (nodes[1:].clamp(min=1e-12) * nodes[:-1]).sqrt(), nodes[:-1] / 2)
-    finer = torch.stack([nodes[:-1], middle], 1).flatten()
-    errors = []
-    for i in range(0, n, bank.shard_size):
-        condition, x, states = bank.rows(list(range(i, min(n, i + bank.shard_size))))
-        with torch.inference_mode():
-            found = sample(teacher.solver, bank.backend.velocity(condition), x, torch.cat([finer, nodes[-1:]]))
-        errors.append(rmse(found, states[-1]))
-    values = torch.cat(errors).double()
-    return values.mean().item(), (values.std() / len(values) ** 0.5).item() if len(values) > 1 else 0.0
+def twice_as_fine(nodes: Tensor) -> Tensor:
+    """Nodes with one more in the middle of each interval: geometric, or half of the first where the second is 0."""
+    middle = torch.where(nodes[1:] > 0, (nodes[1:] * nodes[:-1]).sqrt(), nodes[:-1] / 2)
+    return torch.cat([torch.stack([nodes[:-1], middle], 1).flatten(), nodes[-1:]])
 
 
 def rmse(a: Tensor, b: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Held-out errors of the classical solvers, each computed once for a bank and kept beside it."""
 
+import math
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +14,7 @@ from backends.distributed import Ranks
 from solvers import BASELINES, Solver, Spec, UserError, num_steps_for_depth, sample
 from solvers.files import write_atomically
 
-from ..run_folder import gather_rows
+from ..run_folder import broadcast, gather_rows
 from .bank import Bank, rmse
 from .config import EvaluationConfig
 
@@ -68,8 +70,8 @@ class Baselines:
         chosen = []
         for name in self.names:
             options = [baseline(self.train.backend, self.spec, name, depth, schedule) for schedule in self.schedules]
-            tried = [(self.cached(self.train, option, self.tuning).mean().item(), i, option) for i, option in enumerate(options) if option]
-            chosen += [min(tried)] if tried else []
+            tried = [(mean_error(self.cached(self.train, option, self.tuning)), i, option) for i, option in enumerate(options) if option]
+            chosen += [min(tried)] if tried and min(tried)[0] < math.inf else []
         ordered = sorted(chosen, key=lambda c: c[0])
         return {b.name: (b, self.cached(self.heldout, b, len(self.heldout))) for _, _, b in ordered}
 
@@ -77,17 +79,21 @@ class Baselines:
         """The errors of a baseline on the first pairs of a bank, from the bank's folder if they are known."""
         path = bank.folder / "errors" / f"{option.name}-{option.schedule}-depth{option.depth}-{count}-batch{self.batch}.safetensors"
         known = None
-        if path.is_file():
-            try:
+        if self.ranks.rank == 0 and path.is_file():
+            with suppress(OSError, SafetensorError):  # made again below
                 known = load_file(path)
-            except (OSError, SafetensorError):
-                known = None  # made again below
-        usable = known is not None and torch.equal(known["nodes"], option.nodes)
-        self.ranks.barrier()  # all ranks have looked before one of them writes
-        if known is not None and usable:
-            return known["errors"]
+            known = known["errors"] if known is not None and torch.equal(known["nodes"], option.nodes) else None
+        known = broadcast(known, self.ranks)  # one rank decides for all
+        if known is not None:
+            return known
         found = errors(bank, option.solver, option.nodes, count, self.batch, self.ranks)
         if self.ranks.rank == 0:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, save({"nodes": option.nodes, "errors": found}))
         return found
+
+
+def mean_error(values: Tensor) -> float:
+    """The mean, or infinity for a solver that left the finite numbers."""
+    mean = values.mean().item()
+    return mean if math.isfinite(mean) else math.inf

@@ -225,6 +225,13 @@ def check(config: DistillConfig) -> None:
         value = getattr(getattr(config, section) if section else config, name)
         if value is not None and not (math.isfinite(value) and value >= LOWEST[key]):
             raise ConfigError(f"{key} is {value}, expected at least {LOWEST[key]}")
+    for key, value in (
+        ("train.seed", config.train.seed),
+        ("bank.first_seed", config.bank.first_seed),
+        ("bank.heldout_seed", config.bank.heldout_seed),
+    ):
+        if value > 2**40:
+            raise ConfigError(f"{key} is {value}, expected at most 2^40")
     _check_student(config)
     _check_loss(config)
 
@@ -232,6 +239,11 @@ def check(config: DistillConfig) -> None:
 LOWEST = {  # key: smallest value that makes sense
     "guidance_scale": 0,
     "nodes.num_steps": 2,
+    "nodes.rho": 1e-3,
+    "nodes.sigma_min": 1e-9,
+    "nodes.sigma_max": 1e-9,
+    "nodes.flowmatch_shift": 1e-3,
+    "nodes.flowmatch_mu": -20,
     "student.num_points": 1,
     "student.max_order": 1,
     "student.depth": 2,

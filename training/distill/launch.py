@@ -1,5 +1,6 @@
 """Distil a solver table or tableau: torchrun --nproc_per_node=N -m training.distill.launch --config FILE.yaml."""
 
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -57,9 +58,8 @@ def distill(config: DistillConfig, ranks: Ranks, run: RunFolder, state: dict | N
             run.rewind(trainer.step)
     curves = {depth: baselines.at(depth) for depth in sorted({trainer.student.cost().depth, *config.evaluation.depths})}
     log = Log(run, ranks, trainer.step)
-    with stop_requests(ranks) as stop:
+    with stop_requests(ranks) as stop, closing(log):
         finished = trainer.fit(min(config.train.steps, max_steps or config.train.steps), stop, log)
-    log.close()
     if ranks.rank == 0:
         trainer.export(last=True)
         draw(run, trainer, curves)
@@ -78,7 +78,7 @@ def distill(config: DistillConfig, ranks: Ranks, run: RunFolder, state: dict | N
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and what would be done.")
 @click.option("--resume", help='Run folder to go on in, or "latest".')
 @click.option("--exps", type=click.Path(path_type=Path), default=Path("exps"), show_default=True, help="Where run folders are.")
-@click.option("--device", help="cpu, cuda, cuda:1, mps; CUDA where there is one by default.")
+@click.option("--device", help="cpu, cuda or cuda:1 (float64 is needed); CUDA where there is one by default.")
 def main(path, overrides, run_name, max_steps, dry_run, resume, exps, device) -> None:
     """Learn a table against a fine teacher. Interrupted, it goes on with --resume to the identical result."""
     if (path is None) == (resume is None):
@@ -94,6 +94,8 @@ def main(path, overrides, run_name, max_steps, dry_run, resume, exps, device) ->
         click.echo(plan(config))
         return
     state = None if run is None else run.load_checkpoint()
+    if device is not None and device.startswith("mps"):
+        raise UserError("--device mps: it has no float64, in which tables are learned; give cpu or cuda")
     with process_group(device) as ranks:
         run = run or RunFolder.create(run_name, to_yaml(config), ranks, exps)
         if ranks.rank == 0:

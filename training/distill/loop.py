@@ -12,7 +12,7 @@ from solvers import UserError, save_predictor
 
 from ..run_folder import RunFolder, StopRequest, gather_rows
 from .bank import Bank
-from .baselines import Baseline, errors
+from .baselines import Baseline, errors, mean_error
 from .config import DistillConfig
 from .losses import Loss, checkpointed
 from .students import Student
@@ -139,15 +139,15 @@ class Trainer:
             solver, nodes = self.student.solver()
         batch = self.config.evaluation.batch
         found = errors(self.heldout, solver, nodes, len(self.heldout), batch, self.ranks)
-        record = {"step": self.step, "heldout": finite_mean(found), "heldout_se": standard_error(found)}
+        record = {"step": self.step, "heldout": found.mean().item(), "heldout_se": standard_error(found)}
         if self.baselines:
             name, (option, theirs) = min(self.baselines.items(), key=lambda item: item[1][1].mean().item())
             record |= {"baseline": name, "baseline_schedule": option.schedule, "baseline_heldout": theirs.mean().item()}
-            record |= {"baseline_se": standard_error(theirs), "difference": finite_mean(found - theirs)}
-            record |= {"difference_se": standard_error(found - theirs), "ratio": finite_mean(found) / theirs.mean().item()}
+            record |= {"baseline_se": standard_error(theirs), "difference": (found - theirs).mean().item()}
+            record |= {"difference_se": standard_error(found - theirs), "ratio": found.mean().item() / theirs.mean().item()}
         record |= {"table": self.describe()}
-        error = found.mean().item()
-        if error < self.best.error:
+        error = mean_error(found)
+        if error < self.best.error or self.best.step < 0:
             state = {k: v.detach().clone() for k, v in self.student.module.state_dict().items()}
             self.best = Best(self.step, error, 0, state)
         else:
@@ -163,16 +163,16 @@ class Trainer:
     # files
 
     def state(self) -> dict:
-        """Everything that the rest of the run depends on."""
+        """Everything that the rest of the run depends on; the order of the pairs follows from the seed and the step."""
         return {
             "step": self.step,
             "student": self.student.module.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "best": asdict(self.best),
             "peak_lr": self.peak_lr,
-            "rng": torch.get_rng_state(),
             "provenance": self.provenance,
             "bank": [self.train.key, self.heldout.key],
+            "parent": self.student.parent,
         }
 
     def save(self) -> None:
@@ -184,10 +184,14 @@ class Trainer:
         """Go on from a checkpoint."""
         if state["bank"] != [self.train.key, self.heldout.key]:
             raise UserError(f"{self.run.path}: its bank was {', '.join(state['bank'])}, but the backbone or prompts now give another")
+        if state["parent"] != self.student.parent:
+            raise UserError(
+                f"{self.run.path}: its student started from {state['parent']}, but student.start now gives {self.student.parent}"
+            )
         self.student.module.load_state_dict(state["student"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.best, self.peak_lr = state["step"], Best(**state["best"]), state["peak_lr"]
-        torch.set_rng_state(state["rng"])
+        self.provenance = state["provenance"]
 
     def export(self, last: bool = False) -> None:
         """Write the best table so far, by its step and as best.pkl, and if asked the last one as well."""
@@ -228,17 +232,14 @@ class Trainer:
                 if stop.agreed():
                     self.save()
                     return False
-                if self.step % settings.checkpoint_interval == 0 or self.step in (last_step, settings.steps):
+                if self.step % settings.checkpoint_interval == 0:
                     self.save()
+        self.save()
         return True
 
     def stale(self) -> bool:
         """Whether patience has run out."""
         return 0 < self.config.train.patience <= self.best.stale
-
-
-def finite_mean(values: Tensor) -> float:
-    return values.mean().item()
 
 
 def standard_error(values: Tensor) -> float:

@@ -110,10 +110,13 @@ def load_features(name: str, device: torch.device) -> Features:
     from transformers import AutoImageProcessor, AutoModel
 
     try:
-        model = AutoModel.from_pretrained(name, dtype=torch.float32).requires_grad_(False).eval().to(device)
+        model, info = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
         processor = AutoImageProcessor.from_pretrained(name, backend="pil")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"loss.feature_network {name!r}: cannot be loaded ({str(error).splitlines()[0]})") from None
+        if info["missing_keys"] or info["mismatched_keys"]:
+            raise ValueError("weights are missing from its files")
+    except Exception as error:  # what the libraries raise for a broken file has no common type
+        raise ConfigError(f"loss.feature_network {name!r}: cannot be loaded ({' '.join(str(error).split())[:160]})") from error
+    model = model.requires_grad_(False).eval().to(device)
     size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
     side = size.get("height") or size["shortest_edge"]
     mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (processor.image_mean, processor.image_std))

@@ -12,7 +12,9 @@ def draw(run: RunFolder, trainer: Trainer, curves: dict[int, dict[str, tuple[Bas
     import matplotlib
 
     matplotlib.use("Agg")
-    evaluations = [r for r in run.records() if "table" in r]
+    evaluations = [r for r in run.records() if "table" in r and "heldout_se" in r]
+    if not evaluations:
+        return
     draw_table(run, evaluations)
     draw_error(run, trainer, evaluations, curves)
 
@@ -69,7 +71,7 @@ def draw_error(run: RunFolder, trainer: Trainer, evaluations: list[dict], curves
             ms=3,
             label=name,
         )
-    best = next(r for r in evaluations if r["step"] == trainer.best.step)
+    best = min(evaluations, key=lambda r: r["heldout"])
     cost = trainer.student.cost()
     right.errorbar(
         [cost.depth],

@@ -13,13 +13,13 @@ from backends.prompts import read_prompts
 from solvers import BASELINES, Predictor, compile_tableau
 
 from ..config import ConfigError
-from ..run_folder import RunFolder
-from .bank import Bank, Pairs, Teacher, fineness, refined
+from ..run_folder import RunFolder, broadcast
+from .bank import Bank, Pairs, Teacher, refined, twice_as_fine
 from .baselines import Baselines, errors
 from .config import DistillConfig
-from .loop import Trainer
+from .loop import Trainer, standard_error
 from .losses import Loss, load_features
-from .student import widened
+from .student import second_moments, widened
 from .students import Student, TableauStart, load_start, table_student, tableau_student
 
 SHOWN = 32  # training pairs from which a tableau learns what its start's states look like
@@ -58,7 +58,10 @@ def make_teacher(config: DistillConfig, backend: Backend) -> Teacher:
     kept = config.teacher.intervals or config.nodes.num_steps - 1
     every = config.teacher.inner + 1
     schedule = config.teacher.schedule or config.nodes.schedule or backend.default_schedule
-    coarse, fine = (backend.sigmas(config.spec(n, schedule)) for n in (kept + 1, kept * every + 1))
+    try:
+        coarse, fine = (backend.sigmas(config.spec(n, schedule)) for n in (kept + 1, kept * every + 1))
+    except ValueError as error:
+        raise ConfigError(f"nodes: {error}") from None
     name = f"{config.teacher.solver}, {kept * every} intervals of {schedule}"
     return Teacher(name, BASELINES[config.teacher.solver], refined(coarse, fine, every), every)
 
@@ -122,10 +125,16 @@ def make_student(config: DistillConfig, train: Bank, baselines: Baselines) -> tu
     backend, loaded = train.backend, load_start(config)
     spec = config.spec(schedule=config.nodes.schedule or backend.default_schedule)
     if config.student.kind == "table":
-        return table_student(config, spec, backend.sigmas(spec), loaded), 1.0
+        recorded = None if loaded is None else loaded[0].sigmas
+        return table_student(config, spec, backend.sigmas(spec) if recorded is None else recorded, loaded), 1.0
     start = tableau_start(config, train, baselines, loaded)
-    condition, x, _ = train.rows(list(range(min(SHOWN, len(train)))))
-    return tableau_student(config, spec, start, backend.velocity(condition), x), start.error
+    shown, chunk = min(SHOWN, len(train)), min(config.train.chunk, SHOWN)
+    gram = torch.zeros(start.tableau.evaluations + 1, start.tableau.evaluations + 1, dtype=torch.float64)
+    with torch.no_grad():
+        for i in range(0, shown, chunk):
+            condition, x, _ = train.rows(list(range(i, min(i + chunk, shown))))
+            gram += second_moments(start.tableau, backend.velocity(condition), x) * len(x) / shown
+    return tableau_student(config, spec, start, broadcast(gram, baselines.ranks)), start.error
 
 
 def prepare(config: DistillConfig, backend: Backend, ranks: Ranks, run: RunFolder, say: Callable[[str], None]) -> tuple[Trainer, Baselines]:
@@ -135,7 +144,9 @@ def prepare(config: DistillConfig, backend: Backend, ranks: Ranks, run: RunFolde
     provenance |= {"train": {k: getattr(config.train, k) for k in ("steps", "batch", "lr", "seed")}}
     provenance |= {"learned_sigmas": config.student.learn_sigmas}
     if config.teacher.check:
-        error, se = fineness(heldout, min(config.teacher.check, len(heldout)))
+        teacher, count = train.teacher, min(config.teacher.check, len(heldout))
+        found = errors(heldout, teacher.solver, twice_as_fine(teacher.nodes), count, config.evaluation.batch, ranks)
+        error, se = found.mean().item(), standard_error(found)
         say(f"teacher: {train.teacher.name}; it differs by RMSE {error:.5f} ± {1.96 * se:.5f} from twice as many intervals")
         provenance |= {"teacher_rmse_to_twice_as_fine": error}
     baselines = Baselines(train, heldout, config.spec(), config.evaluation, ranks)

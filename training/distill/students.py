@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from solvers import EPD, Predictor, Solver, SolverTable, Spec, Tableau, compile_tableau, load_predictor, resolve_predictor_path
-from solvers.sampling import Velocity
 
 from ..config import ConfigError
 from .config import DistillConfig, StudentConfig
-from .student import TableauStudent, TableStudent, second_moments
+from .student import TableauStudent, TableStudent
 
 LOW_POINTS = (-2.5, -0.5)  # logits of the first and last of the points of a "low" start
 
@@ -67,6 +66,8 @@ def load_start(config: DistillConfig) -> tuple[Predictor, str] | None:
             ("nodes.num_steps", nodes.num_steps, predictor.table.num_intervals + 1),
             ("nodes.schedule", nodes.schedule, spec.schedule_type),
             ("student.num_points", student.num_points, predictor.table.num_points),
+            ("student.afs", student.afs, spec.afs),
+            ("student.max_order", student.max_order, spec.max_order),
         ]
     elif predictor.sigmas is None:
         raise ConfigError(f"student.start {path} does not hold its nodes, which a tableau needs; distil a table from it first")
@@ -111,11 +112,9 @@ class TableauStart:
     error: float
 
 
-def tableau_student(config: DistillConfig, spec: Spec, start: TableauStart, velocity: Velocity, x: Tensor) -> Student:
-    """A student that is a whole tableau; `velocity` and `x` [B, C, H, W] show what its start's states look like."""
+def tableau_student(config: DistillConfig, spec: Spec, start: TableauStart, gram: Tensor) -> Student:
+    """A student that is a whole tableau; `gram` holds the second moments of its start's states (student.second_moments)."""
     student, nodes = config.student, start.tableau.nodes
-    with torch.no_grad():
-        gram = second_moments(start.tableau, velocity, x)
     module = TableauStudent(start.tableau, student.learn_sigmas, gram, student.resolution * start.error)
     spec = replace(spec, solver="tableau", num_steps=len(nodes), num_points=None, schedule_type=start.schedule)
     return Student(module, student, spec, nodes, config.train.parallel_points, start.parent)

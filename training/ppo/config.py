@@ -9,6 +9,7 @@ from omegaconf import MISSING
 import backends
 from backends import SCHEDULES
 from rewards import NAMES as REWARDS
+from rewards import TRAINABLE
 
 from ..config import ConfigError
 
@@ -142,7 +143,6 @@ LOWEST = {
     "ppo.learning_rate": 0,
     "ppo.clip_range": 0,
     "ppo.kl_coef": 0,
-    "ppo.kl_target": 0,
     "ppo.entropy_coef": 0,
     "ppo.max_grad_norm": 0,
     "ppo.steps": 1,
@@ -154,7 +154,8 @@ LOWEST = {
     "logging.log_interval": 1,
     "logging.save_interval": 1,
 }
-ABOVE_ZERO = ("ppo.dirichlet_concentration", "ppo.max_log_change", "ppo.scale_std")
+ABOVE_ZERO = ("ppo.dirichlet_concentration", "ppo.max_log_change", "ppo.scale_std", "ppo.kl_target")
+HIGHEST = {"run.seed": 2**31, "ppo.max_log_change": 20, "ppo.dirichlet_concentration": 1e8}
 
 
 def check(config: RDPOConfig) -> None:
@@ -163,7 +164,7 @@ def check(config: RDPOConfig) -> None:
     for key, value, choices in [
         ("model.backend", config.model.backend, (None, *backends.NAMES)),
         ("model.schedule_type", config.model.schedule_type, (None, *SCHEDULES)),
-        ("reward.type", config.reward.type, REWARDS),
+        ("reward.type", config.reward.type, TRAINABLE),
         *[("evaluation.rewards", name, REWARDS) for name in config.evaluation.rewards],
         ("ppo.policy", ppo.policy, ("table", "mlp")),
         ("ppo.group_noise", ppo.group_noise, ("shared", "independent")),
@@ -171,11 +172,7 @@ def check(config: RDPOConfig) -> None:
     ]:
         if value not in choices:
             raise ConfigError(f"{key} is {value!r}, expected one of {', '.join(str(c) for c in choices if c is not None)}")
-    for key in (*LOWEST, *ABOVE_ZERO):
-        section, name = key.split(".")
-        value = getattr(getattr(config, section), name)
-        if value is not None and not (math.isfinite(value) and (value > 0 if key in ABOVE_ZERO else value >= LOWEST[key])):
-            raise ConfigError(f"{key} is {value}, expected {'a number above 0' if key in ABOVE_ZERO else f'at least {LOWEST[key]}'}")
+    _check_ranges(config)
     for name in ("rollout_batch_size", "rollout_chunk"):
         if getattr(ppo, name) % ppo.rloo_k:
             raise ConfigError(f"ppo.{name} is {getattr(ppo, name)}, expected a multiple of ppo.rloo_k ({ppo.rloo_k})")
@@ -183,3 +180,16 @@ def check(config: RDPOConfig) -> None:
         raise ConfigError(f"ppo.minibatch_size is {ppo.minibatch_size}, expected at most ppo.rollout_batch_size ({ppo.rollout_batch_size})")
     if config.reward.type in config.evaluation.rewards:
         raise ConfigError(f"evaluation.rewards holds {config.reward.type!r}, which is trained on; it is always measured")
+
+
+def _check_ranges(config: RDPOConfig) -> None:
+    for key in (*LOWEST, *ABOVE_ZERO):
+        section, name = key.split(".")
+        value = getattr(getattr(config, section), name)
+        if value is not None and not (math.isfinite(value) and (value > 0 if key in ABOVE_ZERO else value >= LOWEST[key])):
+            raise ConfigError(f"{key} is {value}, expected {'a number above 0' if key in ABOVE_ZERO else f'at least {LOWEST[key]}'}")
+    for key, highest in HIGHEST.items():
+        section, name = key.split(".")
+        value = getattr(getattr(config, section), name)
+        if value > highest:
+            raise ConfigError(f"{key} is {value}, expected at most {highest:g}")

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import click
-import torch
 
 from solvers import UserError, save_predictor
 from solvers.errors import run_command
@@ -13,7 +12,8 @@ from solvers.files import write_atomically
 from ..config import load_config
 from ..run_folder import RunFolder
 from .config import RDPOConfig
-from .prepare import load_start, policy_of, settle
+from .prepare import load_start, policy_of
+from .trainer import predictor_of
 
 
 @click.command()
@@ -32,23 +32,14 @@ def main(run_dir: str, checkpoint: str | None, output_dir: Path | None, no_manif
             held = ", ".join(p.name for p in sorted(run.checkpoints.glob("*.pt")))
             raise UserError(f"--checkpoint {checkpoint}: not found; {run.checkpoints} holds {held}")
     state = run.load_checkpoint(path)
+    if not {"policy", "best", "export"} <= state.keys():
+        raise UserError(f"{path}: not a checkpoint of an RDPO run")
     config = load_config(RDPOConfig, run.config)
-    start, parent = load_start(config)
-    policy = policy_of(config, start)
-    best = checkpoint is None
-    policy.load_state_dict(state["best"]["state"] if best else state["policy"])
+    policy = policy_of(config, load_start(config)[0])
+    best, told = checkpoint is None, state["export"]
     step = state["best"]["step"] if best else state["step"]
-    with torch.no_grad():
-        table = policy.complete(policy().mean())
-    told = {
-        "kind": "rdpo",
-        "parent": parent,
-        "reward": config.reward.type,
-        "seed": config.run.seed,
-        "ppo": dict(vars(config.ppo)),
-        "step": step,
-    }
-    predictor = type(start)(table, settle(config, start), start.sigmas, told)
+    found = {"step": step} | ({"heldout_gain": state["best"]["gain"]} if best else {})
+    predictor = predictor_of(policy, state["best"]["state"] if best else state["policy"], told, found)
     folder = output_dir or run.export
     target = folder / f"network-snapshot-export-step{step:06d}.pkl"
     save_predictor(predictor, target)

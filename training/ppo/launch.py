@@ -1,5 +1,6 @@
 """Tune a solver table on a reward (RDPO): torchrun --nproc_per_node=N -m training.ppo.launch --config FILE.yaml."""
 
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -13,13 +14,13 @@ from ..config import load_config, to_yaml
 from ..run_folder import Log, RunFolder, stop_requests
 from .config import RDPOConfig, check
 from .prepare import calls_of, load_start, prepare, prompts_of, settle
-from .trainer import Trainer
+from .trainer import Trainer, predictor_of
 
 
 def export(trainer: Trainer) -> Path:
     """Write the best policy's mean table, by its step and as best.pkl."""
     best = trainer.best
-    predictor = trainer.predictor(best.state, {"step": best.step, "heldout_gain": best.gain})
+    predictor = predictor_of(trainer.policy, best.state, trainer.exported(), {"step": best.step, "heldout_gain": best.gain})
     for name in (f"step{best.step:06d}", "best"):
         save_predictor(predictor, trainer.run.export / f"network-snapshot-export-{name}.pkl")
     return trainer.run.export / "network-snapshot-export-best.pkl"
@@ -48,9 +49,8 @@ def train(config: RDPOConfig, ranks: Ranks, run: RunFolder, state: dict | None, 
         if ranks.rank == 0:
             run.rewind(trainer.step)
     log = Log(run, ranks, trainer.step)
-    with stop_requests(ranks) as stop:
+    with stop_requests(ranks) as stop, closing(log):
         finished = trainer.fit(min(config.ppo.steps, max_steps or config.ppo.steps), stop, log, say)
-    log.close()
     if not finished:
         say(f"stopped at step {trainer.step} as asked; go on with --resume {run.path}")
     if ranks.rank == 0:
@@ -67,7 +67,7 @@ def train(config: RDPOConfig, ranks: Ranks, run: RunFolder, state: dict | None, 
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and what a step costs.")
 @click.option("--resume", help='Run folder to go on in, or "latest".')
 @click.option("--output-root", type=click.Path(path_type=Path), help="Where run folders are; run.output_root by default.")
-@click.option("--device", help="cpu, cuda, cuda:1, mps; CUDA where there is one by default.")
+@click.option("--device", help="cpu, cuda or cuda:1 (float64 is needed); CUDA where there is one by default.")
 def main(path, overrides, run_name, max_steps, dry_run, resume, output_root, device) -> None:
     """Learn a table by reward. Interrupted, it goes on with --resume to the identical result."""
     if (path is None) == (resume is None):
@@ -83,6 +83,8 @@ def main(path, overrides, run_name, max_steps, dry_run, resume, output_root, dev
         click.echo(f"{to_yaml(config)}# dry run, {calls_of(config, predictor)}")
         return
     state = None if run is None else run.load_checkpoint()
+    if device is not None and device.startswith("mps"):
+        raise UserError("--device mps: it has no float64, in which tables are learned; give cpu or cuda")
     with process_group(device) as ranks:
         root = output_root or Path(config.run.output_root)
         run = run or RunFolder.create(run_name or config.run.run_name, to_yaml(config), ranks, root)

@@ -96,7 +96,7 @@ def prepare(config: RDPOConfig, backend: Backend, ranks: Ranks, run: RunFolder) 
     train, heldout = prompts_of(config, backend.name)
     trained = {config.reward.type: load_reward(config.reward.type, reward_options(config), ranks.device)}
     measured = trained | {name: load_reward(name, {}, ranks.device) for name in config.evaluation.rewards}
-    scorer = Scorer(backend, nodes, guidance, spec.afs, spec.max_order, trained)
+    scorer = Scorer(backend, nodes, guidance, spec.afs, spec.max_order, trained, config.reward.batch_size)
     count = config.evaluation.images
     provenance = {"kind": "rdpo", "parent": parent, "reward": config.reward.type, "seed": config.run.seed, "ppo": dict(vars(config.ppo))}
     return Trainer(

@@ -27,6 +27,7 @@ class Scorer:
     afs: bool
     max_order: int
     rewards: dict[str, Reward]
+    reward_batch: int = 64
 
     def __call__(self, table: SolverTable, prompts: list[str], seeds: list[int]) -> Tensor:
         """Scores [B, number of rewards] in float64."""
@@ -34,7 +35,12 @@ class Scorer:
             velocity = self.backend.velocity(self.backend.encode(prompts, self.guidance_scale))
             x = sample(EPD(table, self.afs, self.max_order), velocity, self.backend.start(seeds, self.nodes[0]), self.nodes)
             images = self.backend.decode(x)
-            return torch.stack([reward(images, prompts).double().cpu() for reward in self.rewards.values()], -1)
+            return torch.stack([self.scores(reward, images, prompts) for reward in self.rewards.values()], -1)
+
+    def scores(self, reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
+        """Scores [B] of one reward, a few images at a time."""
+        parts = range(0, len(images), self.reward_batch)
+        return torch.cat([reward(images[i : i + self.reward_batch], prompts[i : i + self.reward_batch]).cpu().double() for i in parts])
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """RDPO: roll out, compare siblings, update the policy, and measure its mean table on what it never sees."""
 
+import hashlib
 import math
 from dataclasses import asdict, dataclass, field
 
@@ -114,6 +115,8 @@ class Trainer:
         record |= {"positions": draw.table().r[image].tolist(), "weights": draw.weights[image].tolist()}
         if self.skipped >= SKIPS:
             self.save()
+            if self.ranks.rank == 0:
+                self.run.log(record)
             raise Diverged(
                 f"{self.run.path}: rewards were not finite in {SKIPS} steps in a row (last: step {self.step}, prompt "
                 f"{plan.prompts[image]!r}, seed {plan.seeds[image]}); the policy before them is saved; "
@@ -149,6 +152,8 @@ class Trainer:
             gain = scores[:, i] - self.base_scores[:, i]
             half = 1.96 * gain.std().item() / len(gain) ** 0.5
             record |= {f"heldout_{name}": scores[:, i].mean().item(), f"gain_{name}": gain.mean().item(), f"gain_{name}_halfwidth": half}
+        if not all(math.isfinite(v) for v in record.values()):
+            raise Diverged(f"{self.run.path}: a held-out reward at step {self.step} is not finite; check the reward and the start table")
         trained = record[f"gain_{self.config.reward.type}"]
         if trained > self.best.gain:
             state = {k: v.detach().clone() for k, v in self.policy.state_dict().items()}
@@ -171,8 +176,10 @@ class Trainer:
     # files
 
     def state(self) -> dict:
-        """Everything that the rest of the run depends on; all random numbers follow from the seed and the step."""
+        """Everything that the rest of the run depends on; all random numbers and the order of prompts follow from the seed and the step."""
         return {
+            "depends_on": self.depends_on(),
+            "export": self.exported(),
             "step": self.step,
             "policy": self.policy.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -180,8 +187,6 @@ class Trainer:
             "base_scores": self.base_scores,
             "kl_coef": self.kl_coef,
             "skipped": self.skipped,
-            "prompt_cursor": self.step * (self.config.ppo.rollout_batch_size // self.config.ppo.rloo_k),
-            "rng": torch.get_rng_state(),
         }
 
     def save(self) -> None:
@@ -191,20 +196,22 @@ class Trainer:
 
     def restore(self, state: dict) -> None:
         """Go on from a checkpoint."""
+        for name, value in self.depends_on().items():
+            if state["depends_on"][name] != value:
+                raise UserError(f"{self.run.path}: its {name} changed since its checkpoint; restore it, or start a new run")
         self.policy.load_state_dict(state["policy"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.best, self.base_scores = state["step"], Best(**state["best"]), state["base_scores"]
         self.kl_coef, self.skipped = state["kl_coef"], state["skipped"]
-        torch.set_rng_state(state["rng"])
 
-    def predictor(self, state: dict, told: dict) -> Predictor:
-        """The mean table of a policy's state, with the scales and the solver that were rolled out."""
-        present = {k: v.detach().clone() for k, v in self.policy.state_dict().items()}
-        self.policy.load_state_dict(state)
-        with torch.no_grad():
-            table = self.policy.complete(self.policy().mean())
-        self.policy.load_state_dict(present)
-        return Predictor(table, self.spec, self.train.nodes, self.provenance | told)
+    def depends_on(self) -> dict:
+        """What must be the same when a run goes on."""
+        prompts = hashlib.sha256("\0".join([*self.prompts, "", *self.heldout_prompts]).encode()).hexdigest()
+        return {"start table": self.provenance["parent"], "nodes": self.train.nodes.tolist(), "prompts": prompts}
+
+    def exported(self) -> dict:
+        """What a predictor of this run says beside its table."""
+        return {"spec": vars(self.spec), "nodes": self.train.nodes, "provenance": self.provenance}
 
     # the loop
 
@@ -230,9 +237,18 @@ class Trainer:
                 if stop.agreed():
                     self.save()
                     return False
-                if self.step % settings.save_interval == 0 or self.step in (last_step, self.config.ppo.steps):
+                if self.step % settings.save_interval == 0:
                     self.save()
+        self.save()
         return True
+
+
+def predictor_of(policy: ResidualPolicy, state: dict, exported: dict, found: dict) -> Predictor:
+    """The mean table of a policy's state, with the scales and the solver that were rolled out; leaves the policy in that state."""
+    policy.load_state_dict(state)
+    with torch.no_grad():
+        table = policy.complete(policy().mean())
+    return Predictor(table, Spec(**exported["spec"]), exported["nodes"], exported["provenance"] | found)
 
 
 def spread(values: Tensor) -> float:

@@ -51,7 +51,7 @@ def trainer_of(tmp_path, seed=0, broken=False, **ppo) -> Trainer:
     for folder in (run.checkpoints, run.metrics.parent):
         folder.mkdir(parents=True, exist_ok=True)
     seeds = list(range(64))
-    return Trainer(config, ALONE, run, policy, score, score, PROMPTS, ["prompt 0"] * 64, seeds, Spec(), {})
+    return Trainer(config, ALONE, run, policy, score, score, PROMPTS, ["prompt 0"] * 64, seeds, Spec(), {"parent": "equal points"})
 
 
 class Never:
@@ -135,6 +135,7 @@ def test_three_steps_that_are_not_finite_end_a_run_and_nothing_is_applied(tmp_pa
     with pytest.raises(Diverged, match=r"3 steps in a row.*prompt"):
         trainer.fit(80, Never(), records.append, print)
     assert [r["step"] for r in records] == [1, 2]
+    assert [r["step"] for r in trainer.run.records()] == [3]  # the last one is written before the end
     assert len(records[0]["prompts"]) == len(records[0]["seeds"]) == 64
     assert (trainer.policy.residual.change == 0).all()
     assert trainer.run.latest_checkpoint() == trainer.run.checkpoint(3)
