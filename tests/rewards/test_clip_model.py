@@ -1,8 +1,12 @@
 """Rewards of the CLIP layout: equal to transformers' own score, independent of the batch, and right on real digits."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from backends.digits import REWARD_FOLDER
@@ -73,6 +77,24 @@ def test_the_judge_scores_what_a_prompt_names():
     assert (right <= 0).all()
     with pytest.raises(RewardError, match="names no digit"):
         judge(images[:1], ["a cat"])
+
+
+@pytest.mark.parametrize("damage", ["tokenizer", "weights", "cut", "size"])
+def test_a_damaged_folder_is_refused_rather_than_scored_with(tmp_path, damage):
+    folder = shutil.copytree(REWARD_FOLDER, tmp_path / "reward")
+    weights, processor = folder / "model.safetensors", folder / "preprocessor_config.json"
+    if damage == "tokenizer":
+        for path in folder.glob("tokenizer*"):
+            path.unlink()
+    elif damage == "weights":
+        save_file({k: v for k, v in load_file(weights).items() if k != "visual_projection.weight"}, weights, {"format": "pt"})
+    elif damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    else:
+        processor.write_text(json.dumps(json.loads(processor.read_text()) | {"size": {"height": 32, "width": 32}}))
+    with pytest.raises(RewardError, match="not a CLIP model") as caught:
+        load_reward("digits", {"weights_path": str(folder)}, "cpu")
+    assert "\n" not in str(caught.value)
 
 
 def test_what_cannot_be_loaded_or_scored_is_said_in_one_line(tmp_path, reward):

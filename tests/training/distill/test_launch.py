@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from solvers import Predictor, SolverTable, Spec, UserError, load_predictor, resolve_predictor_path, save_predictor
+from solvers import Predictor, SolverTable, Spec, UserError, load_predictor, polynomial, resolve_predictor_path, save_predictor
 from training.config import load_config
 from training.distill import launch
 from training.distill.config import DistillConfig, check
@@ -219,6 +219,11 @@ def test_shipped_configurations_are_valid(path):
         ("evaluation.baselines=[euler,foo]", "foo"),
         ("evaluation.tuning_pairs=99", "evaluation.tuning_pairs is 99"),
         ("nodes.schedule=karras", "nodes.schedule is 'karras'"),
+        ("nodes.sigma_min=-1", "nodes.sigma_min is -1"),
+        ("train.seed=99999999999999999", "train.seed is 99999999999999999"),
+        ("train.lr=${foo}", "foo"),
+        ("train.lr=${", "train.lr"),
+        ("evaluation.baselines[0]=euler", "evaluation.baselines"),
     ],
 )
 def test_mistakes_get_one_line_before_anything_is_written(tmp_path, config, override, told):
@@ -230,8 +235,9 @@ def test_mistakes_of_files_and_options(tmp_path, config):
     assert "nowhere.yaml" in refused("--config", "nowhere.yaml")
     (tmp_path / "bad.yaml").write_text("train: [1, 2")
     assert "not YAML" in refused("--config", tmp_path / "bad.yaml")
-    (tmp_path / "list.yaml").write_text("- 1")
-    assert "sections" in refused("--config", tmp_path / "list.yaml")
+    for text in ("- 1", "5", "true"):
+        (tmp_path / "list.yaml").write_text(text)
+        assert "sections" in refused("--config", tmp_path / "list.yaml")
     assert "bank.prompts is not set" in refused("--config", CONFIGS / "sd15.yaml", "--dry-run")
     assert "either --config" in refused()
     assert "--override" in refused("--resume", "x", "--override", "train.steps=3")
@@ -255,6 +261,49 @@ def test_a_predictor_is_a_start(tmp_path, config):
     begun, ended = (json.loads(r.metrics.read_text().splitlines()[i]) for r, i in ((second, 0), (first, -1)))
     assert begun["heldout"] == pytest.approx(min(ended["heldout"], begun["heldout"]), rel=1e-6)
     assert "sha256" in load_predictor(resolve_predictor_path(str(second.path))).provenance["parent"]
+
+
+def test_learned_nodes_of_a_start_are_kept(tmp_path, config):
+    learned = ["--override", "student.learn_sigmas=true"]
+    first = start(tmp_path, config, "first", *learned)
+    found = first.export / "network-snapshot-export-step000006.pkl"
+    nodes = load_predictor(found).sigmas
+    assert not torch.allclose(nodes, polynomial(4, *nodes[[-1, 0]].tolist()))
+    second = start(tmp_path, config, "second", "--override", f"student.start={found}", "--override", "train.steps=2", *learned)
+    begun, ended = (json.loads(r.metrics.read_text().splitlines()[i]) for r, i in ((second, 0), (first, -1)))
+    assert begun["heldout"] == pytest.approx(ended["heldout"], rel=1e-6)
+
+
+def test_a_run_that_stops_early_is_saved_as_it_ended(tmp_path, config):
+    run = start(
+        tmp_path,
+        config,
+        "early",
+        "--override",
+        "train.patience=1",
+        "--override",
+        "train.lr=0",
+        "--override",
+        "train.checkpoint_interval=100",
+    )
+    assert run.latest_checkpoint() == run.checkpoint(2)
+    before = outcome(run)
+    invoke("--resume", run.path, "--exps", tmp_path / "exps")
+    assert outcome(run) == before
+
+
+def test_a_start_that_changed_is_not_gone_on_from(tmp_path, config):
+    first = start(tmp_path, config, "first")
+    found = resolve_predictor_path(str(first.path))
+    second = start(tmp_path, config, "second", "--override", f"student.start={found}", "--max-steps", 2)
+    found.write_bytes(other_table(tmp_path))
+    assert "its student started from" in refused("--resume", second.path, "--exps", tmp_path / "exps")
+
+
+def other_table(tmp_path) -> bytes:
+    """A predictor that fits the small configuration but is another."""
+    save_predictor(Predictor(SolverTable.uniform(3, 2), Spec(backend="gaussian", schedule_type="polynomial")), tmp_path / "other.pkl")
+    return (tmp_path / "other.pkl").read_bytes()
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path, config):
