@@ -2,8 +2,10 @@
 
 python -m benchmarks.distillation train      writes exps/digits-distilled/<cell>/ (about 40 minutes on two cores)
 python -m benchmarks.distillation measure    prints the whole grid, writes benchmarks/results/distillation.json
+python -m benchmarks.distillation show       prints the README's summary of that file
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -66,7 +68,8 @@ def arguments(config: str, overrides: list[str]) -> list[str]:
     return ["--config", str(CONFIGS / f"{config}.yaml"), *[part for o in overrides for part in ("--override", o)]]
 
 
-CELLS = [Cell(kind, g, d) for g in GUIDANCES[::-1] for d in DEPTHS for kind in ("epd", "tableau1", "tableau2")]
+KINDS = ("epd", "tableau1", "tableau2")
+CELLS = [Cell(kind, g, d) for g in GUIDANCES[::-1] for d in DEPTHS for kind in KINDS]
 
 
 def distil(cell: Cell, folder: Path) -> str:
@@ -207,6 +210,37 @@ def measure(count: int, guidance: str | None, batch: int, folder: Path, out: Pat
     click.echo(text_table(HEADER, [cells_of(r) for r in rows], text_columns=3))
     settings = {"n": count, "batch": batch, "teacher_intervals": TEACHER_INTERVALS, "first_seed": FIRST_SEED, "tuning_seed": TUNING_SEED}
     write_json(out, settings, rows, torch.device("cpu"))
+
+
+SUMMARY = [
+    "guidance",
+    "depth",
+    "best baseline",
+    "its RMSE",
+    "pixels",
+    "Frechet %",
+    *[f"{k}: x RMSE, pixels, Frechet % (evals)" for k in KINDS],
+]
+
+
+@main.command()
+@click.option("--results", type=click.Path(path_type=Path), default=ROOT / "benchmarks" / "results" / "distillation.json")
+def show(results: Path) -> None:
+    """Print each cell of the measured grid: the learned solvers against the best baseline of the same serial depth."""
+    rows = json.loads(results.read_text())["rows"]
+    lines = []
+    for g in GUIDANCES:
+        for depth in DEPTHS:
+            here = {r["solver"]: r for r in rows if r["guidance"] == g and r["depth"] == depth}
+            rival = here[next(iter(here.values()))["best_baseline"]]
+            line = [f"{g:g}", str(depth), f"{rival['solver']} ({rival['schedule']}, {rival['evaluations']} evals)", f"{rival['rmse']:.4f}"]
+            line += [f"{rival['pixels']:.4f}", f"{rival['frechet_percent']:.2f}"]
+            for kind in KINDS:
+                r = here[kind]
+                half = r["difference_halfwidth"] / rival["rmse"]
+                line.append(f"{r['ratio']:.2f} ± {half:.2f}, {r['pixels']:.4f}, {r['frechet_percent']:.2f} ({r['evaluations']})")
+            lines.append(line)
+    click.echo(text_table(SUMMARY, lines, text_columns=3))
 
 
 if __name__ == "__main__":
