@@ -58,8 +58,9 @@ class Cell:
             return arguments("digits", [*overrides, f"nodes.num_steps={self.depth // 2 + 1}", f"train.steps={steps}"])
         points = int(self.kind[-1])
         stages = 1 + points * (self.depth - 1)
-        # many stages at high guidance amplify what they are given: smaller steps
-        pace = ["train.lr=0.03", "student.resolution=0.5", "train.steps=120"] if self.guidance == 7.5 and stages >= 10 else []
+        # many stages at high guidance amplify what they are given: smaller steps, as in the file
+        steep = self.guidance == 7.5 and stages >= 10
+        pace = [] if steep else ["train.lr=0.1", "student.resolution=0.1", "train.steps=200"]
         return arguments("digits_tableau", [*overrides, f"student.depth={self.depth}", f"student.num_points={points}", *pace])
 
 
