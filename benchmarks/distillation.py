@@ -54,8 +54,7 @@ class Cell:
         """The configuration of training.distill.launch."""
         overrides = [f"guidance_scale={self.guidance}", "evaluation.depths=[]"]
         if self.kind == "epd":
-            steps = 150 if self.guidance == 7.5 else 80
-            return arguments("digits", [*overrides, f"nodes.num_steps={self.depth // 2 + 1}", f"train.steps={steps}"])
+            return arguments("digits", [*overrides, f"nodes.num_steps={self.depth // 2 + 1}"])
         points = int(self.kind[-1])
         stages = 1 + points * (self.depth - 1)
         # many stages at high guidance amplify what they are given: smaller steps, as in the file
