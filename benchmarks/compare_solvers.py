@@ -38,6 +38,7 @@ SHORT = [
     "evaluation.interval=30",
     "evaluation.depths=[]",
     "evaluation.tuning_pairs=32",
+    "evaluation.baselines=[euler,ipndm2,dpmpp,unipc]",
 ]
 SOLVERS = [*BASELINES, "epd-start", "epd-plugin-start"]
 SCHEDULES = ["discrete", "polynomial", "logsnr", "time_uniform"]
