@@ -1,6 +1,6 @@
 """Distil digits tables and tableaus for every guidance and depth, and hold them against the baselines.
 
-python -m benchmarks.distillation train      writes exps/digits-distilled/<cell>/ (about 40 minutes on two cores)
+python -m benchmarks.distillation train      writes exps/digits-distilled/<cell>/ (an hour or two on two cores)
 python -m benchmarks.distillation measure    prints the whole grid, writes benchmarks/results/distillation.json
 python -m benchmarks.distillation show       prints the README's summary of that file
 """
@@ -200,7 +200,7 @@ def cells_of(row: dict) -> list[str]:
 @click.option("--folder", type=click.Path(path_type=Path), default=ROOT / "exps" / "digits-distilled")
 @click.option("--out", type=click.Path(path_type=Path), default=ROOT / "benchmarks" / "results" / "distillation.json")
 def measure(count: int, guidance: str | None, batch: int, folder: Path, out: Path) -> None:
-    """Measure every cell and every baseline on prompts and seeds that nothing was trained or chosen on."""
+    """Measure every cell and every baseline on prompts never trained on, with seeds that nothing was trained or chosen on."""
     backend, judge, rows = load_backend(Spec(backend="digits"), "cpu"), Judge(), []
     for g in GUIDANCES if guidance is None else [float(guidance)]:
         tuning = Bench.make(backend, g, TUNING_IMAGES, TUNING_SEED, batch)
