@@ -1,7 +1,9 @@
 """Typed configurations: a YAML file over dataclass defaults, `key=value` overrides over both, every mistake one line."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,8 +27,10 @@ def load_config(schema: type[Config], path: Path, overrides: Sequence[str] = ())
     """
     try:
         config = _merge(OmegaConf.structured(schema), _created(path.read_text(encoding="utf-8"), str(path)), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    except OSError as error:
+        raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--config {path}: cannot be read as UTF-8 text ({error})") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML ({_one_line(error)})") from None
     for text in overrides:
@@ -73,6 +77,28 @@ def _siblings(config, key: str) -> list[str]:
 
 def _one_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def check_choices(items: Iterable[tuple[str, object, Sequence]]) -> None:
+    """Refuse a (key, value, choices) whose value is none of the choices."""
+    for key, value, choices in items:
+        if value not in choices:
+            raise ConfigError(f"{key} is {value!r}, expected one of {', '.join(str(c) for c in choices if c is not None)}")
+
+
+def check_ranges(config: object, lowest: dict[str, float], highest: dict[str, float], above_zero: Sequence[str] = ()) -> None:
+    """Refuse numbers of a configuration, by "section.key", that are out of range or not finite; None is left out."""
+    values = dataclasses.asdict(config)
+    for key in {**lowest, **dict.fromkeys(above_zero), **highest}:
+        value = functools.reduce(lambda section, name: section[name], key.split("."), values)
+        if value is None:
+            continue
+        if not math.isfinite(value) or (key in above_zero and value <= 0):
+            raise ConfigError(f"{key} is {value}, expected {'a number above 0' if key in above_zero else 'a finite number'}")
+        if value < lowest.get(key, -math.inf):
+            raise ConfigError(f"{key} is {value}, expected at least {lowest[key]}")
+        if value > highest.get(key, math.inf):
+            raise ConfigError(f"{key} is {value}, expected at most {highest[key]:g}")
 
 
 def to_yaml(config: object) -> str:

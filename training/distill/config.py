@@ -1,6 +1,5 @@
 """What a distillation run can be told: typed sections with a meaning for every key, checked before any model loads."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +8,7 @@ from omegaconf import MISSING
 from backends import DTYPES, NAMES, SCHEDULES
 from solvers import BASELINES, Spec
 
-from ..config import ConfigError
+from ..config import ConfigError, check_choices, check_ranges
 
 
 @dataclass
@@ -207,31 +206,20 @@ class DistillConfig:
 
 def check(config: DistillConfig) -> None:
     """Refuse values out of range and combinations that make no sense, in one line that names the key."""
-    for key, value, choices in [
-        ("backend.name", config.backend.name, NAMES),
-        ("backend.dtype", config.backend.dtype, ("auto", *DTYPES)),
-        ("nodes.schedule", config.nodes.schedule, (None, *SCHEDULES)),
-        ("student.kind", config.student.kind, ("table", "tableau")),
-        ("teacher.solver", config.teacher.solver, tuple(BASELINES)),
-        ("teacher.schedule", config.teacher.schedule, (None, *SCHEDULES)),
-        ("bank.dtype", config.bank.dtype, ("float32", "float16")),
-        *[("evaluation.baselines", name, tuple(BASELINES)) for name in config.evaluation.baselines],
-        *[("evaluation.schedules", name, SCHEDULES) for name in config.evaluation.schedules],
-    ]:
-        if value not in choices:
-            raise ConfigError(f"{key} is {value!r}, expected one of {', '.join(str(c) for c in choices if c is not None)}")
-    for key in LOWEST:
-        section, name = key.split(".") if "." in key else (None, key)
-        value = getattr(getattr(config, section) if section else config, name)
-        if value is not None and not (math.isfinite(value) and value >= LOWEST[key]):
-            raise ConfigError(f"{key} is {value}, expected at least {LOWEST[key]}")
-    for key, value in (
-        ("train.seed", config.train.seed),
-        ("bank.first_seed", config.bank.first_seed),
-        ("bank.heldout_seed", config.bank.heldout_seed),
-    ):
-        if value > 2**40:
-            raise ConfigError(f"{key} is {value}, expected at most 2^40")
+    check_choices(
+        [
+            ("backend.name", config.backend.name, NAMES),
+            ("backend.dtype", config.backend.dtype, ("auto", *DTYPES)),
+            ("nodes.schedule", config.nodes.schedule, (None, *SCHEDULES)),
+            ("student.kind", config.student.kind, ("table", "tableau")),
+            ("teacher.solver", config.teacher.solver, tuple(BASELINES)),
+            ("teacher.schedule", config.teacher.schedule, (None, *SCHEDULES)),
+            ("bank.dtype", config.bank.dtype, ("float32", "float16")),
+            *[("evaluation.baselines", name, tuple(BASELINES)) for name in config.evaluation.baselines],
+            *[("evaluation.schedules", name, SCHEDULES) for name in config.evaluation.schedules],
+        ]
+    )
+    check_ranges(config, LOWEST, dict.fromkeys(("train.seed", "bank.first_seed", "bank.heldout_seed"), 2**40))
     _check_student(config)
     _check_loss(config)
 
@@ -275,9 +263,9 @@ LOWEST = {  # key: smallest value that makes sense
 
 def _check_student(config: DistillConfig) -> None:
     student, bank = config.student, config.bank
-    for name in ("scale_dir", "scale_time"):
-        if not 0 <= getattr(student, name) < 1:
-            raise ConfigError(f"student.{name} is {getattr(student, name)}, expected a half-range from 0 to below 1")
+    for name, half in (("scale_dir", student.scale_dir), ("scale_time", student.scale_time)):
+        if not 0 <= half < 1:
+            raise ConfigError(f"student.{name} is {half}, expected a half-range from 0 to below 1")
     if student.max_order > 4:
         raise ConfigError(f"student.max_order is {student.max_order}, expected 1 to 4")
     if student.kind == "table" and student.start == "baseline":

@@ -51,7 +51,8 @@ class Loss:
             terms |= {"final": errors[-1]} if self.config.final else {}
             terms |= self.image_terms(states[-1], targets[-1])
             broken = first_broken(states) if broken < 0 else broken
-        total = sum(getattr(self.config, name) * term for name, term in terms.items())
+        weights = vars(self.config)
+        total = sum(weights[name] * term for name, term in terms.items())
         return total, terms, broken
 
     def errors(self, states: list[Tensor], targets: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """What an RDPO run can be told: the published keys with their names, new ones with a meaning each, checked before anything loads."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +10,7 @@ from backends import SCHEDULES
 from rewards import NAMES as REWARDS
 from rewards import TRAINABLE
 
-from ..config import ConfigError
+from ..config import ConfigError, check_choices, check_ranges
 
 
 @dataclass
@@ -161,18 +160,18 @@ HIGHEST = {"run.seed": 2**31, "ppo.max_log_change": 20, "ppo.dirichlet_concentra
 def check(config: RDPOConfig) -> None:
     """Refuse values out of range and batches that do not divide, in one line that names the key."""
     ppo = config.ppo
-    for key, value, choices in [
-        ("model.backend", config.model.backend, (None, *backends.NAMES)),
-        ("model.schedule_type", config.model.schedule_type, (None, *SCHEDULES)),
-        ("reward.type", config.reward.type, TRAINABLE),
-        *[("evaluation.rewards", name, REWARDS) for name in config.evaluation.rewards],
-        ("ppo.policy", ppo.policy, ("table", "mlp")),
-        ("ppo.group_noise", ppo.group_noise, ("shared", "independent")),
-        ("ppo.baseline", ppo.baseline, ("prompt", "mixed")),
-    ]:
-        if value not in choices:
-            raise ConfigError(f"{key} is {value!r}, expected one of {', '.join(str(c) for c in choices if c is not None)}")
-    _check_ranges(config)
+    check_choices(
+        [
+            ("model.backend", config.model.backend, (None, *backends.NAMES)),
+            ("model.schedule_type", config.model.schedule_type, (None, *SCHEDULES)),
+            ("reward.type", config.reward.type, TRAINABLE),
+            *[("evaluation.rewards", name, REWARDS) for name in config.evaluation.rewards],
+            ("ppo.policy", ppo.policy, ("table", "mlp")),
+            ("ppo.group_noise", ppo.group_noise, ("shared", "independent")),
+            ("ppo.baseline", ppo.baseline, ("prompt", "mixed")),
+        ]
+    )
+    check_ranges(config, LOWEST, HIGHEST, ABOVE_ZERO)
     for name in ("rollout_batch_size", "rollout_chunk"):
         if getattr(ppo, name) % ppo.rloo_k:
             raise ConfigError(f"ppo.{name} is {getattr(ppo, name)}, expected a multiple of ppo.rloo_k ({ppo.rloo_k})")
@@ -180,16 +179,3 @@ def check(config: RDPOConfig) -> None:
         raise ConfigError(f"ppo.minibatch_size is {ppo.minibatch_size}, expected at most ppo.rollout_batch_size ({ppo.rollout_batch_size})")
     if config.reward.type in config.evaluation.rewards:
         raise ConfigError(f"evaluation.rewards holds {config.reward.type!r}, which is trained on; it is always measured")
-
-
-def _check_ranges(config: RDPOConfig) -> None:
-    for key in (*LOWEST, *ABOVE_ZERO):
-        section, name = key.split(".")
-        value = getattr(getattr(config, section), name)
-        if value is not None and not (math.isfinite(value) and (value > 0 if key in ABOVE_ZERO else value >= LOWEST[key])):
-            raise ConfigError(f"{key} is {value}, expected {'a number above 0' if key in ABOVE_ZERO else f'at least {LOWEST[key]}'}")
-    for key, highest in HIGHEST.items():
-        section, name = key.split(".")
-        value = getattr(getattr(config, section), name)
-        if value > highest:
-            raise ConfigError(f"{key} is {value}, expected at most {highest:g}")
