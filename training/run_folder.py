@@ -16,6 +16,8 @@ from backends.distributed import Ranks
 from solvers import UserError
 from solvers.files import write_atomically
 
+from .ranks import broadcast
+
 
 class RunError(UserError):
     """A run folder that cannot be used; the message is one line for the user."""
@@ -126,7 +128,7 @@ class RunFolder:
 
 
 class Log:
-    """Rank 0's records: metrics.jsonl, tensorboard and the terminal."""
+    """Rank 0's records: metrics.jsonl and tensorboard, and seconds.jsonl apart, since times are never the same twice."""
 
     def __init__(self, run: RunFolder, ranks: Ranks, step: int):
         self.run, self.first = run, ranks.rank == 0
@@ -135,9 +137,15 @@ class Log:
 
             self.board = SummaryWriter(str(run.path / "logs"), purge_step=step + 1)
 
-    def __call__(self, record: dict) -> None:
+    def __call__(self, record: dict, seconds: dict[str, float] | None = None) -> None:
         if self.first:
             self.run.log(record)
+            if seconds:
+                rounded = {name: round(value, 6) for name, value in seconds.items()}
+                with open(self.run.metrics.with_name("seconds.jsonl"), "a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": record["step"]} | rounded) + "\n")
+                for name, value in seconds.items():
+                    self.board.add_scalar(f"seconds/{name}", value, record["step"])
             for name, value in record.items():
                 if isinstance(value, float):
                     self.board.add_scalar(name, value, record["step"])
@@ -147,33 +155,6 @@ class Log:
     def close(self) -> None:
         if self.first:
             self.board.close()
-
-
-def broadcast(value, ranks: Ranks):
-    """Rank 0's value on all ranks."""
-    if ranks.world == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0, device=ranks.device if ranks.device.type == "cuda" else None)
-    return box[0]
-
-
-def gather_rows(rows: torch.Tensor, ranks: Ranks) -> torch.Tensor:
-    """Rows [n, d] that the ranks hold in turn (rank r has row r, r + world, ...) in their common order, on all ranks.
-
-    n may differ by one between ranks; summing the result gives the same bits whatever the number of ranks.
-    """
-    if ranks.world == 1:
-        return rows
-    counts = [torch.zeros(1, dtype=torch.long, device=ranks.device) for _ in range(ranks.world)]
-    dist.all_gather(counts, torch.tensor([len(rows)], device=ranks.device))
-    longest = max(int(c) for c in counts)
-    padded = torch.zeros(longest, *rows.shape[1:], dtype=rows.dtype, device=ranks.device)
-    padded[: len(rows)] = rows.to(ranks.device)
-    parts = [torch.empty_like(padded) for _ in range(ranks.world)]
-    dist.all_gather(parts, padded)
-    total = sum(int(c) for c in counts)
-    return torch.stack(parts, 1).flatten(0, 1).cpu()[:total]
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from backends.distributed import Ranks
 from solvers import Solver, UserError, trajectory
 from solvers.files import write_atomically
 
-from ..run_folder import broadcast
+from ..ranks import broadcast
 
 FORMAT = 1
 

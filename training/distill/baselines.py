@@ -14,7 +14,7 @@ from backends.distributed import Ranks
 from solvers import BASELINES, Solver, Spec, UserError, num_steps_for_depth, sample
 from solvers.files import write_atomically
 
-from ..run_folder import broadcast, gather_rows
+from ..ranks import broadcast, shared_out
 from .bank import Bank, rmse
 from .config import EvaluationConfig
 
@@ -45,17 +45,13 @@ def baseline(backend: Backend, spec: Spec, name: str, depth: int, schedule: str)
 
 def errors(bank: Bank, solver: Solver, nodes: Tensor, count: int, batch: int, ranks: Ranks) -> Tensor:
     """RMSE of final states to the teacher's on the first `count` pairs [count], the pairs shared out over the ranks."""
-    rows = []
-    with torch.inference_mode():
-        for chunk in range(ranks.rank, -(-count // batch), ranks.world):
-            indices = list(range(chunk * batch, min(count, (chunk + 1) * batch)))
-            condition, x, states = bank.rows(indices)
-            found = sample(solver, bank.backend.velocity(condition), x, nodes)
-            row = torch.zeros(batch, dtype=torch.float64)
-            row[: len(indices)] = rmse(found, states[-1]).cpu()
-            rows.append(row)
-    held = torch.stack(rows) if rows else torch.zeros(0, batch, dtype=torch.float64)
-    return gather_rows(held, ranks).flatten()[:count].clone()
+
+    def measure(part: slice) -> Tensor:
+        with torch.inference_mode():
+            condition, x, states = bank.rows(list(range(part.start, part.stop)))
+            return rmse(sample(solver, bank.backend.velocity(condition), x, nodes), states[-1])
+
+    return shared_out(measure, count, batch, ranks)
 
 
 class Baselines:

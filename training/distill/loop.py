@@ -10,7 +10,8 @@ from tqdm import tqdm
 from backends.distributed import Ranks
 from solvers import UserError, save_predictor
 
-from ..run_folder import RunFolder, StopRequest, gather_rows
+from ..ranks import shared_out
+from ..run_folder import RunFolder, StopRequest
 from .bank import Bank
 from .baselines import Baseline, errors, mean_error
 from .config import DistillConfig
@@ -83,10 +84,8 @@ class Trainer:
         """One step of Adam on the whole batch; what it logs."""
         settings, indices = self.config.train, self.batch(self.step)
         chunks = [indices[i : i + settings.chunk] for i in range(0, len(indices), settings.chunk)]
-        mine = [self.chunk_row(chunk) for chunk in chunks[self.ranks.rank :: self.ranks.world]]
+        rows = shared_out(lambda part: self.chunk_row(chunks[part.start])[None], len(chunks), 1, self.ranks)
         count = sum(p.numel() for p in self.parameters)
-        nothing = torch.zeros(0, count + 2 + len(self.term_names()), dtype=torch.float64)
-        rows = gather_rows(torch.stack(mine) if mine else nothing, self.ranks)
         total = rows[:, :-1].sum(0) / len(indices)
         gradient, scores = total[:count], total[count:].tolist()
         if not total.isfinite().all() or (rows[:, -1] >= 0).any():

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from backends import Backend
 from backends.distributed import Ranks
-from backends.prompts import read_prompts
 from solvers import BASELINES, Predictor, compile_tableau
 
 from ..config import ConfigError
-from ..run_folder import RunFolder, broadcast
+from ..prompts import digits_prompts, split_prompts
+from ..ranks import broadcast
+from ..run_folder import RunFolder
 from .bank import Bank, Pairs, Teacher, refined, twice_as_fine
 from .baselines import Baselines, errors
 from .config import DistillConfig
@@ -28,22 +29,9 @@ SHOWN = 32  # training pairs from which a tableau learns what its start's states
 def pairs_of(config: DistillConfig) -> tuple[Pairs, Pairs]:
     """Training and held-out pairs: different prompts, different seeds."""
     bank = config.bank
-    if bank.prompts == "digits":
-        from backends.digits.data import evaluation_prompts, training_prompts
-
-        prompts, heldout = training_prompts(bank.pairs), evaluation_prompts(bank.heldout_pairs)
-    else:
-        prompts, heldout = list(dict.fromkeys(read_prompts(Path(bank.prompts), "bank.prompts"))), []
-    if bank.heldout_prompts is not None:
-        heldout = list(dict.fromkeys(read_prompts(Path(bank.heldout_prompts), "bank.heldout_prompts")))
-        shared = set(prompts) & set(heldout)
-        if shared:
-            raise ConfigError(f"bank.heldout_prompts {bank.heldout_prompts}: {min(shared)!r} is a training prompt too; remove it from one")
-    elif not heldout:
-        if len(prompts) < 2:
-            raise ConfigError(f"bank.prompts {bank.prompts}: 1 prompt, expected at least 2, or bank.heldout_prompts")
-        count = min(bank.heldout_pairs, max(1, len(prompts) // 5))
-        prompts, heldout = prompts[:-count], prompts[-count:]
+    own = digits_prompts(bank.pairs, bank.heldout_pairs) if bank.prompts == "digits" else None
+    told = None if bank.prompts == "digits" else bank.prompts
+    prompts, heldout = split_prompts(("bank.prompts", told), ("bank.heldout_prompts", bank.heldout_prompts), bank.heldout_pairs, own)
     return (
         Pairs([prompts[i % len(prompts)] for i in range(bank.pairs)], list(range(bank.first_seed, bank.first_seed + bank.pairs))),
         Pairs(

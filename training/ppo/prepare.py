@@ -6,11 +6,11 @@ from pathlib import Path
 
 from backends import Backend
 from backends.distributed import Ranks
-from backends.prompts import read_prompts
 from rewards import load_reward
 from solvers import Predictor, Spec, Tableau, load_predictor, resolve_predictor_path
 
 from ..config import ConfigError
+from ..prompts import digits_prompts, split_prompts
 from ..run_folder import RunFolder
 from .config import RDPOConfig
 from .policy import ResidualPolicy, make_policy
@@ -54,26 +54,12 @@ def settle(config: RDPOConfig, predictor: Predictor) -> Spec:
 
 def prompts_of(config: RDPOConfig, backend_name: str) -> tuple[list[str], list[str]]:
     """Training and held-out prompts; no prompt is in both."""
-    told, apart = config.data.prompt_csv, config.evaluation.prompt_csv
-    if told is None:
-        if backend_name != "digits":
-            raise ConfigError("data.prompt_csv is not set: give a text or CSV file of prompts with --override data.prompt_csv=FILE")
-        from backends.digits.data import ALL_LABELS, evaluation_prompts, training_prompts
-
-        train, heldout = list(dict.fromkeys(training_prompts(10**4))), evaluation_prompts(len(ALL_LABELS))
-    else:
-        train, heldout = list(dict.fromkeys(read_prompts(Path(told), "data.prompt_csv"))), []
-    if apart is not None:
-        heldout = list(dict.fromkeys(read_prompts(Path(apart), "evaluation.prompt_csv")))
-        shared = set(train) & set(heldout)
-        if shared:
-            raise ConfigError(f"evaluation.prompt_csv {apart}: {min(shared)!r} is a training prompt too; remove it from one")
-    elif not heldout:
-        if len(train) < 2:
-            raise ConfigError(f"data.prompt_csv {told}: 1 prompt, expected at least 2, or evaluation.prompt_csv")
-        count = min(config.evaluation.images, max(1, len(train) // 5))
-        train, heldout = train[:-count], train[-count:]
-    return train, heldout
+    own = None
+    if backend_name == "digits":
+        train, heldout = digits_prompts(10**4, config.evaluation.images)
+        own = list(dict.fromkeys(train)), heldout
+    files = ("data.prompt_csv", config.data.prompt_csv), ("evaluation.prompt_csv", config.evaluation.prompt_csv)
+    return split_prompts(*files, config.evaluation.images, own)
 
 
 def policy_of(config: RDPOConfig, predictor: Predictor) -> ResidualPolicy:

@@ -1,6 +1,6 @@
 """Rollouts: groups of siblings that share a prompt, each with a table of its own, from noise to reward."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,7 +10,8 @@ from backends.distributed import Ranks
 from rewards import Reward
 from solvers import EPD, SolverTable, sample
 
-from ..run_folder import gather_rows
+from ..clock import Clock
+from ..ranks import shared_out
 from .config import PPOConfig
 from .policy import Draw, ResidualPolicy
 
@@ -28,14 +29,20 @@ class Scorer:
     max_order: int
     rewards: dict[str, Reward]
     reward_batch: int = 64
+    clock: Clock = field(default_factory=Clock)
 
     def __call__(self, table: SolverTable, prompts: list[str], seeds: list[int]) -> Tensor:
         """Scores [B, number of rewards] in float64."""
+        part = self.clock.part
         with torch.inference_mode():
-            velocity = self.backend.velocity(self.backend.encode(prompts, self.guidance_scale))
-            x = sample(EPD(table, self.afs, self.max_order), velocity, self.backend.start(seeds, self.nodes[0]), self.nodes)
-            images = self.backend.decode(x)
-            return torch.stack([self.scores(reward, images, prompts) for reward in self.rewards.values()], -1)
+            with part("encode"):
+                velocity = self.backend.velocity(self.backend.encode(prompts, self.guidance_scale))
+            with part("sample"):
+                x = sample(EPD(table, self.afs, self.max_order), velocity, self.backend.start(seeds, self.nodes[0]), self.nodes)
+            with part("decode"):
+                images = self.backend.decode(x)
+            with part("reward"):
+                return torch.stack([self.scores(reward, images, prompts) for reward in self.rewards.values()], -1)
 
     def scores(self, reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
         """Scores [B] of one reward, a few images at a time."""
@@ -71,25 +78,13 @@ def stream(seed: int, step: int, purpose: int) -> int:
 
 def scores_of(score: Scorer, policy: ResidualPolicy, draw: Draw, plan: Plan, chunk: int, ranks: Ranks) -> Tensor:
     """Scores [B, rewards] of all images of a step; the ranks take chunks in turn and share the results."""
-    batch, width = len(plan.seeds), len(score.rewards)
-    rows = []
-    for i in range(ranks.rank * chunk, batch, ranks.world * chunk):
-        part = slice(i, min(i + chunk, batch))
-        found = score(policy.complete(draw.select(part).table()), plan.prompts[part], plan.seeds[part])
-        row = torch.zeros(chunk, width, dtype=torch.float64)
-        row[: len(found)] = found
-        rows.append(row.flatten())
-    held = torch.stack(rows) if rows else torch.zeros(0, chunk * width, dtype=torch.float64)
-    return gather_rows(held, ranks).view(-1, width)[:batch].clone()
+
+    def measure(part: slice) -> Tensor:
+        return score(policy.complete(draw.select(part).table()), plan.prompts[part], plan.seeds[part])
+
+    return shared_out(measure, len(plan.seeds), chunk, ranks)
 
 
 def evaluate_table(score: Scorer, table: SolverTable, prompts: list[str], seeds: list[int], batch: int, ranks: Ranks) -> Tensor:
     """Scores [n, rewards] of one table on fixed prompts and seeds; the ranks take batches in turn."""
-    width, rows = len(score.rewards), []
-    for i in range(ranks.rank * batch, len(seeds), ranks.world * batch):
-        found = score(table, prompts[i : i + batch], seeds[i : i + batch])
-        row = torch.zeros(batch, width, dtype=torch.float64)
-        row[: len(found)] = found
-        rows.append(row.flatten())
-    held = torch.stack(rows) if rows else torch.zeros(0, batch * width, dtype=torch.float64)
-    return gather_rows(held, ranks).view(-1, width)[: len(seeds)].clone()
+    return shared_out(lambda part: score(table, prompts[part], seeds[part]), len(seeds), batch, ranks)

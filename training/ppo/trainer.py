@@ -76,7 +76,8 @@ class Trainer:
         record = {"step": self.step, "reward": rewards.mean().item(), "reward_std": rewards.std().item()}
         record |= {"reward_within_std": rewards.var(1).mean().sqrt().item(), "reward_between_std": spread(rewards.mean(1))}
         record |= {f"head_{name}": scores[:, i].mean().item() for i, name in enumerate(self.train.rewards)}
-        record |= self.update(draw, old_log_prob, advantages)
+        with self.train.clock.part("update"):
+            record |= self.update(draw, old_log_prob, advantages)
         return record | self.describe()
 
     def update(self, draw: Draw, old_log_prob: Tensor, advantages: Tensor) -> dict:
@@ -219,19 +220,19 @@ class Trainer:
         """Learn up to a step; False if asked to stop before. Evaluations and checkpoints fall on fixed steps."""
         settings, every = self.config.logging, self.config.evaluation.interval
         if self.base_scores is None:
-            log(self.evaluate())
+            log(self.evaluate(), self.train.clock.read())
             self.save()
         bar = tqdm(total=self.config.ppo.steps, initial=self.step, desc="RDPO", unit="step", disable=self.ranks.rank > 0 or None)
         with bar:
             while self.step < last_step and not 0 < self.config.evaluation.patience <= self.best.stale:
                 record = self.learn()
                 if self.step % settings.log_interval == 0 or "skipped" in record:
-                    log(record)
+                    log(record, self.train.clock.read())
                 bar.update()
                 bar.set_postfix_str(f"reward {record.get('reward', math.nan):.4f} kl {record.get('kl', math.nan):.2f}")
                 if self.step % every == 0 or self.step == self.config.ppo.steps:
                     record = self.evaluate()
-                    log(record)
+                    log(record, self.train.clock.read())
                     if warning := self.warning(record):
                         say(warning)
                 if stop.agreed():

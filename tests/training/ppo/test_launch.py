@@ -97,6 +97,9 @@ def test_a_run_writes_all_it_promises(tmp_path, config):
     assert evaluations[0]["gain_digits"] == evaluations[0]["gain_judge"] == 0
     assert evaluations[-1]["gain_digits_halfwidth"] > 0
     assert list((run.path / "logs").glob("events.*"))
+    seconds = [json.loads(line) for line in (run.path / "logs" / "seconds.jsonl").read_text().splitlines()]
+    assert seconds[1].keys() == {"step", "encode", "sample", "decode", "reward", "update"}
+    assert all(value > 0 for record in seconds[1:] for value in record.values())
     predictor = load_predictor(resolve_predictor_path(str(run.path)))
     assert predictor.provenance["kind"] == "rdpo"
     assert torch.equal(predictor.sigmas, NODES)

@@ -80,7 +80,7 @@ def brute_force() -> tuple[float, float]:
 @pytest.mark.parametrize("kind", ["table", "mlp"])
 def test_rdpo_finds_the_best_table(tmp_path, brute_force, kind):
     trainer = trainer_of(tmp_path, policy=kind, learning_rate=0.1 if kind == "table" else 0.001)
-    trainer.fit(80, Never(), lambda record: None, print)
+    trainer.fit(80, Never(), lambda *record: None, print)
     found = trainer.policy().mean().r.item()
     start, best = reward_of(0.5), brute_force[1]
     assert reward_of(found) - start > 0.95 * (best - start)
@@ -133,7 +133,7 @@ def test_three_steps_that_are_not_finite_end_a_run_and_nothing_is_applied(tmp_pa
     trainer.base_scores = torch.zeros(64, 1)
     records: list[dict] = []
     with pytest.raises(Diverged, match=r"3 steps in a row.*prompt"):
-        trainer.fit(80, Never(), records.append, print)
+        trainer.fit(80, Never(), lambda record, seconds: records.append(record), print)
     assert [r["step"] for r in records] == [1, 2]
     assert [r["step"] for r in trainer.run.records()] == [3]  # the last one is written before the end
     assert len(records[0]["prompts"]) == len(records[0]["seeds"]) == 64
@@ -145,7 +145,7 @@ def test_a_warning_when_nothing_is_learned(tmp_path):
     trainer = trainer_of(tmp_path, learning_rate=0.0, steps=4)
     trainer.config.evaluation.interval = trainer.config.evaluation.warn_after = 2
     said: list[str] = []
-    trainer.fit(4, Never(), lambda record: None, said.append)
+    trainer.fit(4, Never(), lambda *record: None, said.append)
     assert len(said) == 2
     assert "no signal: after 2 steps" in said[0]
 
@@ -156,6 +156,6 @@ def test_kl_is_steered_to_its_target(tmp_path):
     assert adapted(0.1, 1.0, 1.0) == 0.1
     held, free = trainer_of(tmp_path, kl_target=0.05), trainer_of(tmp_path)
     for trainer in (held, free):
-        trainer.fit(60, Never(), lambda record: None, print)
+        trainer.fit(60, Never(), lambda *record: None, print)
     kls = [t.policy().kl(t.policy.base()).item() for t in (held, free)]
     assert kls[0] < 0.5 * kls[1]

@@ -1,0 +1,50 @@
+"""Work that the ranks share, with results that do not depend on how many they are."""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from backends.distributed import Ranks
+
+
+def broadcast(value, ranks: Ranks):
+    """Rank 0's value on all ranks."""
+    if ranks.world == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=ranks.device if ranks.device.type == "cuda" else None)
+    return box[0]
+
+
+def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
+    """Rows [n, d] that the ranks hold in turn (rank r has row r, r + world, ...) in their common order, on all ranks.
+
+    n may differ by one between ranks; summing the result gives the same bits whatever the number of ranks.
+    """
+    if ranks.world == 1:
+        return rows
+    counts = [torch.zeros(1, dtype=torch.long, device=ranks.device) for _ in range(ranks.world)]
+    dist.all_gather(counts, torch.tensor([len(rows)], device=ranks.device))
+    longest = max(int(c) for c in counts)
+    padded = torch.zeros(longest, *rows.shape[1:], dtype=rows.dtype, device=ranks.device)
+    padded[: len(rows)] = rows.to(ranks.device)
+    parts = [torch.empty_like(padded) for _ in range(ranks.world)]
+    dist.all_gather(parts, padded)
+    total = sum(int(c) for c in counts)
+    return torch.stack(parts, 1).flatten(0, 1).cpu()[:total]
+
+
+def shared_out(measure: Callable[[slice], Tensor], count: int, chunk: int, ranks: Ranks) -> Tensor:
+    """measure(rows i to j) -> [j - i, ...] of `count` rows, `chunk` at a time, the ranks taking chunks in turn: [count, ...] float64.
+
+    A row's chunk, and so its rounding, does not depend on the number of ranks.
+    """
+    parts = [slice(i, min(i + chunk, count)) for i in range(0, count, chunk)]
+    mine = [measure(part).cpu().double() for part in parts[ranks.rank :: ranks.world]]
+    width = broadcast(list(mine[0].shape[1:]) if mine else None, ranks)
+    padded = torch.zeros(len(mine), chunk, *width, dtype=torch.float64)
+    for row, found in zip(padded, mine, strict=True):
+        row[: len(found)] = found
+    return gather_rows(padded, ranks).flatten(0, 1)[:count].clone()
