@@ -17,11 +17,12 @@ from generation import Sampler, make_grid
 from solvers import BASELINES, DPM2, EPD, SolverTable, Spec, UserError, load_predictor, num_steps_for_depth
 from solvers.errors import run_command
 from training.config import load_config, to_yaml
+from training.distill.bank import rmse_per_image
 from training.distill.config import DistillConfig
 from training.distill.launch import distill
 from training.run_folder import RunFolder
 
-from .report import mean_and_halfwidth, rmse_per_image, text_table, write_json
+from .report import mean_and_halfwidth, text_table, write_json
 
 TEACHER_INTERVALS = 64
 FIRST_SEED = 100_000

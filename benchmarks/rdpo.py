@@ -4,10 +4,10 @@ Every table is judged on prompts and seeds that nothing was trained or chosen on
 never trained on, and the error to the teacher beside it.
 """
 
+import hashlib
 import os
 import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from backends import Backend, load_backend
 from backends.digits.data import parse
@@ -25,55 +26,65 @@ from rewards import Reward, load_reward
 from solvers import Predictor, SolverTable, Spec, UserError, load_predictor, save_predictor
 from solvers.errors import run_command
 from training.config import load_config
+from training.distill.bank import rmse_per_image
 from training.ppo.config import RDPOConfig
 from training.ppo.prepare import load_start, prompts_of, settle
 from training.ppo.rollout import Plan, Scorer
 from training.run_folder import RunFolder
 
 from .compare_solvers import SCHEDULES, Bench, sampler_of
-from .report import mean_and_halfwidth, rmse_per_image, text_table, write_json
+from .report import mean_and_halfwidth, text_table, write_json
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "training" / "ppo" / "cfgs" / "digits.yaml"
 DISTILLED = ROOT / "exps" / "digits-distilled" / "epd-g7.5-d4" / "network-snapshot-export-best.pkl"
 RESULTS = ROOT / "benchmarks" / "results"
+WORK = ROOT / "build" / "rdpo"
 GUIDANCE, DEPTH, FIRST_SEED, TUNING_SEED = 7.5, 4, 600_000, 700_000
+FROM_EQUAL = ("ppo.dirichlet_concentration=100", "ppo.learning_rate=0.03", "ppo.steps=150")  # much is to be found: wide steps
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of RDPO (or of CMA-ES at the same number of images)."""
+    """One run of RDPO; it is kept under `WORK`, so that a benchmark which was interrupted goes on where it stopped."""
 
     name: str
     seed: int
     overrides: tuple[str, ...] = ()
     start: Path = DISTILLED
 
-    def arguments(self, exps: Path) -> list[str]:
+    @property
+    def run_name(self) -> str:
+        """A name for exactly this run."""
+        told = CONFIG.read_bytes() + self.start.read_bytes() + repr((self.seed, self.overrides)).encode()
+        return hashlib.sha256(told).hexdigest()[:16]
+
+    def arguments(self) -> list[str]:
+        """What the command line of the training is told."""
+        for path in WORK.glob(f"*-{self.run_name}"):
+            if RunFolder(path).latest_checkpoint() is not None:
+                return ["--resume", str(path)]
         told = [f"run.seed={self.seed}", f"data.predictor_snapshot={self.start}", *self.overrides]
-        return ["--config", str(CONFIG), "--output-root", str(exps), *[p for o in told for p in ("--override", o)]]
+        overrides = [part for text in told for part in ("--override", text)]
+        return ["--config", str(CONFIG), "--output-root", str(WORK), "--run-name", self.run_name, *overrides]
 
 
 def train(job: Job) -> tuple[Predictor, list[dict]]:
     """The exported predictor of a run and its metrics."""
-    with tempfile.TemporaryDirectory() as exps:
-        command = [sys.executable, "-m", "training.ppo.launch", *job.arguments(Path(exps)), "--run-name", "job"]
-        done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-        if done.returncode:
-            raise UserError(f"{job.name}, seed {job.seed}: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
-        run = RunFolder(next(Path(exps).glob("*-job")))
-        return load_predictor(run.export / "network-snapshot-export-best.pkl"), run.records()
+    command = [sys.executable, "-m", "training.ppo.launch", *job.arguments()]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{job.name}, seed {job.seed}: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
+    run = RunFolder(max(WORK.glob(f"*-{job.run_name}")))
+    return load_predictor(run.export / "network-snapshot-export-best.pkl"), run.records()
 
 
 def train_all(jobs: list[Job]) -> list[tuple[Predictor, list[dict]]]:
     """Runs side by side, one thread each."""
+    WORK.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = []
-        for job, result in zip(jobs, pool.map(train, jobs), strict=True):
-            click.echo(f"  trained {job.name}, seed {job.seed}", err=True)
-            found.append(result)
-        return found
+        return list(tqdm(pool.map(train, jobs), total=len(jobs), desc="RDPO runs", unit="run", disable=None))
 
 
 def cma_es(seed: int, start: Path = DISTILLED) -> Predictor:
@@ -187,12 +198,13 @@ def report(name: str, n: int, rows: list[dict], exam: Exam) -> None:
     write_json(RESULTS / f"rdpo_{name}.json", {"n": n, "guidance": GUIDANCE, "first_seed": FIRST_SEED}, rows, exam.bench.backend.device)
 
 
-def uniform_start(folder: Path, backend: Backend) -> Path:
+def uniform_start(backend: Backend) -> Path:
     """The start table without a teacher: equally spaced points, equal weights, as many intervals as the distilled table."""
+    WORK.mkdir(parents=True, exist_ok=True)
     sigmas = backend.sigmas(Spec(num_steps=DEPTH // 2 + 1, schedule_type="discrete"))
     spec = Spec(backend="digits", num_steps=len(sigmas), num_points=2, schedule_type="discrete", guidance_rate=GUIDANCE)
-    save_predictor(Predictor(SolverTable.uniform(DEPTH // 2, 2), spec, sigmas), folder / "uniform.pkl")
-    return folder / "uniform.pkl"
+    save_predictor(Predictor(SolverTable.uniform(DEPTH // 2, 2), spec, sigmas), WORK / "uniform.pkl")
+    return WORK / "uniform.pkl"
 
 
 @click.group()
@@ -216,18 +228,17 @@ def gain(count: int, seeds: int) -> None:
         options = [sampler_of(backend, GUIDANCE, name, DEPTH, s) for s in SCHEDULES]
         best = min(options, key=tuning.error)
         rows.append(exam.row(name, best, exam.mark(best)))
-    with tempfile.TemporaryDirectory() as tmp:
-        for label, start in (("distilled", DISTILLED), ("equal points", uniform_start(Path(tmp), backend))):
-            sampler = exam.sampler(label, load_predictor(start))
-            base = exam.mark(sampler)
-            rows.append(exam.row(f"EPD {label}", sampler, base))
-            more = () if label == "distilled" else ("ppo.steps=150",)
-            for seed, (predictor, _) in enumerate(train_all([Job(label, s, more, start) for s in range(seeds)])):
-                tuned = exam.sampler(label, predictor)
-                rows.append(exam.row(f"RDPO from {label}, seed {seed}", tuned, exam.mark(tuned), base))
-            for seed in range(seeds if label == "distilled" else 0):
-                tuned = exam.sampler("cma", cma_es(seed, start))
-                rows.append(exam.row(f"CMA-ES from {label}, seed {seed}", tuned, exam.mark(tuned), base))
+    for label, start in (("distilled", DISTILLED), ("equal points", uniform_start(backend))):
+        sampler = exam.sampler(label, load_predictor(start))
+        base = exam.mark(sampler)
+        rows.append(exam.row(f"EPD {label}", sampler, base))
+        more = () if label == "distilled" else FROM_EQUAL
+        for seed, (predictor, _) in enumerate(train_all([Job(label, s, more, start) for s in range(seeds)])):
+            tuned = exam.sampler(label, predictor)
+            rows.append(exam.row(f"RDPO from {label}, seed {seed}", tuned, exam.mark(tuned), base))
+        for seed in range(seeds if label == "distilled" else 0):
+            tuned = exam.sampler("cma", cma_es(seed, start))
+            rows.append(exam.row(f"CMA-ES from {label}, seed {seed}", tuned, exam.mark(tuned), base))
     report("gain", count, rows, exam)
 
 
@@ -242,8 +253,8 @@ def compare_settings(name: str, count: int, seeds: int, settings: dict[str, tupl
     for job, (predictor, records) in zip(jobs, train_all(jobs), strict=True):
         tuned = exam.sampler(job.name, predictor)
         row = exam.row(f"{job.name}, seed {job.seed}", tuned, exam.mark(tuned), base)
-        steps = [r for r in records if "reward_within_std" in r]
-        row |= {"setting": job.name, "reward_within_std": sum(r["reward_within_std"] for r in steps) / len(steps)}
+        steps = [r for r in records if "advantage_std" in r]
+        row |= {"setting": job.name, "advantage_std": sum(r["advantage_std"] for r in steps) / len(steps)}
         reached = [r["step"] for r in records if "gain_digits" in r and r["gain_digits"] > r["gain_digits_halfwidth"]]
         rows.append(row | {"first_step_with_gain": min(reached, default=None)})
     report(name, count, rows, exam)
@@ -252,9 +263,14 @@ def compare_settings(name: str, count: int, seeds: int, settings: dict[str, tupl
         mine = [r for r in rows if r.get("setting") == label]
         gains = torch.tensor([r["reward_gain"] for r in mine])
         reached = [r["first_step_with_gain"] for r in mine]
-        within = sum(r["reward_within_std"] for r in mine) / len(mine)
-        lines.append([label, f"{gains.mean():+.4f}", f"{gains.std():.4f}", f"{within:.4f}", " ".join(str(s or "-") for s in reached)])
-    click.echo(text_table(["setting", "mean gain", "sd over seeds", "within-group sd", "first step with a gain"], lines))
+        judged = torch.tensor([r["digit_and_colour_gain"] for r in mine]).mean()
+        error = torch.tensor([r["rmse_gain"] for r in mine]).mean()
+        spread = f"{gains.std():.4f}" if len(mine) > 1 else ""
+        scale = sum(r["advantage_std"] for r in mine) / len(mine)
+        reached = " ".join(str(s or "-") for s in reached)
+        lines.append([label, f"{gains.mean():+.4f}", spread, f"{100 * judged:+.1f}", f"{error:+.3f}", f"{scale:.4f}", reached])
+    header = ["setting", "gain in reward", "sd over seeds", "digit+colour %", "RMSE to teacher", "advantage sd", "first step with a gain"]
+    click.echo(text_table(header, lines))
 
 
 @main.command()
@@ -272,7 +288,7 @@ def estimators(count: int, seeds: int) -> None:
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True)
 def policies(count: int, seeds: int) -> None:
     """A residual table against the published MLP, each at its better learning rate of those tried."""
-    tried = {"table": (0.01, 0.03, 0.1), "mlp": (0.0003, 0.001, 0.003)}
+    tried = {"table": (0.003, 0.01, 0.03), "mlp": (0.0001, 0.0003, 0.001)}
     settings = {f"{kind}, lr {lr:g}": (f"ppo.policy={kind}", f"ppo.learning_rate={lr}") for kind, rates in tried.items() for lr in rates}
     compare_settings("policies", count, seeds, settings)
 
@@ -282,7 +298,7 @@ def policies(count: int, seeds: int) -> None:
 @click.option("--seeds", type=click.IntRange(1), default=2, show_default=True)
 def tradeoff(count: int, seeds: int) -> None:
     """Reward against fidelity: concentrations and KL targets."""
-    settings = {f"concentration {c}": (f"ppo.dirichlet_concentration={c}",) for c in (20, 50, 100, 300)}
+    settings = {f"concentration {c}": (f"ppo.dirichlet_concentration={c}",) for c in (100, 300, 1000, 3000)}
     settings |= {f"KL target {k:g}": (f"ppo.kl_target={k}", "ppo.kl_coef=0.01") for k in (0.3, 1.0, 3.0)}
     compare_settings("tradeoff", count, seeds, settings)
 

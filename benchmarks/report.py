@@ -16,11 +16,6 @@ def mean_and_halfwidth(values: Tensor) -> tuple[float, float]:
     return values.mean().item(), 1.96 * (values.std() / len(values) ** 0.5).item()
 
 
-def rmse_per_image(a: Tensor, b: Tensor) -> Tensor:
-    """Root mean square difference of latents [n, C, H, W], image by image: [n]."""
-    return (a - b).double().flatten(1).square().mean(1).sqrt()
-
-
 def text_table(header: list[str], rows: list[list[str]], text_columns: int = 1) -> str:
     """A Markdown table, aligned: the first columns to the left, numbers to the right."""
     widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]

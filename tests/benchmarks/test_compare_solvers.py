@@ -9,8 +9,9 @@ from PIL import Image
 
 from backends import load_backend
 from benchmarks import compare_solvers
-from benchmarks.report import mean_and_halfwidth, rmse_per_image, text_table
+from benchmarks.report import mean_and_halfwidth, text_table
 from solvers import Predictor, SolverTable, Spec, compile_tableau, discrete, save_predictor
+from training.distill.bank import rmse_per_image
 
 
 @pytest.mark.parametrize("name", compare_solvers.SOLVERS)

@@ -151,6 +151,6 @@ def twice_as_fine(nodes: Tensor) -> Tensor:
     return torch.cat([torch.stack([nodes[:-1], middle], 1).flatten(), nodes[-1:]])
 
 
-def rmse(a: Tensor, b: Tensor) -> Tensor:
+def rmse_per_image(a: Tensor, b: Tensor) -> Tensor:
     """Root mean square difference of states [B, ...], image by image, in float64: [B]."""
     return (a.double() - b.double()).flatten(1).square().mean(1).sqrt()

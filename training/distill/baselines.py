@@ -15,7 +15,7 @@ from solvers import BASELINES, Solver, Spec, UserError, num_steps_for_depth, sam
 from solvers.files import write_atomically
 
 from ..ranks import broadcast, shared_out
-from .bank import Bank, rmse
+from .bank import Bank, rmse_per_image
 from .config import EvaluationConfig
 
 
@@ -49,7 +49,7 @@ def errors(bank: Bank, solver: Solver, nodes: Tensor, count: int, batch: int, ra
     def measure(part: slice) -> Tensor:
         with torch.inference_mode():
             condition, x, states = bank.rows(list(range(part.start, part.stop)))
-            return rmse(sample(solver, bank.backend.velocity(condition), x, nodes), states[-1])
+            return rmse_per_image(sample(solver, bank.backend.velocity(condition), x, nodes), states[-1])
 
     return shared_out(measure, count, batch, ranks)
 

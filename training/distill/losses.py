@@ -13,7 +13,7 @@ from solvers import Solver
 from solvers.sampling import Velocity
 
 from ..config import ConfigError
-from .bank import rmse
+from .bank import rmse_per_image
 from .config import LossConfig
 
 Features = Callable[[Tensor], Tensor]
@@ -57,7 +57,7 @@ class Loss:
 
     def errors(self, states: list[Tensor], targets: Tensor) -> Tensor:
         """Normalised root mean square errors [n, B]."""
-        found = [rmse(x, y) / scale for x, y, scale in zip(states, targets, self.scales.to(targets.device), strict=True)]
+        found = [rmse_per_image(x, y) / scale for x, y, scale in zip(states, targets, self.scales.to(targets.device), strict=True)]
         return torch.stack(found)
 
     def image_terms(self, x: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -67,12 +67,12 @@ class Loss:
         image = checkpoint(self.backend.decode, x, use_reentrant=False)
         with torch.no_grad():
             wanted = self.backend.decode(target)
-        terms = {"decoded": rmse(image, wanted)} if self.config.decoded else {}
+        terms = {"decoded": rmse_per_image(image, wanted)} if self.config.decoded else {}
         if self.config.feature and self.features is not None:
             with torch.no_grad():
                 reference = self.features(wanted)
             found = checkpoint(self.features, image, use_reentrant=False)
-            terms["feature"] = rmse(found, reference) / reference.double().square().mean().sqrt()
+            terms["feature"] = rmse_per_image(found, reference) / reference.double().square().mean().sqrt()
         return terms
 
 

@@ -72,9 +72,11 @@ class Trainer:
         if not (rewards.isfinite().all() and old_log_prob.isfinite().all()):
             return self.skip(plan, draw, rewards)
         self.skipped = 0
-        advantages = whitened(BASELINES[ppo.baseline](rewards), centre=ppo.baseline == "mixed").flatten()
+        raw = BASELINES[ppo.baseline](rewards)
+        advantages = whitened(raw, centre=ppo.baseline == "mixed").flatten()
         record = {"step": self.step, "reward": rewards.mean().item(), "reward_std": rewards.std().item()}
         record |= {"reward_within_std": rewards.var(1).mean().sqrt().item(), "reward_between_std": spread(rewards.mean(1))}
+        record |= {"advantage_std": raw.square().mean().sqrt().item()}  # before it is scaled
         record |= {f"head_{name}": scores[:, i].mean().item() for i, name in enumerate(self.train.rewards)}
         with self.train.clock.part("update"):
             record |= self.update(draw, old_log_prob, advantages)

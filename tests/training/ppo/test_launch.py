@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from click.testing import CliRunner
@@ -131,10 +132,16 @@ def test_three_steps_and_three_more_are_six(tmp_path, config):
     assert outcome(parts) == outcome(whole)
 
 
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+
+
+def launcher(processes: int) -> list[str]:
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "training.ppo.launch"]
+
+
 def launched(*arguments, processes=2) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "training.ppo.launch"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run([*command, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    command = [sys.executable, *launcher(processes), *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
 
 
 def test_two_processes_and_a_resume_give_the_bits_of_one(tmp_path, config):
@@ -147,24 +154,25 @@ def test_two_processes_and_a_resume_give_the_bits_of_one(tmp_path, config):
     assert outcome(two) == outcome(whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_run_that_is_stopped_or_killed_goes_on_to_the_same_end(tmp_path, config, number):
-    command = [sys.executable, "-m", "training.ppo.launch", "--config", config, "--output-root", tmp_path / "exps", "--run-name", "cut"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    longer = ["--override", "ppo.steps=30", "--override", "evaluation.interval=15"]
-    process = subprocess.Popen(
-        [*map(str, command), *longer], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+@pytest.mark.parametrize("number, processes", [(signal.SIGTERM, 1), (signal.SIGKILL, 1), (signal.SIGKILL, 2)])
+def test_a_run_that_is_stopped_or_killed_goes_on_to_the_same_end(tmp_path, config, number, processes):
+    command = [sys.executable, *(launcher(processes) if processes > 1 else ["-m", "training.ppo.launch"])]
+    command += ["--config", config, "--output-root", tmp_path / "exps", "--run-name", "cut"]
+    longer = ["--override", "ppo.steps=60", "--override", "evaluation.interval=30"]
+    options = {"cwd": ROOT, "env": ENVIRONMENT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([*map(str, command), *longer], **options)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not any(
         '"step": 5' in p.read_text() for p in (tmp_path / "exps").glob("*-cut/logs/metrics.jsonl")
     ):
         time.sleep(0.02)
-    process.send_signal(number)
+    workers = psutil.Process(process.pid).children(recursive=True) if processes > 1 else []
+    for victim in (*workers, process):
+        victim.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == (0 if number == signal.SIGTERM else -9), err
     cut = run_of(tmp_path, "cut")
-    assert 0 < int(cut.latest_checkpoint().stem[4:]) < 30
+    assert 0 < int(cut.latest_checkpoint().stem[4:]) < 60
     assert ("go on with --resume" in out) == (number == signal.SIGTERM)
     invoke("--resume", cut.path)
     assert outcome(cut) == outcome(start(tmp_path, config, "whole", *longer))

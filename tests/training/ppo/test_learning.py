@@ -5,65 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rewards import Reward
-from solvers import SolverTable, Spec, polynomial
-from training.ppo.config import EvaluationConfig, LoggingConfig, PPOConfig, RDPOConfig, RunConfig
-from training.ppo.policy import make_policy
-from training.ppo.rollout import Plan, Scorer, evaluate_table
-from training.ppo.trainer import Diverged, Trainer, adapted
-from training.run_folder import RunFolder
+from training.ppo.config import PPOConfig
+from training.ppo.rollout import Plan
+from training.ppo.trainer import Diverged, adapted
 
-from ..distill.conftest import ALONE, Line
-
-NODES = polynomial(2, 0.2, 3.0)
-PROMPTS = [f"prompt {i}" for i in range(12)]
-
-
-class Quadratic(Reward):
-    """-(|x| - 1)^2 of the one latent, and a prompt's own offset: difficulty that no table can change."""
-
-    name, device = "quadratic", torch.device("cpu")
-
-    def __init__(self, broken=False):
-        self.broken = broken
-
-    def score(self, images, prompts):
-        x = (images[:, 0, 0, 0].double() - 0.5) * 4
-        offset = torch.tensor([0.2 * int(p.split()[1]) for p in prompts])
-        return (-((x.abs() - 1) ** 2) - offset) * (float("nan") if self.broken else 1)
-
-
-def trainer_of(tmp_path, seed=0, broken=False, **ppo) -> Trainer:
-    settings = {"rollout_batch_size": 64, "rloo_k": 8, "rollout_chunk": 64, "minibatch_size": 64, "steps": 80, "learning_rate": 0.1}
-    settings |= {"kl_coef": 0.0, "dirichlet_concentration": 20.0, "max_log_change": 3.0}
-    config = RDPOConfig(
-        run=RunConfig(seed=seed),
-        ppo=PPOConfig(**settings | ppo),
-        evaluation=EvaluationConfig(interval=40, images=64, rewards=[]),
-        logging=LoggingConfig(save_interval=1000),
-    )
-    config.reward.type = "quadratic"
-    start = SolverTable(torch.tensor([[0.5]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
-    p = config.ppo
-    policy = make_policy(p.policy, start, p.dirichlet_concentration, 0.05, (False, False), p.max_log_change, seed)
-    score = Scorer(Line(), NODES, 1.0, False, 1, {"quadratic": Quadratic(broken)})
-    run = RunFolder(tmp_path)
-    for folder in (run.checkpoints, run.metrics.parent):
-        folder.mkdir(parents=True, exist_ok=True)
-    seeds = list(range(64))
-    return Trainer(config, ALONE, run, policy, score, score, PROMPTS, ["prompt 0"] * 64, seeds, Spec(), {"parent": "equal points"})
-
-
-class Never:
-    def agreed(self):
-        return False
-
-
-def reward_of(r: float, n: int = 512) -> float:
-    """The expected reward of a position, over many seeds."""
-    table = SolverTable(torch.tensor([[r]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
-    score = Scorer(Line(), NODES, 1.0, False, 1, {"quadratic": Quadratic()})
-    return evaluate_table(score, table, ["prompt 0"] * n, list(range(10**6, 10**6 + n)), n, ALONE).mean().item()
+from .conftest import PROMPTS, Never, reward_of, trainer_of
 
 
 @pytest.fixture(scope="module")
@@ -85,25 +31,6 @@ def test_rdpo_finds_the_best_table(tmp_path, brute_force, kind):
     start, best = reward_of(0.5), brute_force[1]
     assert reward_of(found) - start > 0.95 * (best - start)
     assert abs(found - brute_force[0]) < 0.08
-
-
-def gradient_of(trainer: Trainer) -> torch.Tensor:
-    """The policy gradient that one step's rollout estimates."""
-    trainer.config.ppo.max_grad_norm = None
-    trainer.optimiser = torch.optim.SGD(trainer.policy.parameters(), lr=0.0)
-    trainer.learn()
-    return trainer.policy.residual.change.grad.flatten().clone()
-
-
-@pytest.mark.parametrize("noise", ["shared", "independent"])
-def test_the_groups_own_baseline_makes_a_steadier_gradient_than_the_published_one(tmp_path, noise):
-    """Spread of the gradient over steps, relative to its mean, which is the same for both (they are unbiased)."""
-    spread = {}
-    for baseline in ("prompt", "mixed"):
-        trainer = trainer_of(tmp_path, group_noise=noise, baseline=baseline)
-        gradients = torch.stack([gradient_of(trainer) for _ in range(60)])
-        spread[baseline] = (gradients.std(0).norm() / gradients.mean(0).norm()).item()
-    assert spread["prompt"] < 0.8 * spread["mixed"]
 
 
 def test_siblings_share_what_they_should():
