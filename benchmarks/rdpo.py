@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -80,10 +81,10 @@ def train(job: Job) -> tuple[Predictor, list[dict]]:
     return load_predictor(run.export / "network-snapshot-export-best.pkl"), run.records()
 
 
-def train_all(jobs: list[Job]) -> list[tuple[Predictor, list[dict]]]:
+def train_all(jobs: list[Job], workers: int) -> list[tuple[Predictor, list[dict]]]:
     """Runs side by side, one thread each."""
     WORK.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         return list(tqdm(pool.map(train, jobs), total=len(jobs), desc="RDPO runs", unit="run", disable=None))
 
 
@@ -106,7 +107,7 @@ def cma_es(seed: int, start: Path = DISTILLED) -> Predictor:
     origin = torch.cat([gaps.flatten(), table.w.clamp(min=1e-6).log().flatten()])
 
     def tables(points: list) -> SolverTable:
-        rows = torch.tensor(points, dtype=torch.float64)
+        rows = torch.from_numpy(np.stack(points))
         r = rows[:, : gaps.numel()].view(-1, *gaps.shape).softmax(-1).cumsum(-1)[..., :-1].clamp(max=1.0)
         w = rows[:, gaps.numel() :].view(-1, *shape).softmax(-1)
         scales = {k: v.expand(len(rows), *shape) for k, v in table.arrays().items() if k not in ("r", "w") and v is not None}
@@ -123,7 +124,7 @@ def cma_es(seed: int, start: Path = DISTILLED) -> Predictor:
         per_image = SolverTable(**{k: v.repeat_interleave(pairs, 0) for k, v in tried.arrays().items() if v is not None})
         rewards = score(per_image, [plan.prompts[i] for i in chosen] * population, [plan.seeds[i] for i in chosen] * population)
         strategy.tell(points, (-rewards.view(population, pairs).mean(1)).tolist())
-    best = tables([strategy.result.xfavorite])
+    best = tables([np.asarray(strategy.result.xfavorite)])
     return Predictor(SolverTable(**{k: v[0] for k, v in best.arrays().items() if v is not None}), predictor.spec, predictor.sigmas)
 
 
@@ -213,13 +214,15 @@ def main() -> None:
 
 
 N = click.option("--n", "count", type=click.IntRange(2), default=1024, show_default=True, help="Images for each row.")
+WORKERS = click.option("--workers", type=click.IntRange(1), default=os.cpu_count(), show_default=True, help="Runs side by side.")
 SEEDS = click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Training seeds.")
 
 
 @main.command()
 @N
+@WORKERS
 @SEEDS
-def gain(count: int, seeds: int) -> None:
+def gain(count: int, workers: int, seeds: int) -> None:
     """From the distilled table and from equal points, against the baselines, the teacher and CMA-ES."""
     backend = load_backend(Spec(backend="digits"), "cpu")
     exam, tuning = Exam.make(backend, count), Bench.make(backend, GUIDANCE, 48, TUNING_SEED, 64)
@@ -233,7 +236,7 @@ def gain(count: int, seeds: int) -> None:
         base = exam.mark(sampler)
         rows.append(exam.row(f"EPD {label}", sampler, base))
         more = () if label == "distilled" else FROM_EQUAL
-        for seed, (predictor, _) in enumerate(train_all([Job(label, s, more, start) for s in range(seeds)])):
+        for seed, (predictor, _) in enumerate(train_all([Job(label, s, more, start) for s in range(seeds)], workers)):
             tuned = exam.sampler(label, predictor)
             rows.append(exam.row(f"RDPO from {label}, seed {seed}", tuned, exam.mark(tuned), base))
         for seed in range(seeds if label == "distilled" else 0):
@@ -242,7 +245,7 @@ def gain(count: int, seeds: int) -> None:
     report("gain", count, rows, exam)
 
 
-def compare_settings(name: str, count: int, seeds: int, settings: dict[str, tuple[str, ...]]) -> None:
+def compare_settings(name: str, count: int, workers: int, seeds: int, settings: dict[str, tuple[str, ...]]) -> None:
     """Several settings of RDPO from the distilled table, each with several training seeds."""
     backend = load_backend(Spec(backend="digits"), "cpu")
     exam = Exam.make(backend, count)
@@ -250,7 +253,7 @@ def compare_settings(name: str, count: int, seeds: int, settings: dict[str, tupl
     base = exam.mark(sampler)
     rows = [exam.row("EPD distilled", sampler, base)]
     jobs = [Job(label, seed, overrides) for label, overrides in settings.items() for seed in range(seeds)]
-    for job, (predictor, records) in zip(jobs, train_all(jobs), strict=True):
+    for job, (predictor, records) in zip(jobs, train_all(jobs, workers), strict=True):
         tuned = exam.sampler(job.name, predictor)
         row = exam.row(f"{job.name}, seed {job.seed}", tuned, exam.mark(tuned), base)
         steps = [r for r in records if "advantage_std" in r]
@@ -275,32 +278,37 @@ def compare_settings(name: str, count: int, seeds: int, settings: dict[str, tupl
 
 @main.command()
 @N
+@WORKERS
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True)
-def estimators(count: int, seeds: int) -> None:
+def estimators(count: int, workers: int, seeds: int) -> None:
     """Shared or independent noise, the group's own or the published baseline, at the same number of images."""
     pairs = [(noise, baseline) for noise in ("shared", "independent") for baseline in ("prompt", "mixed")]
     more = ("evaluation.interval=10",)
-    compare_settings("estimators", count, seeds, {f"{n}, {b}": (f"ppo.group_noise={n}", f"ppo.baseline={b}", *more) for n, b in pairs})
+    compare_settings(
+        "estimators", count, workers, seeds, {f"{n}, {b}": (f"ppo.group_noise={n}", f"ppo.baseline={b}", *more) for n, b in pairs}
+    )
 
 
 @main.command()
 @N
+@WORKERS
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True)
-def policies(count: int, seeds: int) -> None:
+def policies(count: int, workers: int, seeds: int) -> None:
     """A residual table against the published MLP, each at its better learning rate of those tried."""
     tried = {"table": (0.003, 0.01, 0.03), "mlp": (0.0001, 0.0003, 0.001)}
     settings = {f"{kind}, lr {lr:g}": (f"ppo.policy={kind}", f"ppo.learning_rate={lr}") for kind, rates in tried.items() for lr in rates}
-    compare_settings("policies", count, seeds, settings)
+    compare_settings("policies", count, workers, seeds, settings)
 
 
 @main.command()
 @N
+@WORKERS
 @click.option("--seeds", type=click.IntRange(1), default=2, show_default=True)
-def tradeoff(count: int, seeds: int) -> None:
+def tradeoff(count: int, workers: int, seeds: int) -> None:
     """Reward against fidelity: concentrations and KL targets."""
     settings = {f"concentration {c}": (f"ppo.dirichlet_concentration={c}",) for c in (100, 300, 1000, 3000)}
     settings |= {f"KL target {k:g}": (f"ppo.kl_target={k}", "ppo.kl_coef=0.01") for k in (0.3, 1.0, 3.0)}
-    compare_settings("tradeoff", count, seeds, settings)
+    compare_settings("tradeoff", count, workers, seeds, settings)
 
 
 if __name__ == "__main__":
