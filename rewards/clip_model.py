@@ -1,74 +1,102 @@
-"""Rewards of the CLIP layout in transformers: PickScore's, and the embedded one for digits."""
+"""Rewards of the CLIP layout in transformers: CLIP's own, PickScore's, and the embedded one for digits."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-from .base import Reward, RewardError
+from backends.digits import REWARD_FOLDER
+
+from .base import CosineReward
+from .files import check_folder, refusing, unusable, weight_files
+from .pixels import Pixels
+
+CLIP_L = "openai/clip-vit-large-patch14"
+CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+PICKSCORE = "yuvalkirstain/PickScore_v1"
 
 
-class ClipReward(Reward):
-    """Cosine of a CLIP model's image and text embeddings (Radford et al. 2021).
+class ClipReward(CosineReward):
+    """Cosine of a CLIP model's image and text embeddings (Radford et al. 2021, arXiv 2103.00020); times its logit scale if `scaled`.
 
-    Times its logit scale if `scaled`: PickScore (Kirstain et al. 2023, arXiv 2305.01569).
+    `folder` holds the model and `processor` its tokenizer and image sizes: folders or names on the hub. Neither: RewardError.
     """
 
-    def __init__(self, name: str, folder: str, processor: str, device: torch.device, scaled: bool):
-        self.name, self.device, self.scaled = name, torch.device(device), scaled
-        try:
+    version = "1"
+
+    def __init__(self, name: str, folder: str, processor: str, device: torch.device | str, scaled: bool):
+        self.name, self.scaled = name, scaled
+        with refusing(name, unusable(folder, "a CLIP model")):
             model, info = CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-            self.tokenizer = AutoTokenizer.from_pretrained(processor)
-            self.processor = CLIPImageProcessorPil.from_pretrained(processor)
             lacking = [*info["missing_keys"], *info["mismatched_keys"]]
             if lacking:
                 raise ValueError(f"its weights lack {len(lacking)} tensors, such as {lacking[0]}")
-            if len(self.tokenizer) < 512:  # each byte, inside and at the end of a word
-                raise ValueError(f"a tokenizer of {len(self.tokenizer)} words, whose files are missing")
-            if "shortest_edge" not in self.processor.size:
-                raise ValueError(f"its processor has size {dict(self.processor.size)}, expected shortest_edge")
-        except Exception as error:  # what the libraries raise for a broken file has no common type
-            raise RewardError(missing(name, folder, error)) from error
+        self.tokenizer, pixels = load_processor(name, processor)
+        super().__init__(device, pixels)
         self.model = model.requires_grad_(False).eval().to(self.device)
-        self.mean, self.std = (
-            torch.tensor(v, device=self.device).view(3, 1, 1) for v in (self.processor.image_mean, self.processor.image_std)
-        )
-        self._texts: dict[str, Tensor] = {}
+        self.files = weight_files(folder)
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        return self.model.get_image_features(pixel_values=pixels).pooler_output
+
+    def encode_text(self, prompt: str) -> Tensor:
+        longest = self.model.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(prompt, padding="max_length", truncation=True, max_length=longest, return_tensors="pt").to(self.device)
+        return self.model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        pixels = (self.resized(images) - self.mean) / self.std
-        found = F.normalize(self.model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
-        cosine = (found * torch.cat([self.text(p) for p in prompts])).sum(-1)
+        cosine = super().score(images, prompts)
         return cosine * self.model.logit_scale.exp() if self.scaled else cosine
 
-    def resized(self, images: Tensor) -> Tensor:
-        """The shorter side to the processor's size, bicubic with antialiasing, and the centre cut out."""
-        side = self.processor.size["shortest_edge"]
-        height, width = images.shape[-2:]
-        if min(height, width) != side:
-            scale = side / min(height, width)
-            size = round(height * scale), round(width * scale)
-            images = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-        top, left = (images.shape[-2] - side) // 2, (images.shape[-1] - side) // 2
-        return images[..., top : top + side, left : left + side]
 
-    def text(self, prompt: str) -> Tensor:
-        """The unit text embedding [1, D] of a prompt, by itself so that it does not depend on its batch; kept."""
-        if prompt not in self._texts:
-            longest = self.model.config.text_config.max_position_embeddings
-            tokens = self.tokenizer(prompt, padding="max_length", truncation=True, max_length=longest, return_tensors="pt").to(self.device)
-            features = self.model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
-            if len(self._texts) >= 4096:
-                self._texts.pop(next(iter(self._texts)))
-            self._texts[prompt] = F.normalize(features, dim=-1)
-        return self._texts[prompt]
+class DigitsReward(ClipReward):
+    """The embedded image-text model of digits; weights_path: a folder to load instead."""
+
+    def __init__(self, device: torch.device | str, weights_path: str = str(REWARD_FOLDER)):
+        super().__init__("digits", weights_path, weights_path, device, scaled=False)
+
+    @classmethod
+    def check(cls, options: Mapping[str, Any]) -> list[str]:
+        return check_folder("digits", options["weights_path"])
 
 
-def missing(name: str, folder: str, error: Exception) -> str:
-    """One line that says what could not be loaded and what provides it."""
-    reason = " ".join(str(error).split())[:160]
-    remedy = "name another folder" if Path(folder).exists() else f"run 'hf download {folder}', or name a local folder"
-    return f"reward {name!r}: {folder!r} is not a CLIP model that can be loaded; {remedy} ({type(error).__name__}: {reason})"
+class ClipScore(ClipReward):
+    """The cosine of CLIP ViT-L/14 (Radford et al. 2021, arXiv 2103.00020)."""
+
+    version = "ViT-L/14"
+
+    def __init__(self, device: torch.device | str, weights_path: str = CLIP_L):
+        super().__init__("clip", weights_path, weights_path, device, scaled=False)
+
+    @classmethod
+    def check(cls, options: Mapping[str, Any]) -> list[str]:
+        return check_folder("clip", options["weights_path"])
+
+
+class PickScore(ClipReward):
+    """PickScore (Kirstain et al. 2023, arXiv 2305.01569): logit scale times cosine of a tuned CLIP ViT-H/14."""
+
+    version = "v1"
+
+    def __init__(self, device: torch.device | str, weights_path: str = PICKSCORE, processor: str = CLIP_H):
+        super().__init__("pickscore", weights_path, processor, device, scaled=True)
+
+    @classmethod
+    def check(cls, options: Mapping[str, Any]) -> list[str]:
+        model = check_folder("pickscore", options["weights_path"])
+        return model + check_folder("pickscore", options["processor"], "preprocessor_config.json")
+
+
+def load_processor(reward: str, where: str) -> tuple[Any, Pixels]:
+    """The tokenizer and the image preparation of a CLIP model, in a folder or on the hub; none that can work: RewardError."""
+    with refusing(reward, unusable(where, "a CLIP processor")):
+        tokenizer = AutoTokenizer.from_pretrained(where)
+        if len(tokenizer) < 512:  # each byte, inside and at the end of a word
+            raise ValueError(f"a tokenizer of {len(tokenizer)} words, whose files are missing")
+        # The PIL one by name: which one AutoImageProcessor takes depends on what is installed. It only tells sizes here.
+        processor = CLIPImageProcessorPil.from_pretrained(where)
+        if "shortest_edge" not in processor.size:
+            raise ValueError(f"its processor has size {dict(processor.size)}, expected shortest_edge")
+    return tokenizer, Pixels(processor.size["shortest_edge"], tuple(processor.image_mean), tuple(processor.image_std))

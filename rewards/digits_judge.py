@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from backends.digits.data import parse
-from backends.digits.judge import Judge
+from backends.digits.judge import FOLDER, Judge
 
 from .base import Reward, RewardError
 
@@ -15,10 +15,12 @@ class JudgeReward(Reward):
     """The judge's log probability of the digit and the colour that a prompt names, mean over the two; for measuring only."""
 
     name = "judge"
+    version = "1"
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device | str):
         self.device = torch.device(device)
         self.net = Judge(device=self.device).net
+        self.files = [FOLDER / "judge.safetensors"]
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         labels = [parse(p) for p in prompts]

@@ -43,20 +43,29 @@ def test_the_score_is_transformers_own(scaled):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_score_does_not_depend_on_its_batch(reward):
-    images = torch.rand(9, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    together = reward(images, PROMPTS * 3)
-    apart = torch.cat([reward(images[i : i + 1], [(PROMPTS * 3)[i]]) for i in range(9)])
-    torch.testing.assert_close(together, apart, rtol=0, atol=1e-6)
-    assert together.dtype == torch.float32
+def test_pickscore_is_transformers_own_logit(clip_folder):
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    model = CLIPModel.from_pretrained(clip_folder, dtype=torch.float32).eval()
+    tokens = AutoTokenizer.from_pretrained(clip_folder)(PROMPTS, padding="max_length", max_length=16, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(pixel_values=(images - 0.5) / 0.5, **tokens).logits_per_image.diagonal()
+    folder = str(clip_folder)
+    found = load_reward("pickscore", {"weights_path": folder, "processor": str(REWARD_FOLDER)}, "cpu")(images, PROMPTS)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    cosine = load_reward("clip", {"weights_path": folder}, "cpu")(images, PROMPTS)
+    torch.testing.assert_close(cosine, expected / model.logit_scale.exp().detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_score_does_not_depend_on_its_batch(reward, batch_free):
+    batch_free(reward, torch.rand(9, 3, 32, 32, generator=torch.Generator().manual_seed(1)), PROMPTS * 3)
 
 
 def test_larger_images_are_reduced_as_the_processor_does(reward):
     picture, _ = drawings(500)
     large = torch.nn.functional.interpolate(picture[:1], (96, 120), mode="bicubic", align_corners=False).clamp(0, 1)
     array = (large[0].permute(1, 2, 0) * 255).round().byte().numpy()
-    expected = reward.processor(Image.fromarray(array), return_tensors="pt").pixel_values
-    found = (reward.resized(large) - reward.mean) / reward.std
+    expected = CLIPImageProcessorPil.from_pretrained(REWARD_FOLDER)(Image.fromarray(array), return_tensors="pt").pixel_values
+    found = reward.pixels(large)
     assert (found - expected).abs().mean() < 0.01
     assert found.shape == expected.shape
 
@@ -92,7 +101,7 @@ def test_a_damaged_folder_is_refused_rather_than_scored_with(tmp_path, damage):
         weights.write_bytes(weights.read_bytes()[:1000])
     else:
         processor.write_text(json.dumps(json.loads(processor.read_text()) | {"size": {"height": 32, "width": 32}}))
-    with pytest.raises(RewardError, match="not a CLIP model") as caught:
+    with pytest.raises(RewardError, match="not a CLIP") as caught:
         load_reward("digits", {"weights_path": str(folder)}, "cpu")
     assert "\n" not in str(caught.value)
 
@@ -101,7 +110,7 @@ def test_what_cannot_be_loaded_or_scored_is_said_in_one_line(tmp_path, reward):
     for name, config, told in [
         ("beauty", {}, "expected one of digits"),
         ("digits", {"path": "x"}, "unknown option 'path'"),
-        ("digits", {"weights_path": str(tmp_path)}, "not a CLIP model"),
+        ("digits", {"weights_path": str(tmp_path)}, "has no config.json"),
     ]:
         with pytest.raises(RewardError, match=told) as caught:
             load_reward(name, config, "cpu")

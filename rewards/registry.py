@@ -1,0 +1,68 @@
+"""Rewards by name, imported when used."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from .base import Reward, RewardError
+
+CLASSES = {
+    "digits": ("clip_model", "DigitsReward"),
+    "judge": ("digits_judge", "JudgeReward"),
+    "hps": ("hps", "HPSReward"),
+    "pickscore": ("clip_model", "PickScore"),
+    "clip": ("clip_model", "ClipScore"),
+    "aesthetic": ("aesthetic", "AestheticReward"),
+    "imagereward": ("imagereward", "ImageReward"),
+    "mps": ("mps", "MPSReward"),
+    "multi": ("multi", "MultiReward"),
+}
+NAMES = tuple(CLASSES)
+TRAINABLE = tuple(name for name in NAMES if name != "judge")  # the judge is for measuring only
+
+
+def load_reward(name: str, config: Mapping[str, Any], device: torch.device | str) -> Reward:
+    """The reward of a name with its options; None leaves an option at its default.
+
+    An unknown name or option, or weights that are not there or do not fit: RewardError.
+    """
+    reward, options = resolve(name, config)
+    reward.check(options)
+    return reward(device=torch.device(device), **options)
+
+
+def check_reward(name: str, config: Mapping[str, Any]) -> list[str]:
+    """Refuse what load_reward would refuse, as far as can be told without loading weights; what it will fetch, in words."""
+    reward, options = resolve(name, config)
+    return reward.check(options)
+
+
+def resolve(name: str, config: Mapping[str, Any]) -> tuple[type[Reward], dict[str, Any]]:
+    """The class of a reward and all its options; an unknown name or option: RewardError."""
+    if name not in CLASSES:
+        raise RewardError(f"reward {name!r}: expected one of {', '.join(NAMES)}{nearest(name, NAMES)}")
+    module, attribute = CLASSES[name]
+    reward = getattr(import_module(f".{module}", __package__), attribute)
+    parameters = inspect.signature(reward).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.name != "device"}
+    for option in config:
+        choice(name, "option", option, tuple(defaults))
+    return reward, defaults | {option: value for option, value in config.items() if value is not None}
+
+
+def choice(reward: str, what: str, value: str, valid: Sequence[str]) -> None:
+    """Refuse a value that is not one of the valid ones: RewardError."""
+    if value in valid:
+        return
+    expected = f"expected one of {', '.join(valid)}{nearest(value, valid)}" if valid else "it has none: leave it out"
+    raise RewardError(f"reward {reward!r}: unknown {what} {value!r}, {expected}")
+
+
+def nearest(value: str, valid: Sequence[str]) -> str:
+    """A question after the valid name that is most like a wrong one, if one is."""
+    close = get_close_matches(str(value), valid, 1)
+    return f" (did you mean {close[0]}?)" if close else ""
