@@ -157,9 +157,26 @@ class Bench:
     teacher: tuple[Tensor, Tensor, float]
 
     @classmethod
-    def make(cls, backend: Backend, guidance: float, n: int, first_seed: int, batch: int, intervals: int = TEACHER_INTERVALS) -> "Bench":
+    def make(
+        cls,
+        backend: Backend,
+        guidance: float,
+        n: int,
+        first_seed: int,
+        batch: int,
+        intervals: int = TEACHER_INTERVALS,
+        keep: Path | None = None,
+    ) -> "Bench":
+        """Run the teacher, or read from the folder `keep` what it gave before."""
         prompts, seeds = evaluation_prompts(n, ALL_LABELS), list(range(first_seed, first_seed + n))
-        return cls(backend, guidance, prompts, seeds, batch, run(teacher_sampler(backend, guidance, intervals), prompts, seeds, batch))
+        path = None if keep is None else keep / f"teacher-{backend.fingerprint()}-{guidance:g}-{intervals}-{first_seed}-{n}-{batch}.pt"
+        if path is not None and path.is_file():
+            return cls(backend, guidance, prompts, seeds, batch, torch.load(path, weights_only=True))
+        teacher = run(teacher_sampler(backend, guidance, intervals), prompts, seeds, batch)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(teacher, path)
+        return cls(backend, guidance, prompts, seeds, batch, teacher)
 
     def run(self, sampler: Sampler) -> tuple[Tensor, Tensor, float]:
         return run(sampler, self.prompts, self.seeds, self.batch)

@@ -98,9 +98,7 @@ def cma_es(seed: int, start: Path = DISTILLED) -> Predictor:
     config = load_config(RDPOConfig, CONFIG, [f"data.predictor_snapshot={start}"])
     predictor, _ = load_start(config)
     backend = load_backend(settle(config, predictor), "cpu")
-    score = Scorer(
-        backend, predictor.sigmas, GUIDANCE, predictor.spec.afs, predictor.spec.max_order, {"digits": load_reward("digits", {}, "cpu")}
-    )
+    score = Scorer(backend, predictor.sigmas, GUIDANCE, predictor.spec.afs, predictor.spec.max_order, [load_reward("digits", {}, "cpu")])
     table, population = predictor.table, 16
     edges = torch.nn.functional.pad(table.r, (1, 0)), torch.nn.functional.pad(table.r, (0, 1), value=1.0)
     gaps, shape = (edges[1] - edges[0]).clamp(min=1e-6).log(), table.r.shape
@@ -138,7 +136,7 @@ class Exam:
 
     @classmethod
     def make(cls, backend: Backend, n: int) -> "Exam":
-        return cls(Bench.make(backend, GUIDANCE, n, FIRST_SEED, 64), load_reward("digits", {}, "cpu"), Judge())
+        return cls(Bench.make(backend, GUIDANCE, n, FIRST_SEED, 64, keep=WORK), load_reward("digits", {}, "cpu"), Judge())
 
     def sampler(self, name: str, predictor: Predictor) -> Sampler:
         return Sampler(self.bench.backend, predictor.solver(), name, predictor.sigmas, GUIDANCE)

@@ -52,6 +52,19 @@ class Reward(ABC):
         with torch.inference_mode():
             return self.score(images.to(self.device, torch.float32), prompts).float()
 
+    @property
+    def parts(self) -> Sequence[str]:
+        """The names of the scores that it combines: its own, where it is not a sum."""
+        return (self.name,)
+
+    def heads(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """The scores [B] that it combines, as they are."""
+        return {self.name: self(images, prompts)}
+
+    def combine(self, heads: Mapping[str, Tensor]) -> Tensor:
+        """The score [B] that heads() make."""
+        return heads[self.name]
+
     def protocol(self) -> dict[str, Any]:
         """What two scores must share to be compared, as JSON values: name, version, hashes of the weights, preprocessing, options."""
         preprocessing = "none" if self.pixels is None else str(self.pixels)

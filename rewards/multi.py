@@ -55,8 +55,11 @@ class MultiReward(Reward):
         own = configs_of(weights, options["configs"] or {})
         return [note for name in weights for note in check_reward(name, own[name])]
 
+    @property
+    def parts(self) -> Sequence[str]:
+        return tuple(self.rewards)
+
     def heads(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Each head's own scores [B], as it gives them."""
         return {name: reward(images, prompts) for name, reward in self.rewards.items()}
 
     def combine(self, heads: Mapping[str, Tensor]) -> Tensor:

@@ -86,11 +86,15 @@ def check_choices(items: Iterable[tuple[str, object, Sequence]]) -> None:
             raise ConfigError(f"{key} is {value!r}, expected one of {', '.join(str(c) for c in choices if c is not None)}")
 
 
+def value_at(config: object, key: str) -> object:
+    """The value of a "section.key"."""
+    return functools.reduce(lambda section, name: vars(section)[name], key.split("."), config)
+
+
 def check_ranges(config: object, lowest: dict[str, float], highest: dict[str, float], above_zero: Sequence[str] = ()) -> None:
     """Refuse numbers of a configuration, by "section.key", that are out of range or not finite; None is left out."""
-    values = dataclasses.asdict(config)
     for key in {**lowest, **dict.fromkeys(above_zero), **highest}:
-        value = functools.reduce(lambda section, name: section[name], key.split("."), values)
+        value = value_at(config, key)
         if value is None:
             continue
         if not math.isfinite(value) or (key in above_zero and value <= 0):

@@ -10,7 +10,7 @@ from backends import SCHEDULES
 from rewards import NAMES as REWARDS
 from rewards import TRAINABLE
 
-from ..config import ConfigError, check_choices, check_ranges
+from ..config import ConfigError, check_choices, check_ranges, value_at
 
 
 @dataclass
@@ -49,13 +49,76 @@ class ModelConfig:
 
 
 @dataclass
+class PickScoreConfig:
+    model: str | None = None
+    processor: str | None = None
+
+
+@dataclass
+class ImageRewardConfig:
+    checkpoint: str | None = None
+    med_config: str | None = None
+    cache_dir: str | None = None
+
+
+@dataclass
+class ClipConfig:
+    cache_dir: str | None = None
+
+
+@dataclass
+class AestheticConfig:
+    predictor_path: str | None = None
+    clip_path: str | None = None
+
+
+@dataclass
+class MultiConfig:
+    """What reward.type: multi sums."""
+
+    weights: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("hps", "pickscore", "imagereward", "clip", "aesthetic"), 1.0))
+    """Heads and their weights; 0 leaves one out, unloaded."""
+    normalise: str = "published"
+    """Each head to a common scale first: published ranges, or standard: (score - mean) / std."""
+    constants: dict[str, list[float]] = field(default_factory=dict)
+    """A head's own [lowest, highest] or [mean, std]."""
+    pickscore: PickScoreConfig = field(default_factory=PickScoreConfig)
+    imagereward: ImageRewardConfig = field(default_factory=ImageRewardConfig)
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    aesthetic: AestheticConfig = field(default_factory=AestheticConfig)
+
+
+@dataclass
 class RewardConfig:
-    type: str = "digits"
+    type: str = "hps"
     """The reward that is trained on."""
     weights_path: str | None = None
-    """Its weights, where they are not embedded or found by name."""
-    batch_size: int = 64
+    """Its weights (HPSv2's for multi), where they are not embedded or found by name."""
+    batch_size: int = 2
     """Images scored at a time."""
+    enable_amp: bool = True
+    """HPSv2's towers in float16 on CUDA; the cosine is always in float32."""
+    hps_version: str = "v2.1"
+    cache_dir: str | None = None
+    multi: MultiConfig = field(default_factory=MultiConfig)
+    options: dict[str, Any] = field(default_factory=dict)
+    """More options of the reward, by name."""
+
+    def chosen(self) -> dict[str, Any]:
+        """The options that load_reward gets."""
+        hps = {"weights_path": self.weights_path, "version": self.hps_version, "amp": self.enable_amp}
+        if self.type == "hps":
+            return hps | self.options
+        if self.type != "multi":
+            return {"weights_path": self.weights_path, **self.options}
+        multi = self.multi
+        configs = {
+            "hps": hps,
+            "pickscore": {"weights_path": multi.pickscore.model, "processor": multi.pickscore.processor},
+            "imagereward": {"weights_path": multi.imagereward.checkpoint},
+            "aesthetic": {"weights_path": multi.aesthetic.predictor_path, "clip_path": multi.aesthetic.clip_path},
+        }
+        return {"weights": multi.weights, "normalise": multi.normalise, "constants": multi.constants, "configs": configs, **self.options}
 
 
 @dataclass
@@ -77,6 +140,8 @@ class PPOConfig:
     """Adapt kl_coef so that KL(policy || base) stays near this many nats (PPO, section 4); null leaves it."""
     entropy_coef: float = 0.0
     max_grad_norm: float | None = None
+    decode_rgb: bool = True
+    """Rewards see images, never latents: must be true."""
     steps: int = 10
     dirichlet_concentration: float = 200.0
     """Sum of the concentrations of each simplex at the start: higher explores less."""
@@ -154,6 +219,14 @@ LOWEST = {
     "logging.save_interval": 1,
 }
 ABOVE_ZERO = ("ppo.dirichlet_concentration", "ppo.max_log_change", "ppo.scale_std", "ppo.kl_target")
+ONLY = {  # published keys that have one value left, and why
+    "ppo.decode_rgb": (True, "rewards score images, never latents"),
+    "reward.multi.imagereward.med_config": (None, "ImageReward's layout is known"),
+    **dict.fromkeys(
+        ("reward.cache_dir", "reward.multi.imagereward.cache_dir", "reward.multi.clip.cache_dir"),
+        (None, "HF_HUB_CACHE in the environment says where files of the hub are"),
+    ),
+}
 HIGHEST = {"run.seed": 2**31, "ppo.max_log_change": 20, "ppo.dirichlet_concentration": 1e8}
 
 
@@ -177,5 +250,8 @@ def check(config: RDPOConfig) -> None:
             raise ConfigError(f"ppo.{name} is {getattr(ppo, name)}, expected a multiple of ppo.rloo_k ({ppo.rloo_k})")
     if ppo.minibatch_size > ppo.rollout_batch_size:
         raise ConfigError(f"ppo.minibatch_size is {ppo.minibatch_size}, expected at most ppo.rollout_batch_size ({ppo.rollout_batch_size})")
+    for key, (only, reason) in ONLY.items():
+        if value_at(config, key) != only:
+            raise ConfigError(f"{key} is {value_at(config, key)!r}; {reason}: leave it out")
     if config.reward.type in config.evaluation.rewards:
         raise ConfigError(f"evaluation.rewards holds {config.reward.type!r}, which is trained on; it is always measured")

@@ -13,7 +13,7 @@ from solvers.errors import run_command
 from ..config import load_config, to_yaml
 from ..run_folder import Log, RunFolder, stop_requests
 from .config import RDPOConfig, check
-from .prepare import calls_of, load_start, prepare, prompts_of, settle
+from .prepare import calls_of, check_rewards, load_start, prepare, prompts_of, settle
 from .trainer import Trainer, predictor_of
 
 
@@ -31,7 +31,7 @@ def summary(trainer: Trainer) -> str:
     record = next((r for r in trainer.run.records() if r["step"] == trainer.best.step and "table" in r), None)
     if record is None:
         return f"best policy: step {trainer.best.step}"
-    gains = [f"{n} {record[f'gain_{n}']:+.4f} ± {record[f'gain_{n}_halfwidth']:.4f}" for n in trainer.heldout.rewards]
+    gains = [f"{n} {record[f'gain_{n}']:+.4f} ± {record[f'gain_{n}_halfwidth']:.4f}" for n in trainer.heldout.names]
     return f"best policy: step {trainer.best.step}; gain over the start table on held-out prompts and seeds: {', '.join(gains)}"
 
 
@@ -81,6 +81,8 @@ def main(path, overrides, run_name, max_steps, dry_run, resume, output_root, dev
     prompts_of(config, settle(config, predictor).backend)
     if dry_run:
         click.echo(f"{to_yaml(config)}# dry run, {calls_of(config, predictor)}")
+    check_rewards(config)
+    if dry_run:
         return
     state = None if run is None else run.load_checkpoint()
     if device is not None and device.startswith("mps"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from backends import Backend
 from backends.distributed import Ranks
-from rewards import load_reward
+from rewards import check_reward, load_reward
 from solvers import Predictor, Spec, Tableau, load_predictor, resolve_predictor_path
 
 from ..config import ConfigError
@@ -80,11 +80,11 @@ def prepare(config: RDPOConfig, backend: Backend, ranks: Ranks, run: RunFolder) 
     nodes = backend.sigmas(spec) if predictor.sigmas is None else predictor.sigmas
     guidance = backend.default_guidance if spec.guidance_rate is None else spec.guidance_rate
     train, heldout = prompts_of(config, backend.name)
-    trained = {config.reward.type: load_reward(config.reward.type, reward_options(config), ranks.device)}
-    measured = trained | {name: load_reward(name, {}, ranks.device) for name in config.evaluation.rewards}
-    scorer = Scorer(backend, nodes, guidance, spec.afs, spec.max_order, trained, config.reward.batch_size)
+    trained = load_reward(config.reward.type, config.reward.chosen(), ranks.device)
+    measured = [trained, *(load_reward(name, {}, ranks.device) for name in config.evaluation.rewards)]
+    scorer = Scorer(backend, nodes, guidance, spec.afs, spec.max_order, [trained], config.reward.batch_size)
     count = config.evaluation.images
-    provenance = {"kind": "rdpo", "parent": parent, "reward": config.reward.type, "seed": config.run.seed, "ppo": dict(vars(config.ppo))}
+    provenance = {"kind": "rdpo", "parent": parent, "reward": trained.protocol(), "seed": config.run.seed, "ppo": dict(vars(config.ppo))}
     return Trainer(
         config,
         ranks,
@@ -100,9 +100,11 @@ def prepare(config: RDPOConfig, backend: Backend, ranks: Ranks, run: RunFolder) 
     )
 
 
-def reward_options(config: RDPOConfig) -> dict:
-    """The options of the trained reward that are set."""
-    return {} if config.reward.weights_path is None else {"weights_path": config.reward.weights_path}
+def check_rewards(config: RDPOConfig) -> None:
+    """Refuse rewards that could not be loaded, before anything is."""
+    check_reward(config.reward.type, config.reward.chosen())
+    for name in config.evaluation.rewards:
+        check_reward(name, {})
 
 
 def calls_of(config: RDPOConfig, predictor: Predictor) -> str:

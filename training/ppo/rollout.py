@@ -27,12 +27,12 @@ class Scorer:
     guidance_scale: float
     afs: bool
     max_order: int
-    rewards: dict[str, Reward]
+    rewards: list[Reward]
     reward_batch: int = 64
     clock: Clock = field(default_factory=Clock)
 
     def __call__(self, table: SolverTable, prompts: list[str], seeds: list[int]) -> Tensor:
-        """Scores [B, number of rewards] in float64."""
+        """Scores [B, names] in float64."""
         part = self.clock.part
         with torch.inference_mode():
             with part("encode"):
@@ -42,12 +42,21 @@ class Scorer:
             with part("decode"):
                 images = self.backend.decode(x)
             with part("reward"):
-                return torch.stack([self.scores(reward, images, prompts) for reward in self.rewards.values()], -1)
+                return torch.cat([self.scores(reward, images, prompts) for reward in self.rewards], -1)
 
     def scores(self, reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
-        """Scores [B] of one reward, a few images at a time."""
-        parts = range(0, len(images), self.reward_batch)
-        return torch.cat([reward(images[i : i + self.reward_batch], prompts[i : i + self.reward_batch]).cpu().double() for i in parts])
+        """A reward's score and, where it is a sum of several, each head's: [B, 1 or more], a few images at a time."""
+        rows = []
+        for i in range(0, len(images), self.reward_batch):
+            heads = reward.heads(images[i : i + self.reward_batch], prompts[i : i + self.reward_batch])
+            parts = [reward.combine(heads), *(heads.values() if len(reward.parts) > 1 else [])]
+            rows.append(torch.stack([part.cpu().double() for part in parts], -1))
+        return torch.cat(rows)
+
+    @property
+    def names(self) -> list[str]:
+        """What the columns of scores are."""
+        return [name for r in self.rewards for name in (r.name, *(f"{r.name}_{p}" for p in r.parts if len(r.parts) > 1))]
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class Trainer:
         record = {"step": self.step, "reward": rewards.mean().item(), "reward_std": rewards.std().item()}
         record |= {"reward_within_std": rewards.var(1).mean().sqrt().item(), "reward_between_std": spread(rewards.mean(1))}
         record |= {"advantage_std": raw.square().mean().sqrt().item()}  # before it is scaled
-        record |= {f"head_{name}": scores[:, i].mean().item() for i, name in enumerate(self.train.rewards)}
+        record |= {f"head_{name}": scores[:, i].mean().item() for i, name in enumerate(self.train.names)}
         with self.train.clock.part("update"):
             record |= self.update(draw, old_log_prob, advantages)
         return record | self.describe()
@@ -151,7 +151,7 @@ class Trainer:
             self.base_scores = evaluate_table(self.heldout, start, *measure)
         scores = evaluate_table(self.heldout, table, *measure)
         record: dict = {"step": self.step}
-        for i, name in enumerate(self.heldout.rewards):
+        for i, name in enumerate(self.heldout.names):
             gain = scores[:, i] - self.base_scores[:, i]
             half = 1.96 * gain.std().item() / len(gain) ** 0.5
             record |= {f"heldout_{name}": scores[:, i].mean().item(), f"gain_{name}": gain.mean().item(), f"gain_{name}_halfwidth": half}

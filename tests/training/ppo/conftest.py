@@ -43,7 +43,7 @@ def trainer_of(tmp_path, seed=0, broken=False, **ppo) -> Trainer:
     start = SolverTable(torch.tensor([[0.5]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
     p = config.ppo
     policy = make_policy(p.policy, start, p.dirichlet_concentration, 0.05, (False, False), p.max_log_change, seed)
-    score = Scorer(Line(), NODES, 1.0, False, 1, {"quadratic": Quadratic(broken)})
+    score = Scorer(Line(), NODES, 1.0, False, 1, [Quadratic(broken)])
     run = RunFolder(tmp_path)
     for folder in (run.checkpoints, run.metrics.parent):
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,5 +59,5 @@ class Never:
 def reward_of(r: float, n: int = 512) -> float:
     """The expected reward of a position, over many seeds."""
     table = SolverTable(torch.tensor([[r]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
-    score = Scorer(Line(), NODES, 1.0, False, 1, {"quadratic": Quadratic()})
+    score = Scorer(Line(), NODES, 1.0, False, 1, [Quadratic()])
     return evaluate_table(score, table, ["prompt 0"] * n, list(range(10**6, 10**6 + n)), n, ALONE).mean().item()
