@@ -15,7 +15,7 @@ from backends.ldm import LDM
 from solvers import Spec
 from solvers.errors import run_command
 
-from .compare_solvers import run, teacher_sampler
+from .bench import run, teacher_sampler
 from .report import mean_and_halfwidth, text_table, write_json
 
 FIRST_SEED = 500_000

@@ -28,7 +28,7 @@ from solvers import BASELINES, Spec, UserError, load_predictor
 from solvers.errors import run_command
 from training.distill.bank import rmse_per_image
 
-from .compare_solvers import SCHEDULES, TEACHER_INTERVALS, Bench, has_depth, sampler_of
+from .bench import SCHEDULES, TEACHER_INTERVALS, Bench, has_depth, sampler_of
 from .report import mean_and_halfwidth, text_table, write_json
 
 ROOT = Path(__file__).parents[1]

@@ -33,7 +33,7 @@ from training.ppo.prepare import load_start, prompts_of, settle
 from training.ppo.rollout import Plan, Scorer
 from training.run_folder import RunFolder
 
-from .compare_solvers import SCHEDULES, Bench, sampler_of
+from .bench import SCHEDULES, Bench, sampler_of
 from .report import mean_and_halfwidth, text_table, write_json
 
 ROOT = Path(__file__).parents[1]

@@ -8,26 +8,24 @@ from click.testing import CliRunner
 from PIL import Image
 
 from backends import load_backend
-from benchmarks import compare_solvers
+from benchmarks import bench, compare_solvers
 from benchmarks.report import mean_and_halfwidth, text_table
 from solvers import Predictor, SolverTable, Spec, compile_tableau, discrete, save_predictor
 from training.distill.bank import rmse_per_image
 
 
-@pytest.mark.parametrize("name", compare_solvers.SOLVERS)
+@pytest.mark.parametrize("name", bench.SOLVERS)
 @pytest.mark.parametrize("depth", [4, 5, 6])
 def test_solvers_have_the_serial_depth_they_are_listed_at(name, depth):
-    if compare_solvers.has_depth(name, depth):
-        solver, num_steps = compare_solvers.solver_of(name, depth)
+    if bench.has_depth(name, depth):
+        solver, num_steps = bench.solver_of(name, depth)
         assert compile_tableau(solver, torch.linspace(2, 1, num_steps)).depth == depth
     else:
         assert name in ("heun", "dpm2", "dpm", "epd-start", "epd-plugin-start")
 
 
 def test_the_comparison_states_costs_and_intervals(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare_solvers, "TEACHER_INTERVALS", 8)
     monkeypatch.setattr(compare_solvers, "TUNING_IMAGES", 4)
-    monkeypatch.setattr(compare_solvers, "SOLVERS", ["euler", "dpmpp", "epd-start"])
     short = [
         "bank.pairs=8",
         "bank.heldout_pairs=4",
@@ -39,12 +37,12 @@ def test_the_comparison_states_costs_and_intervals(tmp_path, monkeypatch):
     ]
     short += ["evaluation.interval=2", "evaluation.depths=[]", "evaluation.tuning_pairs=4", "evaluation.baselines=[euler]"]
     monkeypatch.setattr(compare_solvers, "SHORT", short)
-    monkeypatch.setattr(compare_solvers, "DISTILLED", tmp_path)
+    monkeypatch.setattr(bench, "EXPS", tmp_path)
     predictor = Predictor(
         SolverTable.uniform(3, 2), Spec(guidance_rate=7.5), discrete(4, load_backend(Spec(backend="digits"), "cpu").noise_schedule)
     )
-    save_predictor(predictor, tmp_path / "epd-g7.5-d6" / "network-snapshot-export-best.pkl")
-    arguments = ["--n", "6", "--depths", "4,6", "--out", str(tmp_path)]
+    save_predictor(predictor, tmp_path / "digits-distilled" / "epd-g7.5-d6" / "network-snapshot-export-best.pkl")
+    arguments = ["--n", "6", "--depths", "4,6", "--solvers", "euler,dpmpp,epd-start", "--intervals", "8", "--out", str(tmp_path)]
     result = CliRunner().invoke(compare_solvers.main, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     found = json.loads((tmp_path / "solvers.json").read_text())

@@ -1,0 +1,119 @@
+"""Solvers of a serial depth, a fine teacher, and what they make of the same prompts and seeds."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from backends import Backend
+from backends.digits.data import ALL_LABELS, evaluation_prompts
+from generation import Sampler
+from solvers import BASELINES, DPM2, EPD, SolverTable, Spec, UserError, load_predictor, num_steps_for_depth
+from training.distill.bank import rmse_per_image
+
+TEACHER_INTERVALS = 64
+POINTS = 2
+EXPS = Path(__file__).parents[1] / "exps"
+SOLVERS = [*BASELINES, "epd-start", "epd-plugin-start"]
+SCHEDULES = ["discrete", "polynomial", "logsnr", "time_uniform"]
+
+
+def schedules_of(backend: Backend) -> list[str]:
+    """The schedules that a backbone can have, its own first."""
+    return [s if s != "discrete" or backend.noise_schedule is not None else "flowmatch" for s in SCHEDULES]
+
+
+def solver_of(name: str, depth: int):
+    """A solver of serial depth `depth` and its number of nodes; the start tables of EPD have equally spaced points."""
+    if name in BASELINES:
+        return BASELINES[name], num_steps_for_depth(BASELINES[name], depth)
+    if depth % 2 or depth < 2:
+        raise UserError(f"{name} has no serial depth {depth}; the nearest are {depth - 1} and {depth + 1}")
+    return EPD(SolverTable.uniform(depth // 2, POINTS), max_order=2 if name == "epd-plugin-start" else 1), depth // 2 + 1
+
+
+def has_depth(name: str, depth: int) -> bool:
+    """Whether a solver has this serial depth."""
+    try:
+        return bool(solver_of(name, depth))
+    except UserError:
+        return False
+
+
+def sampler_of(backend: Backend, guidance: float, name: str, depth: int, schedule: str) -> Sampler:
+    """A solver of one serial depth on the nodes of one schedule."""
+    solver, num_steps = solver_of(name, depth)
+    return Sampler(backend, solver, name, backend.sigmas(Spec(num_steps=num_steps, schedule_type=schedule)), guidance)
+
+
+def teacher_sampler(backend: Backend, guidance: float, intervals: int, schedule: str | None = None) -> Sampler:
+    """DPM-Solver-2 on many intervals between the same first and last node; by default on nodes that bring it near the exact solution."""
+    schedule = schedule or ("flowmatch" if backend.noise_schedule is None else "polynomial")
+    nodes = backend.sigmas(Spec(num_steps=intervals + 1, schedule_type=schedule))
+    return Sampler(backend, DPM2(), f"teacher: dpm2, {intervals} intervals", nodes, guidance)
+
+
+def shipped(backend: Backend, family: str, guidance: float, depth: int) -> dict[str, Sampler]:
+    """The learned predictors that come with the project, for a family, a guidance and a serial depth."""
+    found = {}
+    for folder, how in ((f"digits-{family}-distilled", "distilled"), (f"digits-{family}-rdpo", "rdpo")):
+        for kind in ("epd", "tableau1", "tableau2"):
+            path = EXPS / folder.replace("-ldm", "") / f"{kind}-g{guidance:g}-d{depth}" / "network-snapshot-export-best.pkl"
+            if path.is_file():
+                predictor = load_predictor(path)
+                found[f"{kind} {how}"] = Sampler(backend, predictor.solver(), f"{kind} {how}", predictor.sigmas, guidance)
+    return found
+
+
+def run(sampler: Sampler, prompts: list[str], seeds: list[int], batch: int) -> tuple[Tensor, Tensor, float]:
+    """Latents, images and seconds per image (text encoding and decoding included) of all prompts."""
+    begin, latents, images = time.perf_counter(), [], []
+    for i in range(0, len(prompts), batch):
+        latents.append(sampler.latents(prompts[i : i + batch], seeds[i : i + batch]))
+        with torch.inference_mode():
+            images.append(sampler.backend.decode(latents[-1]).cpu())
+    return torch.cat(latents).cpu(), torch.cat(images), (time.perf_counter() - begin) / len(prompts)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Prompts and seeds of a comparison and the teacher's latents and images of them."""
+
+    backend: Backend
+    guidance: float
+    prompts: list[str]
+    seeds: list[int]
+    batch: int
+    intervals: int
+    teacher: tuple[Tensor, Tensor, float]
+
+    @classmethod
+    def make(
+        cls,
+        backend: Backend,
+        guidance: float,
+        n: int,
+        first_seed: int,
+        batch: int,
+        intervals: int = TEACHER_INTERVALS,
+        keep: Path | None = None,
+    ) -> "Bench":
+        """Run the teacher, or read from the folder `keep` what it gave before."""
+        prompts, seeds = evaluation_prompts(n, ALL_LABELS), list(range(first_seed, first_seed + n))
+        path = None if keep is None else keep / f"teacher-{backend.fingerprint()}-{guidance:g}-{intervals}-{first_seed}-{n}-{batch}.pt"
+        if path is not None and path.is_file():
+            return cls(backend, guidance, prompts, seeds, batch, intervals, torch.load(path, weights_only=True))
+        teacher = run(teacher_sampler(backend, guidance, intervals), prompts, seeds, batch)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(teacher, path)
+        return cls(backend, guidance, prompts, seeds, batch, intervals, teacher)
+
+    def run(self, sampler: Sampler) -> tuple[Tensor, Tensor, float]:
+        return run(sampler, self.prompts, self.seeds, self.batch)
+
+    def error(self, sampler: Sampler) -> float:
+        """Mean RMSE to the teacher."""
+        return rmse_per_image(self.run(sampler)[0], self.teacher[0]).mean().item()
