@@ -8,7 +8,7 @@ usage() {
 usage: ./launch.sh COMMAND [ARGUMENTS]
 
   setup    make the environment in .venv (every command below does so when it is missing or stale)
-  demo     distil a tableau, sample digits from text with every solver; prints a comparison table, writes demo/
+  demo     learn a table by distillation and by reward, sample digits with every solver and the three families; writes demo/
   test     run the test suite (arguments go to pytest)
   sample   python sample.py ARGUMENTS
   distill  learn a table from a teacher: ./launch.sh distill NAME, one of training/distill/cfgs
@@ -64,11 +64,23 @@ configured() { # training/STAGE NAME ARGUMENTS: the shipped configuration of tha
         -m "${stage/\//.}.launch" --config "$stage/cfgs/$name.yaml" --run-name "$name" "$@"
 }
 
+demo() { # ARGUMENTS go to the first comparison
+    .venv/bin/python -m benchmarks.compare_solvers --out demo "$@"
+    echo "== RDPO: a few steps from a distilled table =="
+    .venv/bin/python -m training.ppo.launch --config training/ppo/cfgs/digits.yaml --run-name rdpo --output-root demo \
+        --override ppo.steps=20 --override evaluation.interval=10 --override evaluation.images=128
+    for family in sd3 flux; do
+        echo "== The ${family} family =="
+        .venv/bin/python -m benchmarks.compare_solvers --family "$family" --out "demo/$family" \
+            --no-distil --n 32 --batch 32 --depths 4,8 --solvers euler,dpmpp,unipc,epd-start --schedule flowmatch --intervals 24
+    done
+}
+
 command=${1:---help}
 shift || true
 case "$command" in
     setup) setup ;;
-    demo) setup && exec .venv/bin/python -m benchmarks.compare_solvers --out demo "$@" ;;
+    demo) setup && demo "$@" ;;
     test) setup && exec .venv/bin/python -m pytest "$@" ;;
     sample) setup && exec .venv/bin/python sample.py "$@" ;;
     distill) configured training/distill "$@" ;;
