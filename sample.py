@@ -242,9 +242,6 @@ def family_command(family: str, title: str, seeds: str, batch: int, outdir: str,
     @click.option("--dtype", type=click.Choice(["auto", *backends.DTYPES]), default="auto", show_default=True, help="Of the network.")
     @click.option("--outdir", type=click.Path(path_type=Path), default=Path(outdir), show_default=True)
     @click.option("--grid", is_flag=True, help="A grid of every batch beside the images.")
-    @click.option(
-        "--check", "only_check", is_flag=True, help="Say what is missing to run the real model, and do nothing else.", hidden=check is None
-    )
     def command(
         predictor,
         model_path,
@@ -257,11 +254,9 @@ def family_command(family: str, title: str, seeds: str, batch: int, outdir: str,
         device,
         outdir,
         grid,
-        only_check,
+        only_check=False,
         **rest,
     ):
-        if only_check and check is None:
-            raise UserError("--check: this command has none")
         if only_check:
             check(model_path)
             return
@@ -278,7 +273,10 @@ def family_command(family: str, title: str, seeds: str, batch: int, outdir: str,
                 raise UserError(f"--predictor {predictor} was made for {made_for}, but this command is for {family}; use sample.py")
         produce(choice, parse_seeds(seeds), (prompt, prompt_file), device, Output(outdir, max_batch_size, grid=grid))
 
-    return command
+    if check is None:
+        return command
+    help_text = "Say what is missing to run the real model, and do nothing else."
+    return click.option("--check", "only_check", is_flag=True, help=help_text)(command)
 
 
 if __name__ == "__main__":

@@ -9,25 +9,33 @@ from solvers import flowmatch
 
 from . import quiet  # noqa: F401  isort: skip
 from diffusers import FluxPipeline  # isort: skip
-from .base import Backend, BackendError, Condition, per_points
-from .pipelines import COMMON_OPTIONS, EmbeddingCache, check_options, checked_resolution, load_pipeline, place
-from .sd3 import absent_parts, decode_shifted, revision
+from .base import BackendError, Condition, per_points
+from .pipelines import (
+    COMMON_OPTIONS,
+    EmbeddingCache,
+    PipelineBackend,
+    absent_parts,
+    check_options,
+    checked_resolution,
+    load_pipeline,
+    place,
+)
 
 DEFAULT_MODEL = "black-forest-labs/FLUX.1-dev"
 OPTIONS = COMMON_OPTIONS | {
     "negative_prompt": (str, "empty: FLUX has no negative prompt"),
     "max_sequence_length": (int, "tokens of the T5 encoder"),
 }
-IMAGE_OPTIONS = ("variant", "resolution", "max_sequence_length")
 
 
-class Flux(Backend):
+class Flux(PipelineBackend):
     """A guidance-distilled rectified flow: the network is told the guidance scale and evaluated once.
 
     Latents are packed 2x2 into tokens around each call; times are shifted by mu, which depends on the number of tokens.
     """
 
     default_schedule, default_guidance, guidance_doubles = "flowmatch", 3.5, False
+    IMAGE_OPTIONS = ("variant", "resolution", "max_sequence_length")
 
     def __init__(self, pipe: FluxPipeline, device: torch.device, config: dict, name: str = "flux"):
         self.name, self.device, self.config, self.pipe = name, torch.device(device), config, pipe
@@ -46,12 +54,6 @@ class Flux(Backend):
         self.flow_mu = shifts.base_shift + slope * (tokens - shifts.base_image_seq_len)
         self.sigma_max, self.sigma_min = flowmatch(2, mu=self.flow_mu).tolist()
         self._embeddings = EmbeddingCache(self._embed)
-
-    def identity(self):
-        return "embedded" if self.name == "digits" else self.config["model_name_or_path"] + revision(self.config)
-
-    def image_options(self):
-        return {k: self.config[k] for k in IMAGE_OPTIONS if k in self.config}
 
     def networks(self):
         parts = self.pipe.components
@@ -95,9 +97,6 @@ class Flux(Backend):
             return FluxPipeline._unpack_latents(packed, height * factor, width * factor, factor).float()
 
         return velocity
-
-    def decode(self, latents, chunk: int = 4):
-        return decode_shifted(self.pipe.vae, latents, chunk)
 
 
 def default_model() -> str:

@@ -7,22 +7,23 @@ from solvers import NoiseSchedule
 
 from . import quiet  # noqa: F401  isort: skip
 from diffusers import StableDiffusionPipeline  # isort: skip
-from .base import Backend, BackendError, Condition, guide, per_points
-from .pipelines import COMMON_OPTIONS, EmbeddingCache, check_options, checked_resolution, load_pipeline, place
+from .base import BackendError, Condition, guide, per_points
+from .pipelines import COMMON_OPTIONS, EmbeddingCache, PipelineBackend, check_options, checked_resolution, load_pipeline, place
 
 DEFAULT_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 OPTIONS = COMMON_OPTIONS | {
     "config": (str, "folder or hub id with the configuration of a single file"),
     "negative_prompt": (str, "what guidance moves away from"),
 }
-IMAGE_OPTIONS = ("config", "variant", "resolution", "negative_prompt")
 
 
-class LDM(Backend):
+class LDM(PipelineBackend):
     """An eps- or v-prediction latent diffusion U-Net in the variance-exploding convention x = x0 + sigma eps.
 
     The network sees x / sqrt(1 + sigma^2) at the continuous time T t(sigma) - 1 in float32; its eps is the velocity.
     """
+
+    IMAGE_OPTIONS = ("config", "variant", "resolution", "negative_prompt")
 
     def __init__(self, pipe: StableDiffusionPipeline, device: torch.device, config: dict, name: str = "ldm"):
         self.name, self.device, self.config = name, torch.device(device), config
@@ -39,19 +40,11 @@ class LDM(Backend):
         self.latent_shape = (pipe.unet.config.in_channels, *[pixels // factor] * 2)
         self._embeddings = EmbeddingCache(self._embed)
 
-    def identity(self) -> str:
-        if self.name == "digits":
-            return "embedded"
-        return self.config["model_name_or_path"] + (f"@{self.config['revision']}" if self.config.get("revision") else "")
-
     def networks(self):
         return {"unet": self.pipe.unet, "text_encoder": self.pipe.text_encoder}
 
     def checkpoint_blocks(self):
         self.pipe.unet.enable_gradient_checkpointing()
-
-    def image_options(self):
-        return {k: self.config[k] for k in IMAGE_OPTIONS if k in self.config}
 
     def encode(self, prompts, guidance_scale):
         negative = None if guidance_scale == 1 else self._embeddings(self.config.get("negative_prompt", ""))
@@ -78,11 +71,6 @@ class LDM(Backend):
             return eps
 
         return velocity
-
-    def decode(self, latents, chunk: int = 8):
-        vae = self.pipe.vae
-        images = [vae.decode(part.to(vae.dtype) / vae.config.scaling_factor).sample.float() for part in latents.split(chunk)]
-        return (torch.cat(images) / 2 + 0.5).clamp(0, 1)
 
 
 def load(config: dict, device: torch.device, dtype: torch.dtype, name: str = "ldm") -> LDM:

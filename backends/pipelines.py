@@ -1,14 +1,17 @@
 """What all diffusers families share: options, loading from a folder, hub id or file, and placing on a device."""
 
+import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from . import quiet  # noqa: F401  isort: skip
 from diffusers import DiffusionPipeline  # isort: skip
 from huggingface_hub.errors import LocalEntryNotFoundError  # isort: skip
-from .base import BackendError
+from .base import Backend, BackendError
 
 SINGLE_FILES = (".safetensors", ".ckpt")
 COMMON_OPTIONS = {  # name: type and meaning
@@ -19,6 +22,33 @@ COMMON_OPTIONS = {  # name: type and meaning
     "enable_model_cpu_offload": (bool, "keep only the running model on the device"),
     "torch_dtype": (str, "auto, float32, float16 or bfloat16"),
 }
+
+
+class PipelineBackend(Backend):
+    """A backbone that is a diffusers pipeline, `pipe`, with the options `config` that it was loaded with."""
+
+    pipe: DiffusionPipeline
+    config: dict
+    IMAGE_OPTIONS: Sequence[str]
+    """The options, beside the weights, that decide what the images look like."""
+
+    def identity(self):
+        if self.name == "digits":
+            return "embedded"
+        return self.config["model_name_or_path"] + (f"@{self.config['revision']}" if self.config.get("revision") else "")
+
+    def image_options(self):
+        return {k: self.config[k] for k in self.IMAGE_OPTIONS if k in self.config}
+
+    def decode(self, latents: Tensor, chunk: int | None = None):
+        """A few images at a time: 8 of 512 pixels a side, 2 of 1024."""
+        vae, images = self.pipe.vae, []
+        side = latents.shape[-1] * self.pipe.vae_scale_factor
+        chunk = chunk or max(1, min(8, 2**21 // side**2))
+        for part in latents.split(chunk):
+            scaled = part / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+            images.append(vae.decode(scaled.to(vae.dtype)).sample.float())
+        return (torch.cat(images) / 2 + 0.5).clamp(0, 1)
 
 
 def check_options(config: dict, options: dict) -> None:
@@ -49,6 +79,16 @@ def load_pipeline(cls: type, config: dict, dtype: torch.dtype, expected: str, lo
         return cls.from_pretrained(str(path) if path.is_dir() else model, local_files_only=local_only, **options)
     except Exception as error:  # what the libraries raise for a broken file has no common type
         raise BackendError(missing_weights(model, path, error, expected, local_only)) from error
+
+
+def absent_parts(config: dict) -> dict:
+    """Parts that the folder's index says are absent, which from_pretrained wants to be told."""
+    index = Path(config["model_name_or_path"]).expanduser() / "model_index.json"
+    try:
+        parts = json.loads(index.read_text()) if index.is_file() else {}
+    except ValueError:
+        return {}  # from_pretrained says what is wrong with it
+    return {k: None for k, v in parts.items() if v == [None, None]} if isinstance(parts, dict) else {}
 
 
 def missing_weights(model: str, path: Path, error: Exception, expected: str, local_only: bool) -> str:

@@ -7,24 +7,33 @@ from solvers import flowmatch
 
 from . import quiet  # noqa: F401  isort: skip
 from diffusers import StableDiffusion3Pipeline  # isort: skip
-from .base import Backend, BackendError, Condition, guide, per_points
-from .pipelines import COMMON_OPTIONS, EmbeddingCache, check_options, checked_resolution, load_pipeline, place
+from .base import BackendError, Condition, guide, per_points
+from .pipelines import (
+    COMMON_OPTIONS,
+    EmbeddingCache,
+    PipelineBackend,
+    absent_parts,
+    check_options,
+    checked_resolution,
+    load_pipeline,
+    place,
+)
 
 DEFAULT_MODEL = "stabilityai/stable-diffusion-3-medium-diffusers"
 OPTIONS = COMMON_OPTIONS | {
     "negative_prompt": (str, "what guidance moves away from"),
     "max_sequence_length": (int, "tokens of the T5 encoder"),
 }
-IMAGE_OPTIONS = ("variant", "resolution", "negative_prompt", "max_sequence_length")
 
 
-class SD3(Backend):
+class SD3(PipelineBackend):
     """Rectified flow (Esser et al. 2024, arXiv 2403.03206): the network's output is the velocity dx/dsigma itself.
 
     It sees x and the time 1000 sigma in float32; guidance is one doubled batch [negative, positive].
     """
 
     default_schedule, default_guidance = "flowmatch", 4.5
+    IMAGE_OPTIONS = ("variant", "resolution", "negative_prompt", "max_sequence_length")
 
     def __init__(self, pipe: StableDiffusion3Pipeline, device: torch.device, config: dict, name: str = "sd3"):
         self.name, self.device, self.config, self.pipe = name, torch.device(device), config, pipe
@@ -41,12 +50,6 @@ class SD3(Backend):
         self.flow_shift = float(pipe.scheduler.config.shift)
         self.sigma_max, self.sigma_min = flowmatch(2, shift=self.flow_shift).tolist()
         self._embeddings = EmbeddingCache(self._embed)
-
-    def identity(self):
-        return "embedded" if self.name == "digits" else self.config["model_name_or_path"] + revision(self.config)
-
-    def image_options(self):
-        return {k: self.config[k] for k in IMAGE_OPTIONS if k in self.config}
 
     def networks(self):
         parts = {"transformer": self.pipe.transformer}
@@ -85,23 +88,6 @@ class SD3(Backend):
 
         return velocity
 
-    def decode(self, latents, chunk: int = 8):
-        return decode_shifted(self.pipe.vae, latents, chunk)
-
-
-def decode_shifted(vae, latents: Tensor, chunk: int) -> Tensor:
-    """Images in [0, 1] of latents that were shifted and scaled, as those of SD3 and FLUX are; a few at a time."""
-    images = []
-    for part in latents.split(chunk):
-        scaled = part / vae.config.scaling_factor + vae.config.shift_factor
-        images.append(vae.decode(scaled.to(vae.dtype)).sample.float())
-    return (torch.cat(images) / 2 + 0.5).clamp(0, 1)
-
-
-def revision(config: dict) -> str:
-    """The revision of a hub id, as the end of its name."""
-    return f"@{config['revision']}" if config.get("revision") else ""
-
 
 def load(config: dict, device: torch.device, dtype: torch.dtype, name: str = "sd3") -> SD3:
     """Load a Stable Diffusion 3 pipeline; a third text encoder may be absent."""
@@ -109,16 +95,3 @@ def load(config: dict, device: torch.device, dtype: torch.dtype, name: str = "sd
     config = {"model_name_or_path": DEFAULT_MODEL} | config
     pipe = load_pipeline(StableDiffusion3Pipeline, config, dtype, "a Stable Diffusion 3 pipeline", **absent_parts(config))
     return SD3(pipe, device, config, name)
-
-
-def absent_parts(config: dict) -> dict:
-    """Parts that the folder's index says are absent, which from_pretrained wants to be told."""
-    import json
-    from pathlib import Path
-
-    index = Path(config["model_name_or_path"]).expanduser() / "model_index.json"
-    try:
-        parts = json.loads(index.read_text()) if index.is_file() else {}
-    except ValueError:
-        return {}  # from_pretrained says what is wrong with it
-    return {k: None for k, v in parts.items() if v == [None, None]} if isinstance(parts, dict) else {}

@@ -13,6 +13,7 @@ from solvers.errors import run_command
 NUM_POINTS = 2
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
+DIGITS_SHIFT, DIGITS_MU = 3.0, 0.5 + (1.15 - 0.5) / (4096 - 256) * (16 - 256)  # the twins' schedulers; FLUX's mu for 16 tokens
 FLUX = "black-forest-labs/FLUX.1-dev"
 
 
@@ -57,6 +58,11 @@ def starts() -> list[Start]:
         Start("digits/digits-start.pkl", spec(6, "digits", {}, 7.5, "discrete", digits), digits),
         Start("sd15/sd15-start.pkl", spec(11, "ldm", {"model_name_or_path": SD15}, 7.5, "discrete", sd), sd),
     ]
+    twins = flowmatch(6, shift=DIGITS_SHIFT), flowmatch(6, mu=DIGITS_MU)
+    shifts = {"flowmatch_shift": DIGITS_SHIFT}, {"flowmatch_mu": DIGITS_MU}
+    for family, guidance, nodes, shift in zip(("sd3", "flux"), (4.5, 3.5), twins, shifts, strict=True):
+        path = f"digits-{family}/digits-{family}-start.pkl"
+        table.append(Start(path, spec(6, "digits", {"family": family}, guidance, "flowmatch", nodes, **shift), nodes))
     for resolution in (512, 1024):
         config = {"model_name_or_path": SD3, "resolution": resolution}
         path = f"sd3-{resolution}/sd3-{resolution}-start.pkl"

@@ -9,7 +9,7 @@ from diffusers import FluxPipeline, StableDiffusion3Pipeline
 from tiny_flow import save_flux, save_sd3
 
 from backends import BackendError, initial_noise, load_backend
-from backends.sd3 import absent_parts
+from backends.pipelines import absent_parts
 from generation import Sampler
 from solvers import Euler, Spec, flowmatch, sample
 
