@@ -6,12 +6,11 @@ import click
 import torch
 from torch import Tensor
 
-from backends import load_backend
-from backends.digits import FOLDER
+from backends import Backend, load_backend
+from backends.digits import FOLDERS
 from backends.digits.build import held_out_drawings
 from backends.digits.data import ALL_LABELS, HELD_OUT_LABELS, Label, enlarge, evaluation_prompts, load_scans, paint, parse
 from backends.digits.judge import Judge
-from backends.ldm import LDM
 from solvers import Spec
 from solvers.errors import run_command
 
@@ -19,6 +18,7 @@ from .bench import run, teacher_sampler
 from .report import mean_and_halfwidth, text_table, write_json
 
 FIRST_SEED = 500_000
+GUIDANCES = {"ldm": (1.0, 3.0, 7.5), "sd3": (1.0, 3.0, 4.5), "flux": (1.0, 3.5, 7.0)}
 
 
 def nearest_distances(images: Tensor, labels: list[Label], scans: Tensor) -> Tensor:
@@ -47,12 +47,11 @@ def memorisation(images: Tensor, labels: list[Label]) -> dict[str, float]:
     }
 
 
-def size_of(backend: LDM) -> dict[str, int]:
-    """Parameters of the pipeline's networks and bytes of its folder."""
-    networks = (backend.pipe.unet, backend.pipe.vae, backend.pipe.text_encoder)
+def size_of(backend: Backend, family: str) -> dict[str, int]:
+    """Parameters of the networks that sampling runs and bytes of the pipeline's folder."""
     return {
-        "parameters": sum(p.numel() for network in networks for p in network.parameters()),
-        "bytes": sum(f.stat().st_size for f in FOLDER.rglob("*") if f.is_file()),
+        "parameters": sum(p.numel() for network in (*backend.networks().values(), backend.pipe.vae) for p in network.parameters()),
+        "bytes": sum(f.stat().st_size for f in FOLDERS[family].rglob("*") if f.is_file()),
     }
 
 
@@ -65,7 +64,8 @@ def judge_row(judge: Judge) -> dict[str, float]:
 
 def quality(guidance: float, prompts: list[str], judge: Judge, backend, intervals: int) -> tuple[dict, Tensor, list[Label]]:
     """Accuracy of samples at one guidance scale, and their Frechet distance where the prompts cover most combinations."""
-    sampler = teacher_sampler(backend, guidance, intervals, "discrete")
+    schedule = "flowmatch" if backend.noise_schedule is None else "discrete"
+    sampler = teacher_sampler(backend, guidance, intervals, schedule)
     _, images, _ = run(sampler, prompts, list(range(FIRST_SEED, FIRST_SEED + len(prompts))), 128)
     labels = [parse(p) for p in prompts]
     verdict = judge(images, labels)
@@ -83,14 +83,16 @@ def quality(guidance: float, prompts: list[str], judge: Judge, backend, interval
 @click.command()
 @click.option("--n", "count", type=click.IntRange(20), default=1000, show_default=True, help="Images for each row.")
 @click.option("--intervals", type=click.IntRange(2), default=40, show_default=True, help="Of DPM-Solver-2.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/digits_quality.json"), show_default=True)
-def main(count: int, intervals: int, out: Path) -> None:
-    """Class accuracy, Frechet distance and memorisation of the digits backbone, and the judge's own accuracy."""
-    device = torch.device("cpu")
-    backend, judge = load_backend(Spec(backend="digits"), device), Judge()
+@click.option("--family", type=click.Choice(list(FOLDERS)), default="ldm", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Default: benchmarks/results/digits_quality[_FAMILY].json.")
+def main(count: int, intervals: int, family: str, out: Path | None) -> None:
+    """Class accuracy, Frechet distance and memorisation of a digits backbone, and the judge's own accuracy."""
+    device, of_family = torch.device("cpu"), "" if family == "ldm" else f"_{family}"
+    out = out or Path("benchmarks/results") / f"digits_quality{of_family}.json"
+    backend, judge = load_backend(Spec(backend="digits", backend_config={"family": family}), device), Judge()
     seen = [c for c in ALL_LABELS if c not in HELD_OUT_LABELS]
     rows, header = [], ["prompts", "guidance", "n", "digit %", "digit+colour %", "weight %", "Frechet %"]
-    for guidance in (1.0, 3.0, 7.5):
+    for guidance in GUIDANCES[family]:
         for name, labels in (("trained combinations", seen), ("never trained", HELD_OUT_LABELS)):
             n = count if name.startswith("trained") else count // 4
             row, images, found = quality(guidance, evaluation_prompts(n, labels), judge, backend, intervals)
@@ -98,7 +100,7 @@ def main(count: int, intervals: int, out: Path) -> None:
             if name.startswith("trained"):
                 row["nearest_training_scan"] = memorisation(images, found)
             rows.append(row)
-    settings = {"solver": f"dpm2, {intervals} intervals", "judge": judge_row(judge)} | size_of(backend)
+    settings = {"family": family, "solver": f"dpm2, {intervals} intervals", "judge": judge_row(judge)} | size_of(backend, family)
     write_json(out, settings, rows, device)
     click.echo(f"{settings['parameters'] / 1e6:.2f} M parameters, {settings['bytes'] / 1e6:.2f} MB")
     click.echo(f"judge on held-out scans: {', '.join(f'{k} {100 * v:.2f} %' for k, v in settings['judge'].items())}\n")

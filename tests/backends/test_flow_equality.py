@@ -1,5 +1,6 @@
 """Latents and images equal diffusers' own StableDiffusion3Pipeline and FluxPipeline with the same noise and prompts."""
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from diffusers import FluxPipeline, StableDiffusion3Pipeline
 from tiny_flow import save_flux, save_sd3
 
 from backends import BackendError, initial_noise, load_backend
+from backends.digits import FOLDERS, OPTIONS
 from backends.pipelines import absent_parts
 from generation import Sampler
 from solvers import Euler, Spec, flowmatch, sample
@@ -22,39 +24,66 @@ def load(name, folder, dtype=None, **options):
     return load_backend(Spec(backend=name, backend_config=options), "cpu", dtype)
 
 
-@pytest.fixture(scope="module", params=["with T5", "without T5"])
-def sd3(request, tmp_path_factory):
-    """Our backend and diffusers' pipeline of one folder."""
-    folder = save_sd3(tmp_path_factory.mktemp("sd3"), t5=request.param == "with T5")
-    pipe = StableDiffusion3Pipeline.from_pretrained(folder, dtype=torch.float32, **absent_parts({"model_name_or_path": str(folder)}))
-    pipe.set_progress_bar_config(disable=True)
-    return load("sd3", folder), pipe
+CASES = {"sd3": ("with T5", "without T5", "digits twin"), "flux": ("random", "digits twin")}
 
 
 @pytest.fixture(scope="module")
-def flux(tmp_path_factory):
-    folder = save_flux(tmp_path_factory.mktemp("flux"))
-    pipe = FluxPipeline.from_pretrained(folder, dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return load("flux", folder), pipe
+def pair(tmp_path_factory):
+    """Our backend and diffusers' pipeline of one folder, by family and case: random weights, or the trained twin."""
+
+    @functools.cache
+    def made(name, case):
+        if case == "digits twin":
+            folder, options = FOLDERS[name], OPTIONS[name]
+        else:
+            folder = tmp_path_factory.mktemp(name)
+            folder, options = save_flux(folder) if name == "flux" else save_sd3(folder, t5=case == "with T5"), {}
+        cls = FluxPipeline if name == "flux" else StableDiffusion3Pipeline
+        pipe = cls.from_pretrained(folder, dtype=torch.float32, **absent_parts({"model_name_or_path": str(folder)}))
+        pipe.set_progress_bar_config(disable=True)
+        return load(name, folder, **options), pipe
+
+    return made
+
+
+@pytest.fixture(params=CASES["sd3"])
+def sd3(request, pair):
+    return pair("sd3", request.param)
+
+
+@pytest.fixture(params=CASES["flux"])
+def flux(request, pair):
+    return pair("flux", request.param)
+
+
+@pytest.fixture(params=[(name, case) for name in CASES for case in CASES[name]], ids=" ".join)
+def either(request, pair):
+    return pair(*request.param)
 
 
 def with_zero(nodes):
     return torch.cat([nodes, nodes.new_zeros(1)])
 
 
-def theirs_sd3(pipe, prompts, guidance, output="latent"):
-    noise = initial_noise(range(len(prompts)), (16, 8, 8))
-    options = {"height": 64, "width": 64, "max_sequence_length": LENGTH, "output_type": output}
-    return pipe(prompts, num_inference_steps=STEPS, guidance_scale=guidance, latents=noise, **options).images
+def told(backend, output):
+    """How diffusers' pipelines are told what our backend knows."""
+    pixels = backend.latent_shape[1] * backend.pipe.vae_scale_factor
+    return {"height": pixels, "width": pixels, "max_sequence_length": backend.config["max_sequence_length"], "output_type": output}
 
 
-def theirs_flux(pipe, prompts, guidance, output="latent"):
-    noise = initial_noise(range(len(prompts)), (16, 8, 8))
-    packed = FluxPipeline._pack_latents(noise, len(prompts), 16, 8, 8)
-    options = {"height": 64, "width": 64, "max_sequence_length": LENGTH, "output_type": output}
+def theirs_sd3(backend, pipe, prompts, guidance, output="latent"):
+    noise = initial_noise(range(len(prompts)), backend.latent_shape)
+    return pipe(prompts, num_inference_steps=STEPS, guidance_scale=guidance, latents=noise, **told(backend, output)).images
+
+
+def theirs_flux(backend, pipe, prompts, guidance, output="latent"):
+    channels, height, width = backend.latent_shape
+    packed = FluxPipeline._pack_latents(initial_noise(range(len(prompts)), backend.latent_shape), len(prompts), channels, height, width)
+    options = told(backend, output)
     found = pipe(prompts, num_inference_steps=STEPS, guidance_scale=guidance, latents=packed, **options).images
-    return FluxPipeline._unpack_latents(found, 64, 64, 8) if output == "latent" else found
+    if output != "latent":
+        return found
+    return FluxPipeline._unpack_latents(found, options["height"], options["width"], pipe.vae_scale_factor)
 
 
 def flux_nodes(pipe):
@@ -73,7 +102,7 @@ def test_sd3_latents(sd3, guidance, batch):
     backend, pipe = sd3
     nodes = with_zero(flowmatch(STEPS, shift=backend.flow_shift))
     found = Sampler(backend, Euler(), "euler", nodes, guidance).latents(PROMPTS[:batch], range(batch))
-    expected = theirs_sd3(pipe, PROMPTS[:batch], guidance)
+    expected = theirs_sd3(backend, pipe, PROMPTS[:batch], guidance)
     assert expected.std() > 0.1
     assert difference(found, expected) <= 1e-4
 
@@ -84,7 +113,7 @@ def test_sd3_images_and_nodes(sd3):
     pipe.scheduler.set_timesteps(STEPS)
     torch.testing.assert_close(pipe.scheduler.sigmas.double(), nodes, rtol=0, atol=1e-7)
     found = Sampler(backend, Euler(), "euler", nodes, 4.5).images(PROMPTS, range(3))
-    assert difference(found, theirs_sd3(pipe, PROMPTS, 4.5, "pt")) <= 1e-4
+    assert difference(found, theirs_sd3(backend, pipe, PROMPTS, 4.5, "pt")) <= 1e-4
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -92,7 +121,7 @@ def test_sd3_images_and_nodes(sd3):
 def test_flux_latents(flux, guidance, batch):
     backend, pipe = flux
     found = Sampler(backend, Euler(), "euler", flux_nodes(pipe), guidance).latents(PROMPTS[:batch], range(batch))
-    expected = theirs_flux(pipe, PROMPTS[:batch], guidance)
+    expected = theirs_flux(backend, pipe, PROMPTS[:batch], guidance)
     assert expected.std() > 0.1
     assert difference(found, expected) <= 1e-4
 
@@ -101,14 +130,14 @@ def test_flux_images_and_shift(flux):
     backend, pipe = flux
     assert backend.flow_mu == pytest.approx(0.5 + (1.15 - 0.5) / (4096 - 256) * (16 - 256))
     found = Sampler(backend, Euler(), "euler", flux_nodes(pipe), 3.5).images(PROMPTS, range(3))
-    assert difference(found, theirs_flux(pipe, PROMPTS, 3.5, "pt")) <= 1e-4
+    assert difference(found, theirs_flux(backend, pipe, PROMPTS, 3.5, "pt")) <= 1e-4
 
 
-def test_what_equality_would_miss_shows(sd3, flux):
-    """The wrong guidance order, shift, time scale and embedded guidance each move latents by far more than the bound."""
+def test_what_equality_would_miss_shows_in_sd3(sd3):
+    """The wrong guidance order, shift, time scale and latent factor each move the result by far more than the bound."""
     backend, pipe = sd3
-    expected, nodes = theirs_sd3(pipe, PROMPTS, 4.5), with_zero(flowmatch(STEPS, shift=3.0))
-    condition, x = backend.encode(PROMPTS, 4.5), initial_noise(range(3), (16, 8, 8))
+    expected, nodes = theirs_sd3(backend, pipe, PROMPTS, 4.5), with_zero(flowmatch(STEPS, shift=3.0))
+    condition, x = backend.encode(PROMPTS, 4.5), initial_noise(range(3), backend.latent_shape)
     velocity = backend.velocity(condition)
     swapped = backend.velocity(replace(condition, guidance_scale=1 - 4.5))
     with torch.inference_mode():
@@ -118,32 +147,40 @@ def test_what_equality_would_miss_shows(sd3, flux):
             (lambda x, sigma: velocity(x, sigma / 1000), nodes),
         ]:
             assert difference(sample(Euler(), wrong, x, grid), expected) > 1e-3
-        backend, pipe = flux
-        other = Sampler(backend, Euler(), "euler", flux_nodes(pipe), 3.0).latents(PROMPTS, range(3))
-        assert difference(other, theirs_flux(pipe, PROMPTS, 3.5)) > 1e-3
+        image = theirs_sd3(backend, pipe, PROMPTS, 4.5, "pt")
+        assert difference(backend.decode(expected * 1.02), image) > 1e-3
 
 
-def test_points_in_one_batch_are_as_one_after_the_other(sd3, flux):
-    for backend, _ in (sd3, flux):
-        condition, x = backend.encode(PROMPTS, 3.5), initial_noise(range(6), (16, 8, 8))
-        velocity = backend.velocity(condition)
-        with torch.inference_mode():
-            together = velocity(x, torch.tensor([0.9] * 3 + [0.4] * 3, dtype=torch.float64))
-            apart = torch.cat([velocity(x[:3], torch.tensor(0.9)), velocity(x[3:], torch.tensor(0.4))])
-        assert together.dtype == torch.float32
-        assert difference(together, apart) <= 1e-5
+def test_what_equality_would_miss_shows_in_flux(flux):
+    """So do the wrong embedded guidance and the wrong shift."""
+    backend, pipe = flux
+    expected, nodes = theirs_flux(backend, pipe, PROMPTS, 3.5), flux_nodes(pipe)
+    assert difference(Sampler(backend, Euler(), "euler", nodes, 3.0).latents(PROMPTS, range(3)), expected) > 1e-3
+    shifted = with_zero(flowmatch(STEPS, mu=1.15))
+    assert difference(Sampler(backend, Euler(), "euler", shifted, 3.5).latents(PROMPTS, range(3)), expected) > 1e-3
+
+
+def test_points_in_one_batch_are_as_one_after_the_other(either):
+    backend, _ = either
+    condition, x = backend.encode(PROMPTS, 3.5), initial_noise(range(6), backend.latent_shape)
+    velocity = backend.velocity(condition)
+    with torch.inference_mode():
+        together = velocity(x, torch.tensor([0.9] * 3 + [0.4] * 3, dtype=torch.float64))
+        apart = torch.cat([velocity(x[:3], torch.tensor(0.9)), velocity(x[3:], torch.tensor(0.4))])
+    assert together.dtype == torch.float32
+    assert difference(together, apart) <= 1e-4
 
 
 def test_a_bfloat16_network_gives_its_velocity_unharmed(sd3):
     """Recovering the velocity from a bfloat16 denoiser, the published way, loses percents at the last nodes; ours nothing."""
-    folder = sd3[0].config["model_name_or_path"]
-    backend = load("sd3", folder, torch.bfloat16)
+    backend = load("sd3", sd3[0].config["model_name_or_path"], torch.bfloat16, max_sequence_length=sd3[0].config["max_sequence_length"])
     assert backend.dtype == torch.bfloat16
-    sigma, x = torch.tensor(0.05), initial_noise(range(3), (16, 8, 8))
-    condition = backend.encode(PROMPTS, 1)
+    sigma, condition = torch.tensor(0.05), backend.encode(PROMPTS, 1)
+    told, velocity = condition.positive, backend.velocity(condition)
     with torch.inference_mode():
-        found = backend.velocity(condition)(x, sigma)
-        told = condition.positive
+        noise = initial_noise(range(3), backend.latent_shape)
+        x = sample(Euler(), velocity, noise, torch.linspace(1, 0.05, 12, dtype=torch.float64))  # a state as it is at this level
+        found = velocity(x, sigma)
         own = backend.pipe.transformer(
             hidden_states=x.bfloat16(),
             timestep=torch.full((3,), 50.0),
@@ -154,20 +191,23 @@ def test_a_bfloat16_network_gives_its_velocity_unharmed(sd3):
     assert difference(found, own) == 0
     half = x.bfloat16()
     published = (half.float() - (half - sigma.bfloat16() * own.bfloat16()).float()) / sigma
-    assert (published - own).norm() / own.norm() > 0.02
+    lost = ((published - own).norm() / own.norm()).item()
+    print(f"velocity at sigma 0.05 in bfloat16: the network's own lost 0 %, recovered from the denoiser {100 * lost:.1f} %")
+    assert lost > 0.02
 
 
-def test_gradients_reach_the_noise_level_and_the_state(sd3, flux):
-    for backend, _ in (sd3, flux):
-        x = initial_noise(range(2), (16, 8, 8)).requires_grad_()
-        sigma = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
-        backend.velocity(backend.encode(PROMPTS[:2], 3.5))(x, sigma).square().sum().backward()
-        assert x.grad.abs().sum() > 0
-        assert sigma.grad != 0
-        assert all(p.grad is None for p in backend.pipe.transformer.parameters())
+def test_gradients_reach_the_noise_level_and_the_state(either):
+    backend, _ = either
+    x = initial_noise(range(2), backend.latent_shape).requires_grad_()
+    sigma = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    backend.velocity(backend.encode(PROMPTS[:2], 3.5))(x, sigma).square().sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert sigma.grad != 0
+    assert all(p.grad is None for p in backend.pipe.transformer.parameters())
 
 
-def test_what_does_not_fit_is_refused_in_one_line(tmp_path, flux, sd3):
+def test_what_does_not_fit_is_refused_in_one_line(tmp_path, pair):
+    flux, sd3 = pair("flux", "random"), pair("sd3", "with T5")
     folder = flux[0].config["model_name_or_path"]
     for name, path, options, told in [
         ("flux", folder, {"negative_prompt": "ugly"}, "FLUX has no negative prompt"),
@@ -198,9 +238,10 @@ def test_flux_is_downloaded_only_when_allowed(monkeypatch):
         load_backend(Spec(backend="flux"), "cpu")
 
 
-def test_negative_prompts_count(sd3):
+def test_negative_prompts_count(pair):
+    sd3 = pair("sd3", "with T5")
     folder = sd3[0].config["model_name_or_path"]
-    x, sigma = initial_noise([0], (16, 8, 8)), torch.tensor(0.7)
+    x, sigma = initial_noise([0], sd3[0].latent_shape), torch.tensor(0.7)
     with torch.inference_mode():
         plain = sd3[0].velocity(sd3[0].encode(PROMPTS[:1], 4.5))(x, sigma)
         other = load("sd3", folder, negative_prompt="dog")

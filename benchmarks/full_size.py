@@ -1,0 +1,182 @@
+"""The real models' layouts with random weights, from folder to image, and what they need: python -m benchmarks.full_size FAMILY.
+
+Nothing is downloaded. The folder has the layout of the published ones, as transformers 4 wrote it. On a GPU all layers fit;
+--layers cuts the transformers and text encoders short where memory demands.
+"""
+
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel
+
+from backends import load_backend
+from backends.digits import FOLDER
+from backends.digits.data import ALL_LABELS, random_caption
+from backends.digits.flow_models import make_t5_tokenizer
+from generation import Sampler
+from solvers import Euler, Spec
+from solvers.errors import run_command
+
+from .report import device_name, write_json
+
+UNET = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}  # diffusers' defaults are Stable Diffusion 1.5's
+VAE = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "norm_num_groups": 32}
+VAE |= {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+SD3 = {
+    "sample_size": 128,
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "attention_head_dim": 64,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048,
+    "pos_embed_max_size": 192,
+}
+FLUX = {
+    "in_channels": 64,
+    "attention_head_dim": 128,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 768,
+    "guidance_embeds": True,
+    "axes_dims_rope": (16, 56, 56),
+}
+CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "projection_dim": 768}
+CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 20, "projection_dim": 1280, "hidden_act": "gelu"}
+T5 = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_heads": 64, "vocab_size": 32128, "feed_forward_proj": "gated-gelu"}
+PIPELINES = {"ldm": "StableDiffusionPipeline", "sd3": "StableDiffusion3Pipeline", "flux": "FluxPipeline"}
+
+
+def parts_of(family: str, layers: int | None) -> dict[str, Callable[[], nn.Module]]:
+    """What makes each network of a family; `layers` cuts the transformers and the text encoders, not the U-Net."""
+
+    def cut(full: int) -> int:
+        return full if layers is None else min(layers, full)
+
+    clip = CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")
+    words = {"bos_token_id": clip.bos_token_id, "eos_token_id": clip.eos_token_id, "pad_token_id": clip.pad_token_id}
+
+    def text(sizes: dict, full: int, cls=CLIPTextModelWithProjection) -> Callable[[], nn.Module]:
+        return lambda: cls(CLIPTextConfig(vocab_size=49408, num_hidden_layers=cut(full), **sizes, **words))
+
+    def vae(channels: int, scale: float, shift: float | None, side: int) -> Callable[[], nn.Module]:
+        factors = {"latent_channels": channels, "scaling_factor": scale, "shift_factor": shift, "sample_size": side}
+        return lambda: AutoencoderKL(**VAE, **factors)
+
+    def t5() -> nn.Module:
+        return T5EncoderModel(T5Config(**T5, num_layers=cut(24)))
+
+    if family == "ldm":
+        unet = lambda: UNet2DConditionModel(**UNET)  # noqa: E731
+        return {"unet": unet, "vae": vae(4, 0.18215, None, 512), "text_encoder": text(CLIP_L, 12, CLIPTextModel)}
+    if family == "sd3":
+        encoders = {"text_encoder": text(CLIP_L, 12), "text_encoder_2": text(CLIP_G, 32), "text_encoder_3": t5}
+        return {"transformer": lambda: SD3Transformer2DModel(**SD3, num_layers=cut(24)), "vae": vae(16, 1.5305, 0.0609, 1024), **encoders}
+    depth = {"num_layers": cut(19), "num_single_layers": cut(38)}
+    encoders = {"text_encoder": text(CLIP_L, 12, CLIPTextModel), "text_encoder_2": t5}
+    return {"transformer": lambda: FluxTransformer2DModel(**FLUX, **depth), "vae": vae(16, 0.3611, 0.1159, 1024), **encoders}
+
+
+def save_network(network: nn.Module, folder: Path, published: bool) -> None:
+    """Random weights in float16; a CLIP text encoder's with the names that its published files have."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(0, 0.02) if parameter.ndim > 1 else parameter.fill_(0.5)
+    network.to(torch.float16).save_pretrained(folder)
+    if published:
+        path = folder / "model.safetensors"
+        names = {k: k if k.startswith(("text_model.", "text_projection.")) else f"text_model.{k}" for k in load_file(path)}
+        save_file({names[k]: v for k, v in load_file(path).items()}, path, {"format": "pt"})
+
+
+def save_folder(family: str, layers: int | None, folder: Path) -> dict[str, int]:
+    """Write the pipeline's folder; the parameters of each network."""
+    index: dict = {"_class_name": PIPELINES[family], "_diffusers_version": "0.30.0"}
+    counts = {}
+    for name, make in parts_of(family, layers).items():
+        network = make()
+        counts[name] = sum(p.numel() for p in network.parameters())
+        save_network(network, folder / name, published=isinstance(network, CLIPTextModel | CLIPTextModelWithProjection))
+        index[name] = ["transformers" if name.startswith("text") else "diffusers", type(network).__name__]
+        del network
+    if family == "ldm":
+        scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False)
+        index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+    else:
+        shifts = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=family == "flux", **shifts)
+    scheduler.save_pretrained(folder / "scheduler")
+    index["scheduler"] = ["diffusers", type(scheduler).__name__]
+    clip = CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")
+    generator = torch.Generator().manual_seed(0)
+    for encoder in [n for n in counts if n.startswith("text_encoder")]:
+        name, t5 = encoder.replace("text_encoder", "tokenizer"), counts_t5(family, encoder)
+        tokenizer = make_t5_tokenizer([random_caption(c, generator) for c in ALL_LABELS], folder / name) if t5 else clip
+        tokenizer.save_pretrained(folder / name)
+        index[name] = ["transformers", "T5TokenizerFast" if t5 else "CLIPTokenizer"]
+    (folder / "model_index.json").write_text(json.dumps(index, indent=1))
+    return counts
+
+
+def counts_t5(family: str, encoder: str) -> bool:
+    """Whether a text encoder of a family is T5."""
+    return encoder == {"sd3": "text_encoder_3", "flux": "text_encoder_2"}.get(family)
+
+
+@click.command()
+@click.argument("family", type=click.Choice(list(PIPELINES)))
+@click.option("--layers", type=click.IntRange(1), help="Of the transformers and the text encoders; all by default.")
+@click.option("--resolution", type=click.IntRange(64), help="The model's own by default; for ldm any multiple of 64.")
+@click.option("--dtype", default="bfloat16", show_default=True)
+@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="JSON file to write.")
+def main(family: str, layers: int | None, resolution: int | None, dtype: str, device: str, out: Path | None) -> None:
+    """Build, save, load, encode, two solver steps, decode; prints parameters, seconds and peak memory."""
+    with tempfile.TemporaryDirectory() as tmp:
+        folder = Path(tmp)
+        counts = save_folder(family, layers, folder)
+        built = peak()
+        config = {"model_name_or_path": str(folder)} | ({} if resolution is None else {"resolution": resolution})
+        begun = time.perf_counter()
+        backend = load_backend(Spec(backend=family, backend_config=config), device, dtype)
+        loaded = time.perf_counter() - begun
+        nodes = backend.sigmas(Spec(num_steps=3))
+        begun = time.perf_counter()
+        image = Sampler(backend, Euler(), "euler", nodes, backend.default_guidance).images(["a bold red handwritten seven"], [0])
+        seconds = time.perf_counter() - begun
+    if not image.isfinite().all():
+        raise AssertionError("the image is not finite")
+    row = {"family": family, "layers": layers, "pixels": image.shape[-1], "dtype": dtype, "parameters": counts}
+    row |= {"seconds_to_load": loaded, "seconds_for_two_steps": seconds, "peak_gigabytes": max(built, peak())}
+    if torch.device(device).type == "cuda":
+        row["peak_device_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
+    click.echo(json.dumps(row))
+    if out is not None:
+        write_json(out, {"device": device_name(torch.device(device))}, [row], torch.device(device))
+
+
+def peak() -> float:
+    """Most resident memory of this process so far, in gigabytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+if __name__ == "__main__":
+    run_command(main)
