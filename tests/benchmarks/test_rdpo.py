@@ -1,0 +1,71 @@
+"""The measurements of RDPO: kept runs, marks and gains, and CMA-ES with the same images, on a few of each."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks import rdpo
+from benchmarks.report import mean_and_halfwidth
+from solvers import load_predictor
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """The shipped configuration cut to 2 steps of 16 images."""
+    text = rdpo.CONFIG.read_text()
+    sizes = {"rollout_batch_size": 16, "rollout_chunk": 16, "minibatch_size": 8}
+    for key, value in {**sizes, "steps": 2, "images": 4, "interval": 1}.items():
+        before = text
+        text = "\n".join(replaced(line, key, value) for line in text.splitlines())
+        assert text != before
+    (tmp_path / "digits.yaml").write_text(text)
+    for name, path in (("CONFIG", tmp_path / "digits.yaml"), ("WORK", tmp_path / "work"), ("RESULTS", tmp_path)):
+        monkeypatch.setattr(rdpo, name, path)
+    monkeypatch.setattr("benchmarks.bench.TEACHER_INTERVALS", 4)
+    return tmp_path
+
+
+def replaced(line: str, key: str, value: int) -> str:
+    """A line of YAML with another value of a key."""
+    head, found, rest = line.partition(f" {key}: ")
+    if not found:
+        head, found, rest = line.partition(f"{{{key}: ")
+    return f"{head}{found}{value}{rest.lstrip('0123456789')}" if found else line
+
+
+def test_settings_are_compared_on_paired_images_and_runs_are_kept(small):
+    rdpo.compare_settings("two", 6, 1, 1, {"narrow": ("ppo.dirichlet_concentration=300",), "wide": ("ppo.dirichlet_concentration=30",)})
+    found = json.loads((small / "rdpo_two.json").read_text())["rows"]
+    assert [r["solver"] for r in found] == ["EPD distilled", "narrow, seed 0", "wide, seed 0"]
+    assert all(r["depth"] == 4 and r["evaluations"] == 6 for r in found)
+    for row in found[1:]:
+        assert row["reward_gain"] == pytest.approx(row["reward"] - found[0]["reward"])
+        assert row["advantage_std"] > 0
+    assert found[2]["advantage_std"] > found[1]["advantage_std"]
+    runs = sorted(p.name for p in (small / "work").glob("2*"))
+    assert len(runs) == 2
+    again = rdpo.Job("narrow", 0, ("ppo.dirichlet_concentration=300",))
+    assert again.arguments()[0] == "--resume"
+    assert rdpo.Job("narrow", 1, ("ppo.dirichlet_concentration=300",)).arguments()[0] == "--config"
+
+
+def test_cma_es_tries_tables_of_the_same_shape(small):
+    found, start = rdpo.cma_es(0), load_predictor(rdpo.DISTILLED)
+    assert found.table.r.shape == start.table.r.shape
+    assert torch.equal(found.sigmas, start.sigmas)
+    assert (found.table.r.diff(dim=-1) >= 0).all()
+    torch.testing.assert_close(found.table.w.sum(-1), torch.ones(2, dtype=torch.float64))
+    assert not torch.equal(found.table.r, start.table.r)
+
+
+def test_commands_are_listed():
+    text = CliRunner().invoke(rdpo.main, ["--help"]).output
+    assert all(name in text for name in ("gain", "estimators", "policies", "tradeoff"))
+
+
+def test_half_a_confidence_interval():
+    mean, half = mean_and_halfwidth(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    assert mean == 2.5
+    assert half == pytest.approx(1.96 * (5 / 3) ** 0.5 / 2)
