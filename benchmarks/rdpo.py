@@ -108,7 +108,7 @@ def cma_es(seed: int, start: Path = DISTILLED) -> Predictor:
         rows = torch.from_numpy(np.stack(points))
         r = rows[:, : gaps.numel()].view(-1, *gaps.shape).softmax(-1).cumsum(-1)[..., :-1].clamp(max=1.0)
         w = rows[:, gaps.numel() :].view(-1, *shape).softmax(-1)
-        scales = {k: v.expand(len(rows), *shape) for k, v in table.arrays().items() if k not in ("r", "w") and v is not None}
+        scales = {k: v.expand(len(rows), *shape) for k, v in table.arrays().items() if k not in ("r", "w")}
         return SolverTable(r, w, **scales)
 
     strategy = cma.CMAEvolutionStrategy(origin.tolist(), 0.2, {"popsize": population, "seed": seed + 1, "verbose": -9})
@@ -119,11 +119,11 @@ def cma_es(seed: int, start: Path = DISTILLED) -> Predictor:
         points = strategy.ask()
         tried = tables(points)
         chosen = [i * config.ppo.rloo_k for i in range(pairs)]
-        per_image = SolverTable(**{k: v.repeat_interleave(pairs, 0) for k, v in tried.arrays().items() if v is not None})
+        per_image = SolverTable(**{k: v.repeat_interleave(pairs, 0) for k, v in tried.arrays().items()})
         rewards = score(per_image, [plan.prompts[i] for i in chosen] * population, [plan.seeds[i] for i in chosen] * population)
         strategy.tell(points, (-rewards.view(population, pairs).mean(1)).tolist())
     best = tables([np.asarray(strategy.result.xfavorite)])
-    return Predictor(SolverTable(**{k: v[0] for k, v in best.arrays().items() if v is not None}), predictor.spec, predictor.sigmas)
+    return Predictor(SolverTable(**{k: v[0] for k, v in best.arrays().items()}), predictor.spec, predictor.sigmas)
 
 
 @dataclass(frozen=True)
