@@ -35,6 +35,7 @@ from training.ppo.rollout import Plan, Scorer
 from training.run_folder import RunFolder
 
 from .bench import SCHEDULES, Bench, sampler_of
+from .figures import draw_tradeoff
 from .report import mean_and_halfwidth, text_table, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -261,7 +262,7 @@ def gain(count: int, workers: int, seeds: int) -> None:
     report("gain", count, rows, exam)
 
 
-def compare_settings(name: str, count: int, workers: int, seeds: int, settings: dict[str, tuple[str, ...]]) -> None:
+def compare_settings(name: str, count: int, workers: int, seeds: int, settings: dict[str, tuple[str, ...]]) -> list[dict]:
     """Several settings of RDPO from the distilled table, each with several training seeds."""
     backend = load_backend(Spec(backend="digits"), "cpu")
     exam = Exam.make(backend, count)
@@ -279,6 +280,7 @@ def compare_settings(name: str, count: int, workers: int, seeds: int, settings: 
         rows.append(row | {"first_step_with_gain": min(reached, default=None)})
     report(name, count, rows, exam)
     click.echo(text_table(SETTING_HEADER, [setting_cells([r for r in rows if r.get("setting") == label]) for label in settings]))
+    return rows
 
 
 SETTING_HEADER = [
@@ -344,7 +346,8 @@ def tradeoff(count: int, workers: int, seeds: int) -> None:
     """Reward against fidelity: concentrations and KL targets."""
     settings = {f"concentration {c}": (f"ppo.dirichlet_concentration={c}",) for c in (100, 300, 1000, 3000)}
     settings |= {f"KL target {k:g}": (f"ppo.kl_target={k}", "ppo.kl_coef=0.01") for k in (0.3, 1.0, 3.0)}
-    compare_settings("tradeoff", count, workers, seeds, settings)
+    rows = compare_settings("tradeoff", count, workers, seeds, settings)
+    draw_tradeoff(RESULTS / "rdpo_tradeoff.png", rows)
 
 
 if __name__ == "__main__":
