@@ -30,7 +30,8 @@ OPTIONS = COMMON_OPTIONS | {
 class Flux(PipelineBackend):
     """A guidance-distilled rectified flow: the network is told the guidance scale and evaluated once.
 
-    Latents are packed 2x2 into tokens around each call; times are shifted by mu, which depends on the number of tokens.
+    Latents are packed 2x2 into tokens around each call; times are shifted by mu, which depends on the number of tokens, and
+    reach the network in float32 whatever its number type.
     """
 
     default_schedule, default_guidance, guidance_doubles = "flowmatch", 3.5, False
@@ -51,6 +52,8 @@ class Flux(PipelineBackend):
         self.flow_mu = shifts.base_shift + slope * (tokens - shifts.base_image_seq_len)
         self.sigma_max, self.sigma_min = flowmatch(2, mu=self.flow_mu).tolist()
         self._embeddings = EmbeddingCache(self._embed)
+        self._times: Tensor | None = None
+        pipe.transformer.time_text_embed.register_forward_pre_hook(self._exact_times)
 
     def networks(self):
         parts = self.pipe.components
@@ -58,6 +61,10 @@ class Flux(PipelineBackend):
 
     def checkpoint_blocks(self):
         self.pipe.transformer.enable_gradient_checkpointing()
+
+    def _exact_times(self, embedding, inputs: tuple) -> tuple:
+        """The inputs of the time embedding with times in float32: the network rounds its own to its number type, bfloat16's 8 bits."""
+        return self._times, *inputs[1:]
 
     def _embed(self, prompt: str) -> dict[str, Tensor]:
         length = self.config.get("max_sequence_length", 512)
@@ -77,12 +84,13 @@ class Flux(PipelineBackend):
 
         def velocity(x: Tensor, sigma: Tensor) -> Tensor:
             told = per_points(condition, len(x), batches)
+            self._times = (1000 * sigma).float().to(x.device).expand(len(x))
             guidance = None
             if self.pipe.transformer.config.guidance_embeds:
                 guidance = torch.full((len(x),), condition.guidance_scale, device=x.device, dtype=torch.float32)
             packed = self.pipe.transformer(
                 hidden_states=FluxPipeline._pack_latents(x.to(self.dtype), len(x), channels, height, width),
-                timestep=sigma.float().to(x.device).expand(len(x)),
+                timestep=self._times / 1000,
                 guidance=guidance,
                 encoder_hidden_states=told["text"],
                 pooled_projections=told["pooled"],

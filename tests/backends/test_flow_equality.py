@@ -200,6 +200,19 @@ def test_a_bfloat16_network_gives_its_velocity_unharmed(sd3):
     assert lost > 0.02
 
 
+def test_a_bfloat16_flux_tells_nearby_times_apart(flux):
+    """Left alone, it would round times to bfloat16: 100 of them between 0.95 and 1 would be 13."""
+    backend = load("flux", flux[0].config["model_name_or_path"], torch.bfloat16, max_sequence_length=flux[0].config["max_sequence_length"])
+    seen = []
+    backend.pipe.transformer.time_text_embed.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    sigmas = torch.linspace(0.95, 1, 100, dtype=torch.float64)
+    with torch.inference_mode():
+        backend.velocity(backend.encode([PROMPTS[0]] * 100, 3.5))(initial_noise([0] * 100, backend.latent_shape), sigmas)
+    assert len(seen[0].unique()) == 100
+    torch.testing.assert_close(seen[0].double(), 1000 * sigmas, rtol=1e-7, atol=0)
+    assert len((sigmas.bfloat16() * 1000).unique()) < 20
+
+
 def test_gradients_reach_the_noise_level_and_the_state(either):
     backend, _ = either
     x = initial_noise(range(2), backend.latent_shape).requires_grad_()
