@@ -14,36 +14,27 @@ from itertools import product
 from pathlib import Path
 
 import click
-import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from backends import Backend, load_backend
-from backends.digits.data import ALL_LABELS, HELD_OUT_LABELS, TEMPLATES, caption, evaluation_prompts, parse
-from backends.digits.judge import Judge
 from backends.distributed import Ranks
-from generation import Sampler
-from rewards import Reward, load_reward
 from solvers import Predictor, SolverTable, Spec, UserError, load_predictor, save_predictor
 from solvers.errors import run_command
-from training.config import load_config
-from training.distill.bank import rmse_per_image
-from training.ppo.config import RDPOConfig
-from training.ppo.prepare import load_start, prompts_of, settle
-from training.ppo.rollout import Plan, Scorer
 from training.run_folder import RunFolder
 
 from .bench import SCHEDULES, Bench, sampler_of
+from .cma_es import cma_es
+from .exam import FIRST_SEED, HEADER, Exam, cells_of
 from .figures import draw_tradeoff
-from .report import mean_and_halfwidth, text_table, write_json
+from .report import text_table, write_json
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "training" / "ppo" / "cfgs" / "digits.yaml"
 DISTILLED = ROOT / "exps" / "digits-distilled" / "epd-g7.5-d4" / "network-snapshot-export-best.pkl"
 RESULTS = ROOT / "benchmarks" / "results"
 WORK = ROOT / "build" / "rdpo"
-GUIDANCE, DEPTH, FIRST_SEED, TUNING_SEED = 7.5, 4, 600_000, 700_000
+GUIDANCE, DEPTH, TUNING_SEED = 7.5, 4, 700_000
 FROM_EQUAL = ("ppo.dirichlet_concentration=100", "ppo.learning_rate=0.03", "ppo.steps=150")  # much is to be found: wide steps
 SPREADS = (0.05, 0.2)  # of CMA-ES
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -91,125 +82,6 @@ def train_all(jobs: list[Job], workers: int) -> list[tuple[Predictor, list[dict]
         return list(tqdm(pool.map(train, jobs), total=len(jobs), desc="RDPO runs", unit="run", disable=None))
 
 
-def cma_es(seed: int, spread: float, start: Path = DISTILLED) -> Predictor:
-    """CMA-ES (Hansen 2016, arXiv 1604.00772) on the logits of gaps and weights, with the images that RDPO has.
-
-    Each generation tries 16 tables on the same 4 pairs of prompt and noise, at first with standard deviation `spread`; it has
-    the images of RDPO's rollouts and of its evaluations, and ends with the mean of its distribution.
-    """
-    import cma
-
-    config = load_config(RDPOConfig, CONFIG, [f"data.predictor_snapshot={start}"])
-    predictor, _ = load_start(config)
-    backend = load_backend(settle(config, predictor), "cpu")
-    score = Scorer(backend, predictor.sigmas, GUIDANCE, predictor.spec.afs, predictor.spec.max_order, [load_reward("digits", {}, "cpu")])
-    table, population = predictor.table, 16
-    edges = torch.nn.functional.pad(table.r, (1, 0)), torch.nn.functional.pad(table.r, (0, 1), value=1.0)
-    gaps, shape = (edges[1] - edges[0]).clamp(min=1e-6).log(), table.r.shape
-    origin = torch.cat([gaps.flatten(), table.w.clamp(min=1e-6).log().flatten()])
-
-    def tables(points: list) -> SolverTable:
-        rows = torch.from_numpy(np.stack(points))
-        r = rows[:, : gaps.numel()].view(-1, *gaps.shape).softmax(-1).cumsum(-1)[..., :-1].clamp(max=1.0)
-        w = rows[:, gaps.numel() :].view(-1, *shape).softmax(-1)
-        scales = {k: v.expand(len(rows), *shape) for k, v in table.arrays().items() if k not in ("r", "w")}
-        return SolverTable(r, w, **scales)
-
-    strategy = cma.CMAEvolutionStrategy(origin.tolist(), spread, {"popsize": population, "seed": seed + 1, "verbose": -9})
-    prompts = prompts_of(config, "digits")[0]
-    evaluations = (config.ppo.steps // config.evaluation.interval + 1) * config.evaluation.images
-    for step in range(config.ppo.steps + evaluations // config.ppo.rollout_batch_size):
-        plan = Plan.make(prompts, config.ppo, seed, step)
-        pairs = config.ppo.rollout_batch_size // population
-        points = strategy.ask()
-        tried = tables(points)
-        chosen = [i * config.ppo.rloo_k for i in range(pairs)]
-        per_image = SolverTable(**{k: v.repeat_interleave(pairs, 0) for k, v in tried.arrays().items()})
-        rewards = score(per_image, [plan.prompts[i] for i in chosen] * population, [plan.seeds[i] for i in chosen] * population)
-        strategy.tell(points, (-rewards.view(population, pairs).mean(1)).tolist())
-    best = tables([np.asarray(strategy.result.xfavorite)])
-    return Predictor(SolverTable(**{k: v[0] for k, v in best.arrays().items()}), predictor.spec, predictor.sigmas)
-
-
-@dataclass(frozen=True)
-class Exam:
-    """Prompts, seeds and teacher images, and who marks them."""
-
-    bench: Bench
-    reward: Reward
-    judge: Judge
-
-    @classmethod
-    def make(cls, backend: Backend, n: int) -> "Exam":
-        """At least n images, as many of each prompt."""
-        own = fresh_prompts()
-        prompts = own * -(-n // len(own))
-        bench = Bench.make(backend, GUIDANCE, len(prompts), FIRST_SEED, 64, keep=WORK, prompts=prompts)
-        return cls(bench, load_reward("digits", {}, "cpu"), Judge())
-
-    def sampler(self, name: str, predictor: Predictor) -> Sampler:
-        return Sampler(self.bench.backend, predictor.solver(), name, predictor.sigmas, GUIDANCE)
-
-    def mark(self, sampler: Sampler) -> dict[str, Tensor]:
-        """Image by image: trained reward, judge's verdict, error to the teacher; and the judge's features."""
-        latents, images, _ = self.bench.run(sampler)
-        return self.mark_images(latents, images)
-
-    def by_prompt(self, values: Tensor) -> Tensor:
-        """The mean of each prompt's values: images of one prompt are not independent."""
-        return values.view(-1, len(set(self.bench.prompts))).mean(0)
-
-    def mark_images(self, latents: Tensor, images: Tensor) -> dict[str, Tensor]:
-        verdict = self.judge(images, [parse(p) for p in self.bench.prompts])
-        return {
-            "reward": self.reward(images, self.bench.prompts).double(),
-            "digit_and_colour": verdict.digit_and_colour.double(),
-            "rmse": rmse_per_image(latents, self.bench.teacher[0]),
-            "features": verdict.features,
-        }
-
-    def row(self, name: str, sampler: Sampler | None, marks: dict[str, Tensor], base: dict[str, Tensor] | None = None) -> dict:
-        """Means with half a 95 % interval, and paired gains over `base`."""
-        row: dict = {
-            "solver": name,
-            "depth": sampler.cost.depth if sampler else None,
-            "evaluations": sampler.cost.evaluations if sampler else None,
-        }
-        for key in ("reward", "digit_and_colour", "rmse"):
-            row[key], row[f"{key}_halfwidth"] = mean_and_halfwidth(self.by_prompt(marks[key]))
-            if base is not None:
-                row[f"{key}_gain"], row[f"{key}_gain_halfwidth"] = mean_and_halfwidth(self.by_prompt(marks[key] - base[key]))
-        return row | {"frechet_percent": self.judge.frechet(marks["features"])}
-
-
-def fresh_prompts() -> list[str]:
-    """Captions of the combinations that the backbone was never trained on, none of which training or its evaluation uses."""
-    known = set(evaluation_prompts(len(ALL_LABELS)))
-    return [text for t in TEMPLATES for c in sorted(HELD_OUT_LABELS, key=str) if (text := caption(c, t)) not in known]
-
-
-HEADER = ["solver", "depth", "evals", "reward", "gain in reward", "digit+colour %", "gain", "Frechet %", "RMSE to teacher"]
-
-
-def cells_of(row: dict) -> list[str]:
-    """A row of the printed table."""
-
-    def gain(key: str, factor: float = 1) -> str:
-        return f"{factor * row[f'{key}_gain']:+.4g} ± {factor * row[f'{key}_gain_halfwidth']:.2g}" if f"{key}_gain" in row else ""
-
-    return [
-        row["solver"],
-        str(row["depth"] or ""),
-        str(row["evaluations"] or ""),
-        f"{row['reward']:.4f} ± {row['reward_halfwidth']:.4f}",
-        gain("reward"),
-        f"{100 * row['digit_and_colour']:.1f} ± {100 * row['digit_and_colour_halfwidth']:.1f}",
-        gain("digit_and_colour", 100),
-        f"{row['frechet_percent']:.2f}",
-        f"{row['rmse']:.3f} ± {row['rmse_halfwidth']:.3f}",
-    ]
-
-
 def report(name: str, n: int, rows: list[dict], exam: Exam) -> None:
     """Print a table and write its JSON."""
     click.echo(text_table(HEADER, [cells_of(r) for r in rows]))
@@ -242,7 +114,7 @@ SEEDS = click.option("--seeds", type=click.IntRange(1), default=3, show_default=
 def gain(count: int, workers: int, seeds: int) -> None:
     """From the distilled table and from equal points, against the baselines, the teacher and CMA-ES."""
     backend = load_backend(Spec(backend="digits"), "cpu")
-    exam, tuning = Exam.make(backend, count), Bench.make(backend, GUIDANCE, 48, TUNING_SEED, 64)
+    exam, tuning = Exam.make(backend, GUIDANCE, count, WORK), Bench.make(backend, GUIDANCE, 48, TUNING_SEED, 64)
     rows = [exam.row("teacher", None, exam.mark_images(*exam.bench.teacher[:2]))]
     for name in ("euler", "dpmpp", "unipc"):
         options = [sampler_of(backend, GUIDANCE, name, DEPTH, s) for s in SCHEDULES]
@@ -257,7 +129,7 @@ def gain(count: int, workers: int, seeds: int) -> None:
             tuned = exam.sampler(label, predictor)
             rows.append(exam.row(f"RDPO from {label}, seed {seed}", tuned, exam.mark(tuned), base))
         for spread, seed in product(SPREADS if label == "distilled" else (), range(seeds)):
-            tuned = exam.sampler("cma", cma_es(seed, spread, start))
+            tuned = exam.sampler("cma", cma_es(CONFIG, start, seed, spread))
             rows.append(exam.row(f"CMA-ES from {label}, spread {spread:g}, seed {seed}", tuned, exam.mark(tuned), base))
     report("gain", count, rows, exam)
 
@@ -265,7 +137,7 @@ def gain(count: int, workers: int, seeds: int) -> None:
 def compare_settings(name: str, count: int, workers: int, seeds: int, settings: dict[str, tuple[str, ...]]) -> list[dict]:
     """Several settings of RDPO from the distilled table, each with several training seeds."""
     backend = load_backend(Spec(backend="digits"), "cpu")
-    exam = Exam.make(backend, count)
+    exam = Exam.make(backend, GUIDANCE, count, WORK)
     sampler = exam.sampler("EPD distilled", load_predictor(DISTILLED))
     base = exam.mark(sampler)
     rows = [exam.row("EPD distilled", sampler, base)]

@@ -2,12 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
 from backends.digits.data import evaluation_prompts, training_prompts
 from benchmarks import rdpo
+from benchmarks.cma_es import Logits, cma_es
+from benchmarks.exam import fresh_prompts
 from benchmarks.report import mean_and_halfwidth
 from solvers import load_predictor
 
@@ -53,16 +56,20 @@ def test_settings_are_compared_on_paired_images_and_runs_are_kept(small):
 
 
 def test_cma_es_tries_tables_of_the_same_shape(small):
-    found, start = rdpo.cma_es(0, 0.1), load_predictor(rdpo.DISTILLED)
+    found, start = cma_es(rdpo.CONFIG, rdpo.DISTILLED, 0, 0.1), load_predictor(rdpo.DISTILLED)
     assert found.table.r.shape == start.table.r.shape
     assert torch.equal(found.sigmas, start.sigmas)
     assert (found.table.r.diff(dim=-1) >= 0).all()
     torch.testing.assert_close(found.table.w.sum(-1), torch.ones(2, dtype=torch.float64))
     assert not torch.equal(found.table.r, start.table.r)
+    own = Logits(start.table)
+    again = own.tables([np.array(own.origin)])
+    torch.testing.assert_close(again.r[0], start.table.r, rtol=0, atol=1e-5)
+    torch.testing.assert_close(again.w[0], start.table.w, rtol=0, atol=1e-5)
 
 
 def test_the_exam_has_prompts_that_nothing_was_trained_or_chosen_on():
-    own = rdpo.fresh_prompts()
+    own = fresh_prompts()
     assert len(own) == len(set(own)) == 72
     assert not set(own) & {*training_prompts(10**4), *evaluation_prompts(256)}
 

@@ -1,0 +1,98 @@
+"""How tables are judged: prompts and seeds that nothing was trained or chosen on, paired, with the teacher beside them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from backends import Backend
+from backends.digits.data import ALL_LABELS, HELD_OUT_LABELS, TEMPLATES, caption, evaluation_prompts, parse
+from backends.digits.judge import Judge
+from generation import Sampler
+from rewards import Reward, load_reward
+from solvers import Predictor
+from training.distill.bank import rmse_per_image
+
+from .bench import Bench
+from .report import mean_and_halfwidth
+
+FIRST_SEED = 600_000
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Prompts, seeds and teacher images, and who marks them."""
+
+    bench: Bench
+    reward: Reward
+    judge: Judge
+
+    @classmethod
+    def make(cls, backend: Backend, guidance: float, n: int, keep: Path) -> "Exam":
+        """At least n images, as many of each prompt; the teacher's are kept in a folder."""
+        own = fresh_prompts()
+        prompts = own * -(-n // len(own))
+        bench = Bench.make(backend, guidance, len(prompts), FIRST_SEED, 64, keep=keep, prompts=prompts)
+        return cls(bench, load_reward("digits", {}, "cpu"), Judge())
+
+    def sampler(self, name: str, predictor: Predictor) -> Sampler:
+        return Sampler(self.bench.backend, predictor.solver(), name, predictor.sigmas, self.bench.guidance)
+
+    def mark(self, sampler: Sampler) -> dict[str, Tensor]:
+        """Image by image: trained reward, judge's verdict, error to the teacher; and the judge's features."""
+        latents, images, _ = self.bench.run(sampler)
+        return self.mark_images(latents, images)
+
+    def by_prompt(self, values: Tensor) -> Tensor:
+        """The mean of each prompt's values: images of one prompt are not independent."""
+        return values.view(-1, len(set(self.bench.prompts))).mean(0)
+
+    def mark_images(self, latents: Tensor, images: Tensor) -> dict[str, Tensor]:
+        verdict = self.judge(images, [parse(p) for p in self.bench.prompts])
+        return {
+            "reward": self.reward(images, self.bench.prompts).double(),
+            "digit_and_colour": verdict.digit_and_colour.double(),
+            "rmse": rmse_per_image(latents, self.bench.teacher[0]),
+            "features": verdict.features,
+        }
+
+    def row(self, name: str, sampler: Sampler | None, marks: dict[str, Tensor], base: dict[str, Tensor] | None = None) -> dict:
+        """Means with half a 95 % interval, and paired gains over `base`."""
+        row: dict = {
+            "solver": name,
+            "depth": sampler.cost.depth if sampler else None,
+            "evaluations": sampler.cost.evaluations if sampler else None,
+        }
+        for key in ("reward", "digit_and_colour", "rmse"):
+            row[key], row[f"{key}_halfwidth"] = mean_and_halfwidth(self.by_prompt(marks[key]))
+            if base is not None:
+                row[f"{key}_gain"], row[f"{key}_gain_halfwidth"] = mean_and_halfwidth(self.by_prompt(marks[key] - base[key]))
+        return row | {"frechet_percent": self.judge.frechet(marks["features"])}
+
+
+def fresh_prompts() -> list[str]:
+    """Captions of the combinations that the backbone was never trained on, none of which training or its evaluation uses."""
+    known = set(evaluation_prompts(len(ALL_LABELS)))
+    return [text for t in TEMPLATES for c in sorted(HELD_OUT_LABELS, key=str) if (text := caption(c, t)) not in known]
+
+
+HEADER = ["solver", "depth", "evals", "reward", "gain in reward", "digit+colour %", "gain", "Frechet %", "RMSE to teacher"]
+
+
+def cells_of(row: dict) -> list[str]:
+    """A row of the printed table."""
+
+    def gain(key: str, factor: float = 1) -> str:
+        return f"{factor * row[f'{key}_gain']:+.4g} ± {factor * row[f'{key}_gain_halfwidth']:.2g}" if f"{key}_gain" in row else ""
+
+    return [
+        row["solver"],
+        str(row["depth"] or ""),
+        str(row["evaluations"] or ""),
+        f"{row['reward']:.4f} ± {row['reward_halfwidth']:.4f}",
+        gain("reward"),
+        f"{100 * row['digit_and_colour']:.1f} ± {100 * row['digit_and_colour_halfwidth']:.1f}",
+        gain("digit_and_colour", 100),
+        f"{row['frechet_percent']:.2f}",
+        f"{row['rmse']:.3f} ± {row['rmse_halfwidth']:.3f}",
+    ]
