@@ -9,6 +9,7 @@ import click
 from backends.distributed import process_group
 from evaluation.comparison import comparison_table, comparisons, load_runs
 from evaluation.images import read_image_set
+from evaluation.page import write_report
 from evaluation.provenance import find_predictors, training_of
 from evaluation.scoring import score_images
 from evaluation.tables import text_table, with_interval
@@ -81,6 +82,8 @@ RUNS = click.option("--run", "folders", type=FOLDER, multiple=True, required=Tru
 @EXPS
 def score(folder, metrics, prompts, texts, batch, device, exps) -> None:
     """Score images: DIR/scores/METRIC.jsonl and a summary. Run again, it goes on where it stopped; torchrun shares the work out."""
+    import backends.quiet  # noqa: F401
+
     options = options_of(texts, metrics)
     notes = [note for metric in metrics for note in check_reward(metric, options[metric])]
     images, predictors = read_image_set(folder, prompts), find_predictors(exps)
@@ -114,6 +117,18 @@ def compare_command(folders, metrics, out) -> None:
     if out is not None:
         flat = [row for of_run in rows for row in of_run]
         write_atomically(out, (json.dumps({"comparisons": flat}, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+@main.command()
+@RUNS
+@METRICS
+@click.option("--out", type=FOLDER, default=Path("report.html"), show_default=True, help="The page; its plots go beside it as PNG.")
+@click.option("--title", default="Comparison of solvers", show_default=True)
+@EXPS
+def report(folders, metrics, out, title, exps) -> None:
+    """Write one HTML page that needs nothing else: scores, differences to the first run, costs, plots, images, learned tables."""
+    paths = write_report(load_runs(folders, metrics), find_predictors(exps), out, title)
+    click.echo(f"wrote {out} and {len(paths) - 1} plots beside it")
 
 
 if __name__ == "__main__":
