@@ -82,12 +82,11 @@ RUNS = click.option("--run", "folders", type=FOLDER, multiple=True, required=Tru
 @EXPS
 def score(folder, metrics, prompts, texts, batch, device, exps) -> None:
     """Score images: DIR/scores/METRIC.jsonl and a summary. Run again, it goes on where it stopped; torchrun shares the work out."""
-    import backends.quiet  # noqa: F401
+    options, images = options_of(texts, metrics), read_image_set(folder, prompts)
+    training = training_of(images.settings, find_predictors(exps))
+    import backends.quiet  # noqa: F401  it takes seconds
 
-    options = options_of(texts, metrics)
     notes = [note for metric in metrics for note in check_reward(metric, options[metric])]
-    images, predictors = read_image_set(folder, prompts), find_predictors(exps)
-    training = training_of(images.settings, predictors)
     with process_group(device) as ranks:
         if ranks.rank == 0 and images.settings.get("predictor") and not training.complete:
             notes.append("no predictor file tells all rewards that this solver was trained on; --exps DIR says where to look for it")

@@ -101,11 +101,10 @@ def comparisons(runs: Sequence[Run]) -> list[list[dict]]:
 
 def trained_on(row: dict) -> str:
     """Which of the two runs were trained on the metric, in words."""
-    told = row["trained_on"]
-    known = [name for name, key in (("run", "run"), ("first", "against")) if told[key]]
-    if len(known) == 2:
-        return "both"
-    return ", ".join(known + [f"{name} unknown" for name, key in (("run", "run"), ("first", "against")) if told[key] is None]) or "no"
+    told = {"this run": row["trained_on"]["run"], "first run": row["trained_on"]["against"]}
+    known = [name for name, trained in told.items() if trained]
+    unknown = [f"{name} unknown" for name, trained in told.items() if trained is None]
+    return "both" if len(known) == 2 else ", ".join(known + unknown) or "no"
 
 
 def comparison_table(runs: Sequence[Run], rows: Sequence[Sequence[dict]]) -> str:

@@ -96,7 +96,8 @@ def samples(runs: Sequence[Run]) -> list[dict]:
         for run, of_run in zip(runs, lines, strict=True):
             of_image = {metric: pairs[pair] for metric, pairs in of_run.items()}
             source, small = thumbnail(run.folder / next(iter(of_image.values()))["file"])
-            cells.append({"run": run.name, "source": source, "small": small, "scores": {k: v["score"] for k, v in of_image.items()}})
+            scores = [(k, line["score"], run.scores[k].summary["trained_on"]) for k, line in of_image.items()]
+            cells.append({"run": run.name, "source": source, "small": small, "scores": scores})
         found.append({"prompt": pair[0], "seed": pair[1], "cells": cells})
     return found
 

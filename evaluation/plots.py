@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import cycle
 
 from torch import Tensor
 
@@ -13,6 +12,8 @@ DARK = {"figure.facecolor": "#16191f", "axes.facecolor": "#16191f", "savefig.fac
 LIGHT = {"figure.facecolor": "#ffffff", "axes.facecolor": "#ffffff", "savefig.facecolor": "#ffffff"}
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")  # told apart by the colour-blind (Tol 2021)
 MARKERS = "os^Dv*P"
+DODGE = 5  # points between the series, so that runs of equal cost do not hide each other
+TOLD = {True: " (trained on it)", False: "", None: " (trained on it?)"}
 AREA = 420  # points squared of a weight of 1
 
 
@@ -55,33 +56,34 @@ def picture(name: str, alt: str, draw: Callable, size: tuple[float, float]) -> P
 
 def quality(name: str, alt: str, points: Iterable[Point], metric: str, cost: str) -> Picture:
     """A metric's means with 95 % intervals against a cost; hollow where the solver was, or may have been, trained on the metric."""
+    from matplotlib.transforms import ScaledTranslation
+
     series: dict[str, list[Point]] = {}
     for point in points:
         series.setdefault(point.series, []).append(point)
 
     def draw(axes) -> None:
-        for (label, found), colour, marker in zip(series.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
+        for at, (label, found) in enumerate(series.items()):
+            side = DODGE * (at - (len(series) - 1) / 2) / 72
+            place = axes.transData + ScaledTranslation(side, 0, axes.figure.dpi_scale_trans)
+            colour, marker = COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
             found = sorted(found, key=lambda p: p.cost)
-            axes.plot([p.cost for p in found], [p.mean for p in found], color=colour, lw=1.2)
+            axes.plot([p.cost for p in found], [p.mean for p in found], color=colour, lw=1.2, transform=place)
             for i, p in enumerate(found):
                 low, high = p.interval or (p.mean, p.mean)
-                told = {True: " (trained on it)", False: "", None: " (trained on it?)"}[p.trained_on]
-                axes.errorbar(
-                    [p.cost],
-                    [p.mean],
-                    [[max(0.0, p.mean - low)], [max(0.0, high - p.mean)]],
-                    color=colour,
-                    marker=marker,
-                    mfc=colour if p.trained_on is False else "none",
-                    capsize=3,
-                    label=label + told if i == 0 else None,
-                )
+                axes.update_datalim([(p.cost, low), (p.cost, high)])  # what has a transform of its own is left out of the limits
+                filled = colour if p.trained_on is False else "none"
+                axes.plot([p.cost] * 2, [low, high], color=colour, lw=1.2, marker="_", ms=6, transform=place)
+                named = label + TOLD[p.trained_on] if i == 0 else None
+                axes.plot([p.cost], [p.mean], color=colour, marker=marker, mfc=filled, ls="none", transform=place, label=named)
+        axes.margins(0.08)
+        axes.autoscale_view()
         axes.set(xlabel=cost, ylabel=metric)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(True, alpha=0.3)
         axes.figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
 
-    return picture(name, alt, draw, (5.2, 3.6 + 0.1 * len(series)))
+    return picture(name, alt, draw, (4.6, 3.3 + 0.1 * len(series)))
 
 
 def solver_table(name: str, alt: str, table: SolverTable) -> Picture:
@@ -92,10 +94,11 @@ def solver_table(name: str, alt: str, table: SolverTable) -> Picture:
             axes.axhline(n, color="grey", lw=0.8, zorder=0)
             for k, (r, w) in enumerate(zip(table.r[n].tolist(), table.w[n].tolist(), strict=True)):
                 circle(axes, r, n, w, COLOURS[k % len(COLOURS)])
-        axes.set(xlim=(-0.06, 1.06), xlabel="position r between the interval's nodes (0 first, 1 last); area: weight w", ylabel="interval")
+                axes.annotate(f"{w:.2f}", (r, n), (0, 11), textcoords="offset points", ha="center", fontsize=8)
+        axes.set(xlim=(-0.06, 1.06), xlabel="position r in the interval; number and area: weight w", ylabel="interval")
         rows(axes, table.num_intervals)
 
-    return picture(name, alt, draw, (5.2, 1.2 + 0.45 * table.num_intervals))
+    return picture(name, alt, draw, (4.6, 1.2 + 0.55 * table.num_intervals))
 
 
 def tableau(name: str, alt: str, table: Tableau) -> Picture:
@@ -110,10 +113,10 @@ def tableau(name: str, alt: str, table: Tableau) -> Picture:
             for k, s in enumerate(level):
                 circle(axes, table.sigmas[s].item(), n, weights[s].item(), COLOURS[k % len(COLOURS)])
         axes.margins(x=0.08)
-        axes.set(xlabel="noise level σ; area: weight in the result, hollow if negative", ylabel="level")
+        axes.set(xlabel="noise level σ; area: weight in the result (hollow: negative)", ylabel="level")
         rows(axes, table.depth)
 
-    return picture(name, alt, draw, (5.2, 1.2 + 0.45 * table.depth))
+    return picture(name, alt, draw, (4.6, 1.2 + 0.45 * table.depth))
 
 
 def circle(axes, x: float, y: float, weight: float, colour: str) -> None:
