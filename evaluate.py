@@ -82,6 +82,8 @@ RUNS = click.option("--run", "folders", type=FOLDER, multiple=True, required=Tru
 @EXPS
 def score(folder, metrics, prompts, texts, batch, device, exps) -> None:
     """Score images: DIR/scores/METRIC.jsonl and a summary. Run again, it goes on where it stopped; torchrun shares the work out."""
+    if not metrics:
+        raise UserError(f"--metrics is empty, expected one or more of {', '.join(NAMES)}")
     options, images = options_of(texts, metrics), read_image_set(folder, prompts)
     training = training_of(images.settings, find_predictors(exps))
     import backends.quiet  # noqa: F401  it takes seconds
@@ -114,6 +116,7 @@ def compare_command(folders, metrics, out) -> None:
     rows = comparisons(runs)
     click.echo(f"differences to {runs[0].name}\n\n{comparison_table(runs, rows)}")
     if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
         flat = [row for of_run in rows for row in of_run]
         write_atomically(out, (json.dumps({"comparisons": flat}, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
 

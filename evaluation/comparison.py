@@ -31,7 +31,7 @@ def load_runs(folders: Sequence[Path], metrics: Sequence[str]) -> list[Run]:
     """The runs with the scores of some metrics, or of all that any of them has; what cannot be compared with the first: ScoresError."""
     names = metrics or sorted({metric for folder in folders for metric in metrics_of(folder)})
     if not names:
-        raise ScoresError(f"neither {' nor '.join(map(str, folders))} has scores; run evaluate.py score on each first")
+        raise ScoresError(f"no scores in {', '.join(map(str, folders))}; run evaluate.py score on each first")
     for name in names:
         with_them = next((folder for folder in folders if name in metrics_of(folder)), None)
         without = next((folder for folder in folders if name not in metrics_of(folder)), None)

@@ -11,7 +11,7 @@ from solvers import SolverTable, Tableau
 DARK = {"figure.facecolor": "#16191f", "axes.facecolor": "#16191f", "savefig.facecolor": "#16191f"}
 LIGHT = {"figure.facecolor": "#ffffff", "axes.facecolor": "#ffffff", "savefig.facecolor": "#ffffff"}
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")  # told apart by the colour-blind (Tol 2021)
-MARKERS = "os^Dv*P"
+MARKERS = "os^Dv*PX"
 DODGE = 5  # points between the series, so that runs of equal cost do not hide each other
 TOLD = {True: " (trained on it)", False: "", None: " (trained on it?)"}
 AREA = 420  # points squared of a weight of 1

@@ -81,6 +81,8 @@ def test_scoring_twice_changes_nothing(evaluation, tmp_path):
 def test_only_what_changed_is_scored_again(evaluation, tmp_path):
     folder = evaluation.make(tmp_path / "a")
     evaluation.score(folder, metrics="digits")
+    path = folder / "scores/digits.jsonl"
+    path.write_text(path.read_text().replace('"score": ', '"score": 7.5, "first": ', 1))
     before = evaluation.lines(folder, "digits")
     shutil.copyfile(folder / "000001.png", folder / "000004.png")
     evaluation.score(folder, metrics="digits")
@@ -149,6 +151,7 @@ def test_every_metric_is_checked_before_any_loads(evaluation, tmp_path):
     ("arguments", "words"),
     [
         (["--metrics", "digit"], ["'digit' is no metric", "digits"]),
+        (["--metrics", ""], ["--metrics is empty"]),
         (["--metrics", "digits,digits"], ["digits is there twice"]),
         (["--metrics", "digits", "--option", "digits"], ["metric.key=value"]),
         (["--metrics", "digits", "--option", "judge.a=1"], ["'judge' is not among --metrics digits"]),
@@ -194,6 +197,7 @@ def test_refused_images(evaluation, tmp_path):
     message = refused_folder(evaluation, folder)
     assert "000001.png of 16 x 32" in message
     assert "--batch 1" in message
+    assert "judge: images of 16 x 32 pixels" in evaluation.refused("score", "--images", folder, "--metrics", "judge", "--batch", 1)
     (folder / "000002.png").write_bytes(b"\x89PNG\r\n")
     assert "000002.png: not a readable image" in refused_folder(evaluation, folder, "--batch", 1)
     (folder / "000000.png").unlink()
