@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from scipy import stats
 
+from evaluation import scoring
 from manifest import exclusive
 from rewards import load_reward
 
@@ -68,11 +69,12 @@ def test_a_sum_keeps_its_heads(evaluation, tmp_path):
     assert summary["heads"]["digits"] == pytest.approx(evaluation.summary(tmp_path / "a", "digits")["mean"], abs=1e-6)
 
 
-def test_scoring_twice_changes_nothing(evaluation, tmp_path):
+def test_scoring_twice_changes_nothing(evaluation, tmp_path, monkeypatch):
     folder = evaluation.make(tmp_path / "a")
     evaluation.score(folder, "--batch", 3, metrics="digits")
     before = evaluation.contents(folder)
     times = {p.name: p.stat().st_mtime_ns for p in (folder / "scores").glob("digits*")}
+    monkeypatch.setattr(scoring, "decode", None)  # no image is looked at again
     evaluation.score(folder, "--batch", 5, metrics="digits")
     assert evaluation.contents(folder) == before
     assert times == {p.name: p.stat().st_mtime_ns for p in (folder / "scores").glob("digits*")}
