@@ -60,8 +60,9 @@ configured() { # training/STAGE NAME ARGUMENTS: the shipped configuration of tha
     fi
     shift 2
     setup
-    exec .venv/bin/python -m torch.distributed.run --standalone --nproc_per_node="${PROCESSES:-1}" \
-        -m "${stage/\//.}.launch" --config "$stage/cfgs/$name.yaml" --run-name "$name" "$@"
+    local launcher=()
+    [ "${PROCESSES:-1}" = 1 ] || launcher=(-m torch.distributed.run --standalone --nproc_per_node="$PROCESSES")
+    exec .venv/bin/python "${launcher[@]}" -m "${stage/\//.}.launch" --config "$stage/cfgs/$name.yaml" --run-name "$name" "$@"
 }
 
 demo() { # ARGUMENTS go to the first comparison

@@ -6,13 +6,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
+from torch import Tensor
 
 import backends
-from backends import SCHEDULES, load_backend
+from backends import SCHEDULES, check_backend, load_backend
 from backends.distributed import Ranks, process_group
 from backends.prompts import read_prompts
 from generation import Output, Sampler, generate
-from solvers import BASELINES, FINISHES, Predictor, Spec, UserError, load_predictor, num_steps_for_depth, resolve_predictor_path
+from solvers import (
+    BASELINES,
+    FINISHES,
+    Predictor,
+    Solver,
+    Spec,
+    Tableau,
+    UserError,
+    load_predictor,
+    num_steps_for_depth,
+    resolve_predictor_path,
+)
 from solvers.errors import run_command
 
 ALIASES = {"ddim": "euler", "epd_parallel": "epd"}
@@ -101,27 +113,46 @@ def settle(choice: Choice, predictor: Predictor | None, path: Path | None) -> Sp
     )
 
 
-def make_sampler(choice: Choice, ranks: Ranks) -> Sampler:
-    """The sampler of a command line; every contradiction is found before any weights load."""
+@dataclass(frozen=True)
+class Decision:
+    """What a command line comes to: the settled spec, the solver, and the predictor's file and nodes where one is used."""
+
+    spec: Spec
+    solver: Solver
+    name: str
+    path: Path | None = None
+    sigmas: Tensor | None = None
+    fixed_nodes: bool = False  # not learned: the schedule's own
+
+
+def decide(choice: Choice) -> Decision:
+    """Settle a command line; every contradiction is found before any weights load."""
     path = None if choice.predictor_path is None else resolve_predictor_path(choice.predictor_path)
     predictor = None if path is None else load_predictor(path)
     name = ALIASES.get(choice.solver, choice.solver)
     spec = settle(replace(choice, solver=name), predictor, path)
-    sigmas = None
     if name == "epd":
         if predictor is None:
             raise UserError("--solver epd needs a learned table: give --predictor-path (such as exps/digits), or another --solver")
         if choice.steps_match:
             raise UserError("--steps-match fits a baseline to the predictor; choose a --solver other than epd")
-        solver, sigmas = predictor.solver(), predictor.sigmas
+        learned = predictor.provenance.get("learned_sigmas") or isinstance(predictor.table, Tableau)
+        found = Decision(spec, predictor.solver(), name, path, predictor.sigmas, predictor.sigmas is not None and not learned)
     else:
-        solver = BASELINES[name]
-        spec = match_steps(choice, spec, predictor, name)
-        path = None
+        found = Decision(match_steps(choice, spec, predictor, name), BASELINES[name], name)
+    check_backend(found.spec)
+    return found
+
+
+def make_sampler(decision: Decision, choice: Choice, ranks: Ranks) -> Sampler:
+    """The sampler of a settled command line."""
+    spec = decision.spec
     backend = load_backend(spec, ranks.device, None if choice.dtype == "auto" else choice.dtype)
-    sigmas = backend.sigmas(spec) if sigmas is None else sigmas
+    sigmas = backend.sigmas(spec) if decision.sigmas is None else decision.sigmas
+    if ranks.rank == 0 and decision.fixed_nodes and (note := backend.differing(spec, sigmas)):
+        click.echo(note, err=True)
     guidance = backend.default_guidance if spec.guidance_rate is None else spec.guidance_rate
-    return Sampler(backend, solver, name, sigmas, guidance, choice.finish, path)
+    return Sampler(backend, decision.solver, decision.name, sigmas, guidance, choice.finish, decision.path)
 
 
 def match_steps(choice: Choice, spec: Spec, predictor: Predictor | None, name: str) -> Spec:
@@ -202,8 +233,9 @@ def produce(choice: Choice, seeds: list[int], told: tuple[str | None, Path | Non
     if choice.guidance is not None and not math.isfinite(choice.guidance):
         raise UserError(f"--guidance {choice.guidance}: expected a finite number")
     with process_group(device) as ranks:
-        sampler = make_sampler(choice, ranks)
-        prompts = choose_prompts(*told, sampler.backend.name)
+        decision = decide(choice)
+        prompts = choose_prompts(*told, decision.spec.backend)
+        sampler = make_sampler(decision, choice, ranks)
         cost = sampler.cost
         name = f"{sampler.solver_name}-depth{cost.depth}-evals{cost.evaluations}"
         output = replace(output, outdir=output.outdir or Path("samples", sampler.backend.name, name))

@@ -39,8 +39,10 @@ arguments=(--override "data.predictor_snapshot=$table" --run-name "$name")
 [ -z "${FLUX_MAX_STEPS:-}" ] || arguments+=(--max-steps "$FLUX_MAX_STEPS")
 [ "${1:-}" = --resume ] || arguments+=(--config "$config")
 
-run=$("$python" -m torch.distributed.run --nproc_per_node="${FLUX_NPROC_PER_NODE:-1}" --master_port="${FLUX_MASTER_PORT:-11111}" \
-    -m training.ppo.launch "${arguments[@]}" "$@" | tee /dev/stderr | sed -n 's/^run folder: //p')
+launcher=()
+processes=${FLUX_NPROC_PER_NODE:-1}
+[ "$processes" = 1 ] || launcher=(-m torch.distributed.run --nproc_per_node="$processes" --master_port="${FLUX_MASTER_PORT:-11111}")
+run=$("$python" "${launcher[@]}" -m training.ppo.launch "${arguments[@]}" "$@" | tee /dev/stderr | sed -n 's/^run folder: //p')
 
 if [ "${FLUX_EXPORT_AFTER:-1}" = 1 ]; then
     "$python" -m training.ppo.export_epd_predictor "$run" ${FLUX_EXPORT_CHECKPOINT:+--checkpoint "$FLUX_EXPORT_CHECKPOINT"}

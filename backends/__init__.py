@@ -19,7 +19,7 @@ DTYPES = {
     "bf16": torch.bfloat16,
 }
 
-__all__ = ["DTYPES", "NAMES", "SCHEDULES", "Backend", "BackendError", "Condition", "initial_noise", "load_backend"]
+__all__ = ["DTYPES", "NAMES", "SCHEDULES", "Backend", "BackendError", "Condition", "check_backend", "initial_noise", "load_backend"]
 
 
 def load_backend(spec: Spec, device: torch.device | str, dtype: torch.dtype | str | None = None) -> Backend:
@@ -29,15 +29,28 @@ def load_backend(spec: Spec, device: torch.device | str, dtype: torch.dtype | st
     unknown name or option, or missing weights: BackendError.
     """
     device, name = torch.device(device), spec.backend
-    if name not in NAMES:
-        raise BackendError(f"backend {name!r}: expected one of {', '.join(NAMES)}")
-    config = {k: v for k, v in spec.backend_config.items() if v is not None}
+    family, config = check_backend(spec)
     if name == "gaussian":
-        if config or dtype not in (None, "auto", torch.float64):
-            raise BackendError(f"backend 'gaussian' is exact, in float64, and has no options: leave out {config or dtype}")
+        if dtype not in (None, "auto", torch.float64):
+            raise BackendError(f"backend 'gaussian' is exact, in float64: leave out {dtype}")
         from .gaussian import GaussianMixture
 
         return GaussianMixture(device)
+    number_type = resolve_dtype(config.get("torch_dtype") if dtype in (None, "auto") else dtype, device, family)
+    if config.get("enable_model_cpu_offload") and device.type == "cpu":
+        raise BackendError("enable_model_cpu_offload needs an accelerator, but the device is cpu")
+    return import_module(f".{family}", __package__).load(config, device, number_type, name)
+
+
+def check_backend(spec: Spec) -> tuple[str, dict]:
+    """The family of a spec's backbone and its options, found good without loading weights; an unknown name or option: BackendError."""
+    name, config = spec.backend, {k: v for k, v in spec.backend_config.items() if v is not None}
+    if name not in NAMES:
+        raise BackendError(f"backend {name!r}: expected one of {', '.join(NAMES)}")
+    if name == "gaussian":
+        if config:
+            raise BackendError(f"backend 'gaussian' is exact and has no options: leave out {config}")
+        return name, config
     family = config.pop("family", "ldm") if name == "digits" else name
     if family not in FAMILIES:
         raise BackendError(f"backend_config.family is {family!r}, expected one of {', '.join(FAMILIES)}")
@@ -45,12 +58,13 @@ def load_backend(spec: Spec, device: torch.device | str, dtype: torch.dtype | st
 
     module = import_module(f".{family}", __package__)
     check_options(config, module.OPTIONS)
-    number_type = resolve_dtype(config.get("torch_dtype") if dtype in (None, "auto") else dtype, device, family)
+    if family == "flux" and config.get("negative_prompt"):
+        raise BackendError(f"negative_prompt {config['negative_prompt']!r}: FLUX has no negative prompt; leave it empty")
     if name == "digits":
         from .digits import FOLDERS, OPTIONS
 
         config = {"model_name_or_path": str(FOLDERS[family])} | OPTIONS[family] | config
-    return module.load(config, device, number_type, name)
+    return family, config
 
 
 def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device, family: str) -> torch.dtype:

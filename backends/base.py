@@ -126,6 +126,18 @@ class Backend(ABC):
         fitting = [name for name in SCHEDULES if name != ("discrete" if flow else "flowmatch")]
         raise BackendError(f"schedule {kind!r} does not fit backend {self.name!r}: expected one of {', '.join(fitting)}")
 
+    def differing(self, spec: Spec, recorded: Tensor) -> str | None:
+        """What to say where nodes that a predictor recorded are not those of its schedule on this backbone; they are used all the same."""
+        if spec.schedule_type is None:
+            return None
+        own = self.sigmas(replace(spec, num_steps=len(recorded)))
+        furthest = ((own - recorded).abs() / own).max().item()
+        if furthest < 1e-4:
+            return None
+        return (
+            f"note: the recorded nodes differ from {spec.schedule_type} nodes of {self.name} by up to {100 * furthest:.2g} %; they are used"
+        )
+
     def _flow_nodes(self, spec: Spec) -> Tensor:
         mu = self.flow_mu if spec.flowmatch_mu is None else spec.flowmatch_mu
         if mu is not None:

@@ -15,7 +15,6 @@ from .pipelines import (
     EmbeddingCache,
     PipelineBackend,
     absent_parts,
-    check_options,
     checked_resolution,
     load_pipeline,
     place,
@@ -40,8 +39,6 @@ class Flux(PipelineBackend):
     def __init__(self, pipe: FluxPipeline, device: torch.device, config: dict, name: str = "flux"):
         self.name, self.device, self.config, self.pipe = name, torch.device(device), config, pipe
         self.dtype = pipe.transformer.dtype
-        if config.get("negative_prompt"):
-            raise BackendError(f"negative_prompt {config['negative_prompt']!r}: FLUX has no negative prompt; leave it empty")
         place(pipe, self.device, config)
         factor, own = pipe.vae_scale_factor, pipe.vae.config.sample_size
         pixels = checked_resolution(config, own, 2 * factor, (own,))
@@ -106,8 +103,8 @@ def default_model() -> str:
 
 def load(config: dict, device: torch.device, dtype: torch.dtype, name: str = "flux") -> Flux:
     """Load a FLUX pipeline from a folder or the local cache; from the hub only with FLUX_ALLOW_REMOTE=1."""
-    check_options(config, OPTIONS)
-    config = {"model_name_or_path": default_model()} | config
+    told = config.get("model_name_or_path", DEFAULT_MODEL)
+    config = config | {"model_name_or_path": default_model() if told == DEFAULT_MODEL else told}
     local_only = os.environ.get("FLUX_ALLOW_REMOTE") != "1"
     pipe = load_pipeline(FluxPipeline, config, dtype, "a FLUX.1 pipeline", local_only, **absent_parts(config))
     return Flux(pipe, device, config, name)

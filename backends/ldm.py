@@ -8,7 +8,7 @@ from solvers import NoiseSchedule
 from . import quiet  # noqa: F401  isort: skip
 from diffusers import StableDiffusionPipeline  # isort: skip
 from .base import BackendError, Condition, guide, per_points
-from .pipelines import COMMON_OPTIONS, EmbeddingCache, PipelineBackend, check_options, checked_resolution, load_pipeline, place
+from .pipelines import COMMON_OPTIONS, EmbeddingCache, PipelineBackend, checked_resolution, load_pipeline, place
 
 DEFAULT_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 OPTIONS = COMMON_OPTIONS | {
@@ -75,7 +75,6 @@ class LDM(PipelineBackend):
 
 def load(config: dict, device: torch.device, dtype: torch.dtype, name: str = "ldm") -> LDM:
     """Load a Stable Diffusion 1.x or 2.x pipeline; missing or gated weights: BackendError with the remedy."""
-    check_options(config, OPTIONS)
     config = {"model_name_or_path": DEFAULT_MODEL} | config
     parts = {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None}
     pipe = load_pipeline(StableDiffusionPipeline, config, dtype, "a Stable Diffusion 1.x/2.x pipeline", **parts)

@@ -116,8 +116,6 @@ def place(pipe: DiffusionPipeline, device: torch.device, config: dict) -> None:
     if not config.get("enable_model_cpu_offload"):
         pipe.to(device)
         return
-    if device.type == "cpu":
-        raise BackendError("enable_model_cpu_offload needs an accelerator, but the device is cpu")
     pipe.enable_model_cpu_offload(device=device)
 
 
@@ -132,16 +130,16 @@ def checked_resolution(config: dict, own: int, multiple: int, allowed: tuple[int
 
 
 class EmbeddingCache:
-    """Text embeddings by prompt, each computed by itself so that it does not depend on its batch; the newest 1024 are kept."""
+    """Text embeddings by prompt, each computed by itself so that it does not depend on its batch; the newest `limit` bytes are kept."""
 
-    def __init__(self, embed):
-        self.embed, self.known = embed, {}
+    def __init__(self, embed, limit: int = 2**28):
+        self.embed, self.limit, self.known = embed, limit, {}
 
     def __call__(self, prompt: str) -> dict[str, torch.Tensor]:
         if prompt not in self.known:
             with torch.inference_mode(False), torch.no_grad():  # kept for callers that differentiate as well
                 embedding = self.embed(prompt)
-            if len(self.known) >= 1024:
+            while self.known and (len(self.known) + 1) * sum(t.nbytes for t in embedding.values()) > self.limit:
                 self.known.pop(next(iter(self.known)))
             self.known[prompt] = embedding
         return self.known[prompt]

@@ -13,7 +13,6 @@ from .pipelines import (
     EmbeddingCache,
     PipelineBackend,
     absent_parts,
-    check_options,
     checked_resolution,
     load_pipeline,
     place,
@@ -91,7 +90,6 @@ class SD3(PipelineBackend):
 
 def load(config: dict, device: torch.device, dtype: torch.dtype, name: str = "sd3") -> SD3:
     """Load a Stable Diffusion 3 pipeline; a third text encoder may be absent."""
-    check_options(config, OPTIONS)
     config = {"model_name_or_path": DEFAULT_MODEL} | config
     pipe = load_pipeline(StableDiffusion3Pipeline, config, dtype, "a Stable Diffusion 3 pipeline", **absent_parts(config))
     return SD3(pipe, device, config, name)

@@ -1,5 +1,6 @@
 """Solvers of a serial depth, a fine teacher, and what they make of the same prompts and seeds."""
 
+import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,10 +100,12 @@ class Bench:
         batch: int,
         intervals: int = TEACHER_INTERVALS,
         keep: Path | None = None,
+        prompts: list[str] | None = None,
     ) -> "Bench":
-        """Run the teacher, or read from the folder `keep` what it gave before."""
-        prompts, seeds = evaluation_prompts(n, ALL_LABELS), list(range(first_seed, first_seed + n))
-        path = None if keep is None else keep / f"teacher-{backend.fingerprint()}-{guidance:g}-{intervals}-{first_seed}-{n}-{batch}.pt"
+        """Run the teacher, by default on the evaluation prompts, or read from the folder `keep` what it gave before."""
+        prompts, seeds = prompts or evaluation_prompts(n, ALL_LABELS), list(range(first_seed, first_seed + n))
+        facts = repr((backend.fingerprint(), guidance, intervals, seeds, prompts, batch)).encode()
+        path = None if keep is None else keep / f"teacher-{hashlib.sha256(facts).hexdigest()[:16]}.pt"
         if path is not None and path.is_file():
             return cls(backend, guidance, prompts, seeds, batch, intervals, torch.load(path, weights_only=True))
         teacher = run(teacher_sampler(backend, guidance, intervals), prompts, seeds, batch)

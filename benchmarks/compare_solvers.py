@@ -152,6 +152,8 @@ def names(option: str, text: str, valid: list[str]) -> list[str]:
 def main(count, depths, guidance, family, solvers, schedule, intervals, batch, distil, device, out) -> None:
     """Sample digits with every solver from the same prompts and seeds, and hold them against a fine solver and the judge."""
     depth_list, solver_list = numbers("--depths", depths), names("--solvers", solvers, SOLVERS)
+    if distil and family != "ldm":
+        raise UserError(f"--family {family}: the short distillation is for ldm; give --no-distil")
     middle = depth_list[(len(depth_list) - 1) // 2]
     out.mkdir(parents=True, exist_ok=True)
     with process_group(device) as ranks:

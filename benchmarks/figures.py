@@ -32,3 +32,22 @@ def draw(path: Path, pictures: dict[str, Tensor], rows: list[dict], title: str) 
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def draw_tradeoff(path: Path, rows: list[dict]) -> None:
+    """Reward against the error to the teacher, a point a run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 5))
+    for row in rows:
+        half = row["rmse_halfwidth"], row["reward_halfwidth"]
+        axis.errorbar(row["rmse"], row["reward"], xerr=half[0], yerr=half[1], marker="o", ms=4, lw=0.8, label=row["solver"])
+    axis.set(xlabel="RMSE to the teacher", ylabel="reward")
+    axis.grid(True, alpha=0.3)
+    axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

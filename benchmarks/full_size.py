@@ -9,6 +9,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -35,11 +36,10 @@ from solvers.errors import run_command
 
 from .report import device_name, write_json
 
-UNET = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}  # diffusers' defaults are Stable Diffusion 1.5's
+UNET = {"cross_attention_dim": 768, "attention_head_dim": 8}  # diffusers' defaults are Stable Diffusion 1.5's
 VAE = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "norm_num_groups": 32}
 VAE |= {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
 SD3 = {
-    "sample_size": 128,
     "patch_size": 2,
     "in_channels": 16,
     "out_channels": 16,
@@ -65,8 +65,8 @@ T5 = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_heads": 64, "vocab_size":
 PIPELINES = {"ldm": "StableDiffusionPipeline", "sd3": "StableDiffusion3Pipeline", "flux": "FluxPipeline"}
 
 
-def parts_of(family: str, layers: int | None) -> dict[str, Callable[[], nn.Module]]:
-    """What makes each network of a family; `layers` cuts the transformers and the text encoders, not the U-Net."""
+def parts_of(family: str, layers: int | None, pixels: int) -> dict[str, Callable[[], nn.Module]]:
+    """What makes each network of a family for images of some pixels a side; `layers` cuts the transformers, not the U-Net."""
 
     def cut(full: int) -> int:
         return full if layers is None else min(layers, full)
@@ -77,29 +77,31 @@ def parts_of(family: str, layers: int | None) -> dict[str, Callable[[], nn.Modul
     def text(sizes: dict, full: int, cls=CLIPTextModelWithProjection) -> Callable[[], nn.Module]:
         return lambda: cls(CLIPTextConfig(vocab_size=49408, num_hidden_layers=cut(full), **sizes, **words))
 
-    def vae(channels: int, scale: float, shift: float | None, side: int) -> Callable[[], nn.Module]:
-        factors = {"latent_channels": channels, "scaling_factor": scale, "shift_factor": shift, "sample_size": side}
+    def vae(channels: int, scale: float, shift: float | None) -> Callable[[], nn.Module]:
+        factors = {"latent_channels": channels, "scaling_factor": scale, "shift_factor": shift, "sample_size": pixels}
+        factors |= {"use_quant_conv": shift is None, "use_post_quant_conv": shift is None}
         return lambda: AutoencoderKL(**VAE, **factors)
 
     def t5() -> nn.Module:
         return T5EncoderModel(T5Config(**T5, num_layers=cut(24)))
 
     if family == "ldm":
-        unet = lambda: UNet2DConditionModel(**UNET)  # noqa: E731
-        return {"unet": unet, "vae": vae(4, 0.18215, None, 512), "text_encoder": text(CLIP_L, 12, CLIPTextModel)}
+        unet = partial(UNet2DConditionModel, **UNET, sample_size=pixels // 8)
+        return {"unet": unet, "vae": vae(4, 0.18215, None), "text_encoder": text(CLIP_L, 12, CLIPTextModel)}
     if family == "sd3":
         encoders = {"text_encoder": text(CLIP_L, 12), "text_encoder_2": text(CLIP_G, 32), "text_encoder_3": t5}
-        return {"transformer": lambda: SD3Transformer2DModel(**SD3, num_layers=cut(24)), "vae": vae(16, 1.5305, 0.0609, 1024), **encoders}
+        transformer = partial(SD3Transformer2DModel, **SD3, num_layers=cut(24), sample_size=pixels // 8)
+        return {"transformer": transformer, "vae": vae(16, 1.5305, 0.0609), **encoders}
     depth = {"num_layers": cut(19), "num_single_layers": cut(38)}
     encoders = {"text_encoder": text(CLIP_L, 12, CLIPTextModel), "text_encoder_2": t5}
-    return {"transformer": lambda: FluxTransformer2DModel(**FLUX, **depth), "vae": vae(16, 0.3611, 0.1159, 1024), **encoders}
+    return {"transformer": partial(FluxTransformer2DModel, **FLUX, **depth), "vae": vae(16, 0.3611, 0.1159), **encoders}
 
 
 def save_network(network: nn.Module, folder: Path, published: bool) -> None:
     """Random weights in float16; a CLIP text encoder's with the names that its published files have."""
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.normal_(0, 0.02) if parameter.ndim > 1 else parameter.fill_(0.5)
+            parameter.normal_(0, 0.02)
     network.to(torch.float16).save_pretrained(folder)
     if published:
         path = folder / "model.safetensors"
@@ -107,11 +109,11 @@ def save_network(network: nn.Module, folder: Path, published: bool) -> None:
         save_file({names[k]: v for k, v in load_file(path).items()}, path, {"format": "pt"})
 
 
-def save_folder(family: str, layers: int | None, folder: Path) -> dict[str, int]:
+def save_folder(family: str, layers: int | None, pixels: int, folder: Path) -> dict[str, int]:
     """Write the pipeline's folder; the parameters of each network."""
     index: dict = {"_class_name": PIPELINES[family], "_diffusers_version": "0.30.0"}
     counts = {}
-    for name, make in parts_of(family, layers).items():
+    for name, make in parts_of(family, layers, pixels).items():
         network = make()
         counts[name] = sum(p.numel() for p in network.parameters())
         save_network(network, folder / name, published=isinstance(network, CLIPTextModel | CLIPTextModelWithProjection))
@@ -128,7 +130,7 @@ def save_folder(family: str, layers: int | None, folder: Path) -> dict[str, int]
     clip = CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")
     generator = torch.Generator().manual_seed(0)
     for encoder in [n for n in counts if n.startswith("text_encoder")]:
-        name, t5 = encoder.replace("text_encoder", "tokenizer"), counts_t5(family, encoder)
+        name, t5 = encoder.replace("text_encoder", "tokenizer"), index[encoder][1] == "T5EncoderModel"
         tokenizer = make_t5_tokenizer([random_caption(c, generator) for c in ALL_LABELS], folder / name) if t5 else clip
         tokenizer.save_pretrained(folder / name)
         index[name] = ["transformers", "T5TokenizerFast" if t5 else "CLIPTokenizer"]
@@ -136,15 +138,10 @@ def save_folder(family: str, layers: int | None, folder: Path) -> dict[str, int]
     return counts
 
 
-def counts_t5(family: str, encoder: str) -> bool:
-    """Whether a text encoder of a family is T5."""
-    return encoder == {"sd3": "text_encoder_3", "flux": "text_encoder_2"}.get(family)
-
-
 @click.command()
 @click.argument("family", type=click.Choice(list(PIPELINES)))
 @click.option("--layers", type=click.IntRange(1), help="Of the transformers and the text encoders; all by default.")
-@click.option("--resolution", type=click.IntRange(64), help="The model's own by default; for ldm any multiple of 64.")
+@click.option("--resolution", type=click.IntRange(64), help="Pixels a side, a multiple of 64; 512 for ldm by default, else 1024.")
 @click.option("--dtype", default="bfloat16", show_default=True)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file to write.")
@@ -152,9 +149,8 @@ def main(family: str, layers: int | None, resolution: int | None, dtype: str, de
     """Build, save, load, encode, two solver steps, decode; prints parameters, seconds and peak memory."""
     with tempfile.TemporaryDirectory() as tmp:
         folder = Path(tmp)
-        counts = save_folder(family, layers, folder)
-        built = peak()
-        config = {"model_name_or_path": str(folder)} | ({} if resolution is None else {"resolution": resolution})
+        counts = save_folder(family, layers, resolution or (512 if family == "ldm" else 1024), folder)
+        config = {"model_name_or_path": str(folder)}
         begun = time.perf_counter()
         backend = load_backend(Spec(backend=family, backend_config=config), device, dtype)
         loaded = time.perf_counter() - begun
@@ -165,7 +161,7 @@ def main(family: str, layers: int | None, resolution: int | None, dtype: str, de
     if not image.isfinite().all():
         raise AssertionError("the image is not finite")
     row = {"family": family, "layers": layers, "pixels": image.shape[-1], "dtype": dtype, "parameters": counts}
-    row |= {"seconds_to_load": loaded, "seconds_for_two_steps": seconds, "peak_gigabytes": max(built, peak())}
+    row |= {"seconds_to_load": loaded, "seconds_for_two_steps": seconds, "peak_gigabytes": peak()}
     if torch.device(device).type == "cuda":
         row["peak_device_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
     click.echo(json.dumps(row))

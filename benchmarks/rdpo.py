@@ -1,7 +1,7 @@
 """RDPO on the digits, measured: python -m benchmarks.rdpo gain | estimators | policies | tradeoff.
 
-Every table is judged on prompts and seeds that nothing was trained or chosen on: the trained reward, the judge that is
-never trained on, and the error to the teacher beside it.
+Every table is judged on prompts and seeds that nothing was trained or chosen on, of digits, colours and weights that the
+backbone never saw together: the trained reward, the judge that is never trained on, and the error to the teacher beside it.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import click
@@ -19,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from backends import Backend, load_backend
-from backends.digits.data import parse
+from backends.digits.data import ALL_LABELS, HELD_OUT_LABELS, TEMPLATES, caption, evaluation_prompts, parse
 from backends.digits.judge import Judge
 from backends.distributed import Ranks
 from generation import Sampler
@@ -34,6 +35,7 @@ from training.ppo.rollout import Plan, Scorer
 from training.run_folder import RunFolder
 
 from .bench import SCHEDULES, Bench, sampler_of
+from .figures import draw_tradeoff
 from .report import mean_and_halfwidth, text_table, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +45,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 WORK = ROOT / "build" / "rdpo"
 GUIDANCE, DEPTH, FIRST_SEED, TUNING_SEED = 7.5, 4, 600_000, 700_000
 FROM_EQUAL = ("ppo.dirichlet_concentration=100", "ppo.learning_rate=0.03", "ppo.steps=150")  # much is to be found: wide steps
+SPREADS = (0.05, 0.2)  # of CMA-ES
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
@@ -88,10 +91,11 @@ def train_all(jobs: list[Job], workers: int) -> list[tuple[Predictor, list[dict]
         return list(tqdm(pool.map(train, jobs), total=len(jobs), desc="RDPO runs", unit="run", disable=None))
 
 
-def cma_es(seed: int, start: Path = DISTILLED) -> Predictor:
+def cma_es(seed: int, spread: float, start: Path = DISTILLED) -> Predictor:
     """CMA-ES (Hansen 2016, arXiv 1604.00772) on the logits of gaps and weights, with the images that RDPO has.
 
-    Each generation tries 16 tables on the same 4 pairs of prompt and noise; as many generations as RDPO has steps.
+    Each generation tries 16 tables on the same 4 pairs of prompt and noise, at first with standard deviation `spread`; it has
+    the images of RDPO's rollouts and of its evaluations, and ends with the mean of its distribution.
     """
     import cma
 
@@ -108,22 +112,23 @@ def cma_es(seed: int, start: Path = DISTILLED) -> Predictor:
         rows = torch.from_numpy(np.stack(points))
         r = rows[:, : gaps.numel()].view(-1, *gaps.shape).softmax(-1).cumsum(-1)[..., :-1].clamp(max=1.0)
         w = rows[:, gaps.numel() :].view(-1, *shape).softmax(-1)
-        scales = {k: v.expand(len(rows), *shape) for k, v in table.arrays().items() if k not in ("r", "w") and v is not None}
+        scales = {k: v.expand(len(rows), *shape) for k, v in table.arrays().items() if k not in ("r", "w")}
         return SolverTable(r, w, **scales)
 
-    strategy = cma.CMAEvolutionStrategy(origin.tolist(), 0.2, {"popsize": population, "seed": seed + 1, "verbose": -9})
+    strategy = cma.CMAEvolutionStrategy(origin.tolist(), spread, {"popsize": population, "seed": seed + 1, "verbose": -9})
     prompts = prompts_of(config, "digits")[0]
-    for step in range(config.ppo.steps):
+    evaluations = (config.ppo.steps // config.evaluation.interval + 1) * config.evaluation.images
+    for step in range(config.ppo.steps + evaluations // config.ppo.rollout_batch_size):
         plan = Plan.make(prompts, config.ppo, seed, step)
         pairs = config.ppo.rollout_batch_size // population
         points = strategy.ask()
         tried = tables(points)
         chosen = [i * config.ppo.rloo_k for i in range(pairs)]
-        per_image = SolverTable(**{k: v.repeat_interleave(pairs, 0) for k, v in tried.arrays().items() if v is not None})
+        per_image = SolverTable(**{k: v.repeat_interleave(pairs, 0) for k, v in tried.arrays().items()})
         rewards = score(per_image, [plan.prompts[i] for i in chosen] * population, [plan.seeds[i] for i in chosen] * population)
         strategy.tell(points, (-rewards.view(population, pairs).mean(1)).tolist())
     best = tables([np.asarray(strategy.result.xfavorite)])
-    return Predictor(SolverTable(**{k: v[0] for k, v in best.arrays().items() if v is not None}), predictor.spec, predictor.sigmas)
+    return Predictor(SolverTable(**{k: v[0] for k, v in best.arrays().items()}), predictor.spec, predictor.sigmas)
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,11 @@ class Exam:
 
     @classmethod
     def make(cls, backend: Backend, n: int) -> "Exam":
-        return cls(Bench.make(backend, GUIDANCE, n, FIRST_SEED, 64, keep=WORK), load_reward("digits", {}, "cpu"), Judge())
+        """At least n images, as many of each prompt."""
+        own = fresh_prompts()
+        prompts = own * -(-n // len(own))
+        bench = Bench.make(backend, GUIDANCE, len(prompts), FIRST_SEED, 64, keep=WORK, prompts=prompts)
+        return cls(bench, load_reward("digits", {}, "cpu"), Judge())
 
     def sampler(self, name: str, predictor: Predictor) -> Sampler:
         return Sampler(self.bench.backend, predictor.solver(), name, predictor.sigmas, GUIDANCE)
@@ -145,6 +154,10 @@ class Exam:
         """Image by image: trained reward, judge's verdict, error to the teacher; and the judge's features."""
         latents, images, _ = self.bench.run(sampler)
         return self.mark_images(latents, images)
+
+    def by_prompt(self, values: Tensor) -> Tensor:
+        """The mean of each prompt's values: images of one prompt are not independent."""
+        return values.view(-1, len(set(self.bench.prompts))).mean(0)
 
     def mark_images(self, latents: Tensor, images: Tensor) -> dict[str, Tensor]:
         verdict = self.judge(images, [parse(p) for p in self.bench.prompts])
@@ -163,10 +176,16 @@ class Exam:
             "evaluations": sampler.cost.evaluations if sampler else None,
         }
         for key in ("reward", "digit_and_colour", "rmse"):
-            row[key], row[f"{key}_halfwidth"] = mean_and_halfwidth(marks[key])
+            row[key], row[f"{key}_halfwidth"] = mean_and_halfwidth(self.by_prompt(marks[key]))
             if base is not None:
-                row[f"{key}_gain"], row[f"{key}_gain_halfwidth"] = mean_and_halfwidth(marks[key] - base[key])
+                row[f"{key}_gain"], row[f"{key}_gain_halfwidth"] = mean_and_halfwidth(self.by_prompt(marks[key] - base[key]))
         return row | {"frechet_percent": self.judge.frechet(marks["features"])}
+
+
+def fresh_prompts() -> list[str]:
+    """Captions of the combinations that the backbone was never trained on, none of which training or its evaluation uses."""
+    known = set(evaluation_prompts(len(ALL_LABELS)))
+    return [text for t in TEMPLATES for c in sorted(HELD_OUT_LABELS, key=str) if (text := caption(c, t)) not in known]
 
 
 HEADER = ["solver", "depth", "evals", "reward", "gain in reward", "digit+colour %", "gain", "Frechet %", "RMSE to teacher"]
@@ -237,13 +256,13 @@ def gain(count: int, workers: int, seeds: int) -> None:
         for seed, (predictor, _) in enumerate(train_all([Job(label, s, more, start) for s in range(seeds)], workers)):
             tuned = exam.sampler(label, predictor)
             rows.append(exam.row(f"RDPO from {label}, seed {seed}", tuned, exam.mark(tuned), base))
-        for seed in range(seeds if label == "distilled" else 0):
-            tuned = exam.sampler("cma", cma_es(seed, start))
-            rows.append(exam.row(f"CMA-ES from {label}, seed {seed}", tuned, exam.mark(tuned), base))
+        for spread, seed in product(SPREADS if label == "distilled" else (), range(seeds)):
+            tuned = exam.sampler("cma", cma_es(seed, spread, start))
+            rows.append(exam.row(f"CMA-ES from {label}, spread {spread:g}, seed {seed}", tuned, exam.mark(tuned), base))
     report("gain", count, rows, exam)
 
 
-def compare_settings(name: str, count: int, workers: int, seeds: int, settings: dict[str, tuple[str, ...]]) -> None:
+def compare_settings(name: str, count: int, workers: int, seeds: int, settings: dict[str, tuple[str, ...]]) -> list[dict]:
     """Several settings of RDPO from the distilled table, each with several training seeds."""
     backend = load_backend(Spec(backend="digits"), "cpu")
     exam = Exam.make(backend, count)
@@ -255,23 +274,44 @@ def compare_settings(name: str, count: int, workers: int, seeds: int, settings: 
         tuned = exam.sampler(job.name, predictor)
         row = exam.row(f"{job.name}, seed {job.seed}", tuned, exam.mark(tuned), base)
         steps = [r for r in records if "advantage_std" in r]
-        row |= {"setting": job.name, "advantage_std": sum(r["advantage_std"] for r in steps) / len(steps)}
+        chosen = max(r["gain_digits"] for r in records if "gain_digits" in r)
+        row |= {"setting": job.name, "gain_where_chosen": chosen, "advantage_std": sum(r["advantage_std"] for r in steps) / len(steps)}
         reached = [r["step"] for r in records if "gain_digits" in r and r["gain_digits"] > r["gain_digits_halfwidth"]]
         rows.append(row | {"first_step_with_gain": min(reached, default=None)})
     report(name, count, rows, exam)
-    lines = []
-    for label in settings:
-        mine = [r for r in rows if r.get("setting") == label]
-        gains = torch.tensor([r["reward_gain"] for r in mine])
-        reached = [r["first_step_with_gain"] for r in mine]
-        judged = torch.tensor([r["digit_and_colour_gain"] for r in mine]).mean()
-        error = torch.tensor([r["rmse_gain"] for r in mine]).mean()
-        spread = f"{gains.std():.4f}" if len(mine) > 1 else ""
-        scale = sum(r["advantage_std"] for r in mine) / len(mine)
-        reached = " ".join(str(s or "-") for s in reached)
-        lines.append([label, f"{gains.mean():+.4f}", spread, f"{100 * judged:+.1f}", f"{error:+.3f}", f"{scale:.4f}", reached])
-    header = ["setting", "gain in reward", "sd over seeds", "digit+colour %", "RMSE to teacher", "advantage sd", "first step with a gain"]
-    click.echo(text_table(header, lines))
+    click.echo(text_table(SETTING_HEADER, [setting_cells([r for r in rows if r.get("setting") == label]) for label in settings]))
+    return rows
+
+
+SETTING_HEADER = [
+    "setting",
+    "gain in its evaluation",
+    "gain",
+    "sd over seeds",
+    "digit+colour %",
+    "RMSE",
+    "advantage sd",
+    "first gain at step",
+]
+
+
+def setting_cells(rows: list[dict]) -> list[str]:
+    """One setting over its training seeds: mean gains, and the first evaluation of each seed whose interval lies above 0."""
+
+    def mean(key: str) -> float:
+        return sum(r[key] for r in rows) / len(rows)
+
+    spread = torch.tensor([r["reward_gain"] for r in rows]).std().item() if len(rows) > 1 else 0.0
+    return [
+        rows[0]["setting"],
+        f"{mean('gain_where_chosen'):+.4f}",
+        f"{mean('reward_gain'):+.4f}",
+        f"{spread:.4f}",
+        f"{100 * mean('digit_and_colour_gain'):+.1f}",
+        f"{mean('rmse_gain'):+.3f}",
+        f"{mean('advantage_std'):.4f}",
+        " ".join(str(r["first_step_with_gain"] or "-") for r in rows),
+    ]
 
 
 @main.command()
@@ -292,8 +332,8 @@ def estimators(count: int, workers: int, seeds: int) -> None:
 @WORKERS
 @SEEDS
 def policies(count: int, workers: int, seeds: int) -> None:
-    """A residual table against the published MLP, each at its better learning rate of those tried."""
-    tried = {"table": (0.003, 0.01, 0.03), "mlp": (0.0003, 0.001)}
+    """A residual table against the published MLP, each with three learning rates."""
+    tried = {"table": (0.003, 0.01, 0.03), "mlp": (0.0003, 0.001, 0.003)}
     settings = {f"{kind}, lr {lr:g}": (f"ppo.policy={kind}", f"ppo.learning_rate={lr}") for kind, rates in tried.items() for lr in rates}
     compare_settings("policies", count, workers, seeds, settings)
 
@@ -306,7 +346,8 @@ def tradeoff(count: int, workers: int, seeds: int) -> None:
     """Reward against fidelity: concentrations and KL targets."""
     settings = {f"concentration {c}": (f"ppo.dirichlet_concentration={c}",) for c in (100, 300, 1000, 3000)}
     settings |= {f"KL target {k:g}": (f"ppo.kl_target={k}", "ppo.kl_coef=0.01") for k in (0.3, 1.0, 3.0)}
-    compare_settings("tradeoff", count, workers, seeds, settings)
+    rows = compare_settings("tradeoff", count, workers, seeds, settings)
+    draw_tradeoff(RESULTS / "rdpo_tradeoff.png", rows)
 
 
 if __name__ == "__main__":

@@ -243,7 +243,7 @@ def test_finish_costs_one_more_evaluation(tmp_path, table):
         (["--guidance", "inf"], ["inf"]),
         (["--prompt", "bad\udcff"], ["not UTF-8"]),
         (["--backend-config", '{"foo": 5}'], ["foo"]),
-        (["--dtype", "bfloat16"], ["bfloat16"]),
+        (["--dtype", "bfloat16", "--prompt", "x"], ["bfloat16"]),
         (["--device", "meta"], ["'meta'"]),
         (["--device", "toaster"], ["'toaster'", "cpu"]),
         (["--device", "cuda:99"], ["'cuda:99'"]),

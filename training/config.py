@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
 
@@ -83,7 +84,10 @@ def check_choices(items: Iterable[tuple[str, object, Sequence]]) -> None:
     """Refuse a (key, value, choices) whose value is none of the choices."""
     for key, value, choices in items:
         if value not in choices:
-            raise ConfigError(f"{key} is {value!r}, expected one of {', '.join(str(c) for c in choices if c is not None)}")
+            valid = [str(c) for c in choices if c is not None]
+            close = get_close_matches(str(value), valid, 1)
+            meant = f"; did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"{key} is {value!r}, expected one of {', '.join(valid)}{meant}")
 
 
 def value_at(config: object, key: str) -> object:

@@ -9,6 +9,12 @@ from torch import Tensor
 from backends.distributed import Ranks
 
 
+def settle_threads(ranks: Ranks) -> None:
+    """One thread a process on a CPU: sums then have one order, and a run the same bits, whatever the machine; use more processes."""
+    if ranks.device.type == "cpu":
+        torch.set_num_threads(1)
+
+
 def broadcast(value, ranks: Ranks):
     """Rank 0's value on all ranks."""
     if ranks.world == 1:

@@ -30,6 +30,7 @@ class RunFolder:
         self.path = path
         self.config = path / "configs" / "resolved_config.yaml"
         self.metrics = path / "logs" / "metrics.jsonl"
+        self.seconds = path / "logs" / "seconds.jsonl"
         self.checkpoints = path / "checkpoints"
         self.export = path / "export"
 
@@ -55,7 +56,7 @@ class RunFolder:
         return run
 
     @classmethod
-    def find(cls, text: str, exps: Path = Path("exps"), kind: str = "") -> "RunFolder":
+    def find(cls, text: str, exps: Path = Path("exps"), kind: str = "", told_by: str = "--resume") -> "RunFolder":
         """The run folder meant by a path, a name under `exps`, or "latest": the newest there that has a checkpoint.
 
         `kind` is a top-level key that the configuration must have.
@@ -64,18 +65,17 @@ class RunFolder:
             runs = [cls(p) for p in sorted(exps.glob("*-*"), reverse=True) if p.is_dir()]
             runs = [r for r in runs if r.config.is_file() and r.is_kind(kind) and r.latest_checkpoint() is not None]
             if not runs:
-                raise RunError(f"--resume latest: no run with a checkpoint under {exps}; start one without --resume")
+                raise RunError(f"{told_by} latest: no run with a checkpoint under {exps}; start one without --resume")
             return runs[0]
         for run in (cls(Path(text)), cls(exps / text)):
             if run.config.is_file():
                 if not run.is_kind(kind):
-                    raise RunError(f"--resume {text}: {run.config} belongs to another kind of run (it has no section {kind!r})")
+                    raise RunError(f"{told_by} {text}: {run.config} belongs to another kind of run (it has no section {kind!r})")
                 if run.latest_checkpoint() is None:
-                    raise RunError(f"--resume {text}: {run.checkpoints} holds no checkpoint; start anew without --resume")
+                    raise RunError(f"{told_by} {text}: {run.checkpoints} holds no checkpoint; start a run anew")
                 return run
-        raise RunError(
-            f"--resume {text}: no run folder there (looked for {Path(text)} and {exps / text}); expected one with configs/ and checkpoints/"
-        )
+        places = f"{Path(text)} and {exps / text}"
+        raise RunError(f"{told_by} {text}: no run folder there (looked for {places}); expected one with configs/ and checkpoints/")
 
     def is_kind(self, kind: str) -> bool:
         """Whether the configuration has a top-level section."""
@@ -116,15 +116,18 @@ class RunFolder:
 
     def records(self) -> list[dict]:
         """The complete lines of the metrics."""
-        if not self.metrics.exists():
-            return []
-        lines = self.metrics.read_bytes().split(b"\n")[:-1]
-        return [json.loads(line) for line in lines]
+        return complete_lines(self.metrics)
 
     def rewind(self, step: int) -> None:
         """Forget the metrics of steps after `step`, which are about to be made again."""
-        kept = [json.dumps(r) for r in self.records() if r["step"] <= step]
-        write_atomically(self.metrics, "".join(line + "\n" for line in kept).encode())
+        for path in (self.metrics, self.seconds):
+            kept = [json.dumps(r) for r in complete_lines(path) if r["step"] <= step]
+            write_atomically(path, "".join(line + "\n" for line in kept).encode())
+
+
+def complete_lines(path: Path) -> list[dict]:
+    """The records of a file of JSON lines; a last one that was torn is left out."""
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
 
 
 class Log:
@@ -142,7 +145,7 @@ class Log:
             self.run.log(record)
             if seconds:
                 rounded = {name: round(value, 6) for name, value in seconds.items()}
-                with open(self.run.metrics.with_name("seconds.jsonl"), "a", encoding="utf-8") as file:
+                with open(self.run.seconds, "a", encoding="utf-8") as file:
                     file.write(json.dumps({"step": record["step"]} | rounded) + "\n")
                 for name, value in seconds.items():
                     self.board.add_scalar(f"seconds/{name}", value, record["step"])

@@ -158,6 +158,10 @@ def test_what_equality_would_miss_shows_in_flux(flux):
     assert difference(Sampler(backend, Euler(), "euler", nodes, 3.0).latents(PROMPTS, range(3)), expected) > 1e-3
     shifted = with_zero(flowmatch(STEPS, mu=1.15))
     assert difference(Sampler(backend, Euler(), "euler", shifted, 3.5).latents(PROMPTS, range(3)), expected) > 1e-3
+    velocity, x = backend.velocity(backend.encode(PROMPTS, 3.5)), initial_noise(range(3), backend.latent_shape)
+    with torch.inference_mode():
+        assert difference(sample(Euler(), lambda x, sigma: velocity(x, sigma / 1000), x, nodes), expected) > 1e-3
+        assert difference(backend.decode(expected * 1.02), theirs_flux(backend, pipe, PROMPTS, 3.5, "pt")) > 1e-3
 
 
 def test_points_in_one_batch_are_as_one_after_the_other(either):

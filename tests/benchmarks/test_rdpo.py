@@ -6,6 +6,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from backends.digits.data import evaluation_prompts, training_prompts
 from benchmarks import rdpo
 from benchmarks.report import mean_and_halfwidth
 from solvers import load_predictor
@@ -52,12 +53,18 @@ def test_settings_are_compared_on_paired_images_and_runs_are_kept(small):
 
 
 def test_cma_es_tries_tables_of_the_same_shape(small):
-    found, start = rdpo.cma_es(0), load_predictor(rdpo.DISTILLED)
+    found, start = rdpo.cma_es(0, 0.1), load_predictor(rdpo.DISTILLED)
     assert found.table.r.shape == start.table.r.shape
     assert torch.equal(found.sigmas, start.sigmas)
     assert (found.table.r.diff(dim=-1) >= 0).all()
     torch.testing.assert_close(found.table.w.sum(-1), torch.ones(2, dtype=torch.float64))
     assert not torch.equal(found.table.r, start.table.r)
+
+
+def test_the_exam_has_prompts_that_nothing_was_trained_or_chosen_on():
+    own = rdpo.fresh_prompts()
+    assert len(own) == len(set(own)) == 72
+    assert not set(own) & {*training_prompts(10**4), *evaluation_prompts(256)}
 
 
 def test_commands_are_listed():

@@ -11,6 +11,7 @@ from solvers import UserError
 from solvers.errors import run_command
 
 from ..config import load_config, to_yaml
+from ..ranks import settle_threads
 from ..run_folder import Log, RunFolder, stop_requests
 from .config import DistillConfig, check
 from .loop import Trainer
@@ -97,6 +98,7 @@ def main(path, overrides, run_name, max_steps, dry_run, resume, exps, device) ->
     if device is not None and device.startswith("mps"):
         raise UserError("--device mps: it has no float64, in which tables are learned; give cpu or cuda")
     with process_group(device) as ranks:
+        settle_threads(ranks)
         run = run or RunFolder.create(run_name, to_yaml(config), ranks, exps)
         if ranks.rank == 0:
             click.echo(f"run folder: {run.path}")

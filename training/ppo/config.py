@@ -128,7 +128,7 @@ class PPOConfig:
     rloo_k: int = 2
     """Siblings a group: tables tried on the same prompt."""
     rollout_chunk: int = 64
-    """Images sampled at a time on a rank, a multiple of rloo_k; it decides rounding, so a run and its resume share it."""
+    """Images sampled at a time on a rank; it decides rounding, so that a result does not depend on the number of ranks."""
     ppo_epochs: int = 1
     minibatch_size: int = 2
     """Images of one update, over all ranks."""
@@ -167,8 +167,8 @@ class EvaluationConfig:
     images: int = 256
     prompt_csv: str | None = None
     """Held-out prompts; by default the last of data.prompt_csv, a fifth at most, which are then not trained on."""
-    rewards: list[str] = field(default_factory=lambda: ["judge"])
-    """Rewards that are measured, never trained on."""
+    rewards: list[str] = field(default_factory=list)
+    """Rewards that are measured, never trained on; judge is for digits."""
     batch: int = 64
     patience: int = 0
     """Stop after so many evaluations without a better one; 0 for never."""
@@ -236,6 +236,7 @@ def check(config: RDPOConfig) -> None:
     check_choices(
         [
             ("model.backend", config.model.backend, (None, *backends.NAMES)),
+            ("model.guidance_type", config.model.guidance_type, (None, "cfg")),
             ("model.schedule_type", config.model.schedule_type, (None, *SCHEDULES)),
             ("reward.type", config.reward.type, TRAINABLE),
             *[("evaluation.rewards", name, REWARDS) for name in config.evaluation.rewards],
@@ -245,13 +246,15 @@ def check(config: RDPOConfig) -> None:
         ]
     )
     check_ranges(config, LOWEST, HIGHEST, ABOVE_ZERO)
-    for name in ("rollout_batch_size", "rollout_chunk"):
-        if getattr(ppo, name) % ppo.rloo_k:
-            raise ConfigError(f"ppo.{name} is {getattr(ppo, name)}, expected a multiple of ppo.rloo_k ({ppo.rloo_k})")
+    if ppo.rollout_batch_size % ppo.rloo_k:
+        raise ConfigError(f"ppo.rollout_batch_size is {ppo.rollout_batch_size}, expected a multiple of ppo.rloo_k ({ppo.rloo_k})")
     if ppo.minibatch_size > ppo.rollout_batch_size:
         raise ConfigError(f"ppo.minibatch_size is {ppo.minibatch_size}, expected at most ppo.rollout_batch_size ({ppo.rollout_batch_size})")
     for key, (only, reason) in ONLY.items():
         if value_at(config, key) != only:
             raise ConfigError(f"{key} is {value_at(config, key)!r}; {reason}: leave it out")
-    if config.reward.type in config.evaluation.rewards:
-        raise ConfigError(f"evaluation.rewards holds {config.reward.type!r}, which is trained on; it is always measured")
+    trained = {config.reward.type}
+    if config.reward.type == "multi":
+        trained |= {name for name, weight in config.reward.multi.weights.items() if weight > 0}
+    if both := trained & set(config.evaluation.rewards):
+        raise ConfigError(f"evaluation.rewards holds {min(both)!r}, which is trained on; it is always measured")

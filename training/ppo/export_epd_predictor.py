@@ -23,7 +23,7 @@ from .trainer import predictor_of
 @click.option("--no-manifest", is_flag=True, help="Leave out the JSON file beside the predictor.")
 def main(run_dir: str, checkpoint: str | None, output_dir: Path | None, no_manifest: bool) -> None:
     """Write the table that sampling uses: mean positions and weights, median scales, and the solver that was rolled out."""
-    run = RunFolder.find(run_dir, kind="ppo")
+    run = RunFolder.find(run_dir, kind="ppo", told_by="RUN_DIR")
     path = None
     if checkpoint is not None:
         places = [Path(checkpoint), run.path / checkpoint, run.checkpoints / checkpoint]

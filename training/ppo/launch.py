@@ -5,12 +5,13 @@ from pathlib import Path
 
 import click
 
-from backends import load_backend
+from backends import check_backend, load_backend
 from backends.distributed import Ranks, process_group
 from solvers import UserError, save_predictor
 from solvers.errors import run_command
 
 from ..config import load_config, to_yaml
+from ..ranks import settle_threads
 from ..run_folder import Log, RunFolder, stop_requests
 from .config import RDPOConfig, check
 from .prepare import calls_of, check_rewards, load_start, prepare, prompts_of, settle
@@ -32,7 +33,9 @@ def summary(trainer: Trainer) -> str:
     if record is None:
         return f"best policy: step {trainer.best.step}"
     gains = [f"{n} {record[f'gain_{n}']:+.4f} ± {record[f'gain_{n}_halfwidth']:.4f}" for n in trainer.heldout.names]
-    return f"best policy: step {trainer.best.step}; gain over the start table on held-out prompts and seeds: {', '.join(gains)}"
+    tried = sum("table" in r for r in trainer.run.records())
+    where = f"on held-out prompts and seeds, as the best of {tried} evaluations there"
+    return f"best policy: step {trainer.best.step}; gain over the start table {where}: {', '.join(gains)}"
 
 
 def train(config: RDPOConfig, ranks: Ranks, run: RunFolder, state: dict | None, max_steps: int | None) -> Trainer:
@@ -44,6 +47,8 @@ def train(config: RDPOConfig, ranks: Ranks, run: RunFolder, state: dict | None, 
 
     backend = load_backend(settle(config, load_start(config)[0]), ranks.device)
     trainer = prepare(config, backend, ranks, run)
+    if (idle := ranks.world - -(-config.ppo.rollout_batch_size // config.ppo.rollout_chunk)) > 0:
+        say(f"{idle} of {ranks.world} processes have nothing to roll out: lower ppo.rollout_chunk ({config.ppo.rollout_chunk})")
     if state is not None:
         trainer.restore(state)
         if ranks.rank == 0:
@@ -78,16 +83,20 @@ def main(path, overrides, run_name, max_steps, dry_run, resume, output_root, dev
     config = load_config(RDPOConfig, path if run is None else run.config, overrides)
     check(config)
     predictor, _ = load_start(config)
-    prompts_of(config, settle(config, predictor).backend)
+    spec = settle(config, predictor)
+    check_backend(spec)
+    prompts_of(config, spec.backend)
     if dry_run:
         click.echo(f"{to_yaml(config)}# dry run, {calls_of(config, predictor)}")
-    check_rewards(config)
+    for note in check_rewards(config):
+        click.echo(note, err=True)
     if dry_run:
         return
     state = None if run is None else run.load_checkpoint()
     if device is not None and device.startswith("mps"):
         raise UserError("--device mps: it has no float64, in which tables are learned; give cpu or cuda")
     with process_group(device) as ranks:
+        settle_threads(ranks)
         root = output_root or Path(config.run.output_root)
         run = run or RunFolder.create(run_name or config.run.run_name, to_yaml(config), ranks, root)
         if ranks.rank == 0:

@@ -71,7 +71,7 @@ class TableDistribution:
     def sample(self, batch: int, seed: int) -> Draw:
         """`batch` tables, which depend on the distribution and the seed alone."""
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             shares = [_inside(d.sample((batch,))) for d in (self.pos, self.weight)]
             scales = {
                 name: None if s is None else torch.exp(s.loc + s.std * torch.randn(batch, *s.loc.shape, dtype=torch.float64))
@@ -149,10 +149,6 @@ class ResidualPolicy(nn.Module):
             elif value is not None:
                 self.fixed[name] = value
 
-    @property
-    def num_intervals(self) -> int:
-        return len(self.base_log_alpha_pos)
-
     def forward(self) -> TableDistribution:
         """The distribution of the present parameters."""
         points = self.base_log_alpha_weight.shape[-1]
@@ -178,9 +174,7 @@ class ResidualPolicy(nn.Module):
         if not self.fixed:
             return table
         shape = table.r.shape
-        return SolverTable(
-            **{k: v for k, v in table.arrays().items() if v is not None}, **{k: v.expand(shape) for k, v in self.fixed.items()}
-        )
+        return SolverTable(**table.arrays(), **{k: v.expand(shape) for k, v in self.fixed.items()})
 
 
 class TableResidual(nn.Module):

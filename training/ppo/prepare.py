@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from backends import Backend
+from backends import Backend, check_backend
 from backends.distributed import Ranks
 from rewards import check_reward, load_reward
 from solvers import Predictor, Spec, Tableau, load_predictor, resolve_predictor_path
@@ -100,19 +100,19 @@ def prepare(config: RDPOConfig, backend: Backend, ranks: Ranks, run: RunFolder) 
     )
 
 
-def check_rewards(config: RDPOConfig) -> None:
-    """Refuse rewards that could not be loaded, before anything is."""
-    check_reward(config.reward.type, config.reward.chosen())
-    for name in config.evaluation.rewards:
-        check_reward(name, {})
+def check_rewards(config: RDPOConfig) -> list[str]:
+    """Refuse rewards that could not be loaded, before anything is; what will be fetched, in words."""
+    return [*check_reward(config.reward.type, config.reward.chosen()), *(n for r in config.evaluation.rewards for n in check_reward(r, {}))]
 
 
 def calls_of(config: RDPOConfig, predictor: Predictor) -> str:
     """What a step costs, in words."""
     cost, ppo = predictor.cost(), config.ppo
     groups = ppo.rollout_batch_size // ppo.rloo_k
+    spec = settle(config, predictor)
+    twice = ", twice with guidance" if spec.guidance_rate != 1 and check_backend(spec)[0] != "flux" else ""
     return (
         f"a step: {ppo.rollout_batch_size} images ({groups} groups of {ppo.rloo_k}), {cost.evaluations} evaluations each "
-        f"({ppo.rollout_batch_size * cost.evaluations} network rows, twice with guidance), serial depth {cost.depth}; "
+        f"({ppo.rollout_batch_size * cost.evaluations} network rows{twice}), serial depth {cost.depth}; "
         f"{ppo.steps} steps; an evaluation every {config.evaluation.interval} steps: {config.evaluation.images} images"
     )

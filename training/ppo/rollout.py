@@ -15,7 +15,7 @@ from ..ranks import shared_out
 from .config import PPOConfig
 from .policy import Draw, ResidualPolicy
 
-SEEDS = 2**32  # training noise has seeds from here on, evaluation noise below
+SEEDS = 2**31  # training noise has seeds from here to 2^32, evaluation noise below; generators tell no more than 2^32 apart
 
 
 @dataclass(frozen=True)

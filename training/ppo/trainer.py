@@ -1,6 +1,7 @@
 """RDPO: roll out, compare siblings, update the policy, and measure its mean table on what it never sees."""
 
 import hashlib
+import json
 import math
 from dataclasses import asdict, dataclass, field
 
@@ -70,7 +71,7 @@ class Trainer:
         rewards = scores[:, 0].view(-1, ppo.rloo_k)
         self.step += 1
         if not (rewards.isfinite().all() and old_log_prob.isfinite().all()):
-            return self.skip(plan, draw, rewards)
+            return self.skip(plan, draw, rewards, old_log_prob)
         self.skipped = 0
         raw = BASELINES[ppo.baseline](rewards)
         advantages = whitened(raw, centre=ppo.baseline == "mixed").flatten()
@@ -99,6 +100,8 @@ class Trainer:
                 self.optimiser.zero_grad()
                 total.backward()
                 norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), ppo.max_grad_norm or math.inf).item()
+                if not math.isfinite(norm):
+                    raise Diverged(f"{self.run.path}: the gradient of step {self.step} is not finite; lower ppo.learning_rate")
                 self.optimiser.step()
                 parts = {"policy_loss": loss.item(), "loss": total.item(), "kl": kl.item(), "entropy": entropy.item(), "grad_norm": norm}
                 found.append(diagnostics | parts)
@@ -108,12 +111,12 @@ class Trainer:
             self.kl_coef = adapted(self.kl_coef, found[-1]["kl"], ppo.kl_target)
         return record
 
-    def skip(self, plan: Plan, draw: Draw, rewards: Tensor) -> dict:
+    def skip(self, plan: Plan, draw: Draw, rewards: Tensor, log_prob: Tensor) -> dict:
         """Record a step that is not finite; too many in a row end the run."""
         self.skipped += 1
-        bad = (~rewards.isfinite()).flatten().nonzero()[:, 0].tolist() or [0]
+        bad = (~(rewards.flatten().isfinite() & log_prob.isfinite())).nonzero()[:, 0].tolist()
         image = bad[0]
-        record = {"step": self.step, "skipped": f"rewards of {len(bad)} of {rewards.numel()} images are not finite"}
+        record = {"step": self.step, "skipped": f"rewards or log probabilities of {len(bad)} of {len(log_prob)} images are not finite"}
         record |= {"prompts": [plan.prompts[i] for i in bad], "seeds": [plan.seeds[i] for i in bad]}
         record |= {"positions": draw.table().r[image].tolist(), "weights": draw.weights[image].tolist()}
         if self.skipped >= SKIPS:
@@ -121,7 +124,7 @@ class Trainer:
             if self.ranks.rank == 0:
                 self.run.log(record)
             raise Diverged(
-                f"{self.run.path}: rewards were not finite in {SKIPS} steps in a row (last: step {self.step}, prompt "
+                f"{self.run.path}: rewards or log probabilities were not finite in {SKIPS} steps in a row (last: step {self.step}, prompt "
                 f"{plan.prompts[image]!r}, seed {plan.seeds[image]}); the policy before them is saved; "
                 "raise ppo.dirichlet_concentration, or check the reward"
             )
@@ -200,7 +203,7 @@ class Trainer:
     def restore(self, state: dict) -> None:
         """Go on from a checkpoint."""
         for name, value in self.depends_on().items():
-            if state["depends_on"][name] != value:
+            if state["depends_on"].get(name) != value:
                 raise UserError(f"{self.run.path}: its {name} changed since its checkpoint; restore it, or start a new run")
         self.policy.load_state_dict(state["policy"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -210,7 +213,14 @@ class Trainer:
     def depends_on(self) -> dict:
         """What must be the same when a run goes on."""
         prompts = hashlib.sha256("\0".join([*self.prompts, "", *self.heldout_prompts]).encode()).hexdigest()
-        return {"start table": self.provenance["parent"], "nodes": self.train.nodes.tolist(), "prompts": prompts}
+        backend = self.train.backend
+        return {
+            "start table": self.provenance["parent"],
+            "nodes": self.train.nodes.tolist(),
+            "prompts": prompts,
+            "backbone": f"{backend.fingerprint()} in {backend.dtype} on {backend.device.type}",
+            "rewards": json.dumps([reward.protocol() for reward in self.heldout.rewards], sort_keys=True),
+        }
 
     def exported(self) -> dict:
         """What a predictor of this run says beside its table."""

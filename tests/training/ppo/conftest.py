@@ -19,7 +19,7 @@ PROMPTS = [f"prompt {i}" for i in range(12)]
 class Quadratic(Reward):
     """-(|x| - 1)^2 of the one latent, and a prompt's own offset: difficulty that no table can change."""
 
-    name, device = "quadratic", torch.device("cpu")
+    name, version, device = "quadratic", "1", torch.device("cpu")
 
     def __init__(self, broken=False):
         self.broken = broken

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import psutil
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 from backends import load_backend
+from backends.digits import REWARD_FOLDER
 from solvers import (
     Predictor,
     SolverTable,
@@ -40,7 +43,7 @@ data: {predictor_snapshot: FOLDER/start.pkl}
 reward: {type: digits}
 ppo: {rollout_batch_size: 8, rloo_k: 2, rollout_chunk: 4, minibatch_size: 4, ppo_epochs: 2, steps: 6, learning_rate: 0.05,
   dirichlet_concentration: 30}
-evaluation: {interval: 2, images: 6, batch: 4}
+evaluation: {interval: 2, images: 6, batch: 4, rewards: [judge]}
 logging: {save_interval: 2}
 """
 NODES = discrete(3, load_backend(Spec(backend="digits"), "cpu").noise_schedule)
@@ -235,3 +238,30 @@ def test_plugin_tables_roll_out_as_they_are_exported(tmp_path, config):
     run = start(tmp_path, config, "plugin", "--max-steps", 2)
     found = load_predictor(resolve_predictor_path(str(run.path)))
     assert (found.spec.max_order, found.spec.afs) == (2, True)
+
+
+def test_a_resume_with_another_reward_is_refused(tmp_path, config):
+    run = start(tmp_path, config, "whole", "--max-steps", 2)
+    other = shutil.copytree(REWARD_FOLDER, tmp_path / "reward")
+    weights = load_file(other / "model.safetensors")
+    save_file({k: v + 1e-3 for k, v in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    text = run.config.read_text()
+    run.config.write_text(text.replace("weights_path: null", f"weights_path: {other}", 1))
+    with pytest.raises(UserError, match="its rewards changed since its checkpoint"):
+        invoke("--resume", run.path)
+
+
+def test_no_unknown_option_and_no_secret_reaches_a_file(tmp_path, config):
+    for option in ("model.backend_options.token=secret", "model.backend_options.colour=red"):
+        told = refused("--config", config, "--output-root", tmp_path / "exps", "--override", option)
+        assert "unknown option" in told
+    assert not (tmp_path / "exps").exists()
+
+
+def test_the_bits_do_not_depend_on_the_number_of_threads(tmp_path, config):
+    for name, threads in (("one", "1"), ("two", "2")):
+        command = [sys.executable, "-m", "training.ppo.launch", "--config", config, "--output-root", tmp_path / "exps", "--run-name", name]
+        told = [*map(str, command), "--max-steps", "2"]
+        done = subprocess.run(told, cwd=ROOT, env=ENVIRONMENT | {"OMP_NUM_THREADS": threads}, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+    assert outcome(run_of(tmp_path, "one")) == outcome(run_of(tmp_path, "two"))
