@@ -17,6 +17,7 @@ from rewards import NAMES, check_reward, load_reward
 from solvers import UserError
 from solvers.errors import run_command
 from solvers.files import write_atomically
+from training.ranks import settle_threads
 
 FOLDER = click.Path(path_type=Path)
 TRAINED_ON = {True: "yes", False: "no", None: "unknown"}
@@ -90,6 +91,7 @@ def score(folder, metrics, prompts, texts, batch, device, exps) -> None:
 
     notes = [note for metric in metrics for note in check_reward(metric, options[metric])]
     with process_group(device) as ranks:
+        settle_threads(ranks)
         if ranks.rank == 0 and images.settings.get("predictor") and not training.complete:
             notes.append("no predictor file tells all rewards that this solver was trained on; --exps DIR says where to look for it")
         for note in notes if ranks.rank == 0 else ():
