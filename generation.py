@@ -38,6 +38,11 @@ class Sampler:
         return compile_tableau(self.solver, self.sigmas, self.finish)
 
     @property
+    def guidance_rows(self) -> int:
+        """Network rows of an evaluation: 2 where guidance needs the unconditional answer as well."""
+        return 2 if self.guidance_scale != 1 and self.backend.guidance_doubles else 1
+
+    @property
     def steps(self) -> int:
         """How many states the solver goes through."""
         return self.solver.num_steps(self.sigmas)
@@ -51,6 +56,7 @@ class Sampler:
             "depth": self.cost.depth,
             "evaluations": self.cost.evaluations,
             "guidance": self.guidance_scale,
+            "guidance_rows": self.guidance_rows,
             "finish": self.finish,
             "backbone": f"{self.backend.name}: {self.backend.identity()}",
             "config": self.backend.image_options(),

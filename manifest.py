@@ -3,7 +3,7 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,14 +11,15 @@ from solvers import UserError
 from solvers.files import write_atomically
 
 NAME = "manifest.jsonl"
+KEYS = frozenset({"file", "seed", "prompt"})
 
 
 class ManifestError(UserError):
     """An output folder that holds something else than what is asked for; the message is one line for the user."""
 
 
-def read_records(path: Path) -> list[dict]:
-    """The complete lines of a manifest or part; a last line torn by a killed run is left out."""
+def read_records(path: Path, keys: Collection[str] = KEYS, remedy: str = "make all images anew") -> list[dict]:
+    """The complete lines of a manifest, or of a file like it, or part; a last line torn by a killed run is left out."""
     records: list[dict] = []
     if not path.exists():
         return records
@@ -32,21 +33,47 @@ def read_records(path: Path) -> list[dict]:
             record = line
         if record is None:
             continue
-        if not isinstance(record, dict) or not {"file", "seed", "prompt"} <= record.keys():
-            raise ManifestError(f"{path}, line {number}: not the record of an image; remove the line, or the file to make all images anew")
+        if not isinstance(record, dict) or not record.keys() >= set(keys):
+            raise ManifestError(f"{path}, line {number}: not the record of an image; remove the line, or the file to {remedy}")
         records.append(record)
     return records
 
 
 @contextmanager
-def exclusive(outdir: Path) -> Iterator[None]:
+def exclusive(outdir: Path, remedy: str = "wait for it, or choose another --outdir") -> Iterator[None]:
     """Hold an output folder against other runs, until the end of this one or of its process."""
     with open(outdir / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ManifestError(f"{outdir}: another run is writing here; wait for it, or choose another --outdir") from None
+            raise ManifestError(f"{outdir}: another run is writing here; {remedy}") from None
         yield
+
+
+def part_of(path: Path, rank: int) -> Path:
+    """A rank's part of a file of records."""
+    return path.with_name(f"{path.stem}.part{rank:05d}.jsonl")
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The parts of a file of records that are there."""
+    return sorted(path.parent.glob(f"{path.stem}.part*.jsonl"))
+
+
+def append_records(part: Path, records: list[dict]) -> None:
+    """Add lines to a part; they survive whatever happens later."""
+    with open(part, "ab", buffering=0) as file:
+        file.write("".join(map(line_of, records)).encode())
+        os.fsync(file.fileno())
+
+
+def replace_records(path: Path, records: list[dict]) -> None:
+    """Put records into a file in place of what it and its parts hold; the same content is left untouched."""
+    content = "".join(map(line_of, records)).encode()
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomically(path, content)
+    for part in parts_of(path):
+        part.unlink()
 
 
 class Manifest:
@@ -54,9 +81,9 @@ class Manifest:
 
     def __init__(self, outdir: Path, rank: int, settings: dict):
         self.outdir, self.settings = outdir, settings
-        self.part = outdir / f"manifest.part{rank:05d}.jsonl"
+        self.part = part_of(outdir / NAME, rank)
         self.records: dict[str, dict] = {}
-        for path in [outdir / NAME, *sorted(outdir.glob("manifest.part*.jsonl"))]:
+        for path in [outdir / NAME, *parts_of(outdir / NAME)]:
             for record in read_records(path):
                 self._accept(path, record)
 
@@ -83,20 +110,15 @@ class Manifest:
     def add(self, records: list[dict]) -> None:
         """Append complete images to this rank's part; they survive whatever happens later."""
         self.records |= {record["file"]: record for record in records}
-        with open(self.part, "ab", buffering=0) as file:
-            file.write("".join(map(line_of, records)).encode())
-            os.fsync(file.fileno())
+        append_records(self.part, records)
 
     @staticmethod
     def merge(outdir: Path) -> int:
         """Gather all parts into manifest.jsonl, sorted by seed; returns the number of images recorded."""
-        parts = sorted(outdir.glob("manifest.part*.jsonl"))
-        records = {r["file"]: r for path in [outdir / NAME, *parts] for r in read_records(path)}
-        ordered = sorted(records.values(), key=lambda r: r["seed"])
-        write_atomically(outdir / NAME, "".join(map(line_of, ordered)).encode())
-        for path in parts:
-            path.unlink()
-        return len(ordered)
+        path = outdir / NAME
+        records = {r["file"]: r for part in [path, *parts_of(path)] for r in read_records(part)}
+        replace_records(path, sorted(records.values(), key=lambda r: r["seed"]))
+        return len(records)
 
 
 def line_of(record: dict) -> str:

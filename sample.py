@@ -240,7 +240,7 @@ def produce(choice: Choice, seeds: list[int], told: tuple[str | None, Path | Non
         name = f"{sampler.solver_name}-depth{cost.depth}-evals{cost.evaluations}"
         output = replace(output, outdir=output.outdir or Path("samples", sampler.backend.name, name))
         if ranks.rank == 0:
-            rows = "2 rows" if sampler.backend.guidance_doubles else "1 row"
+            rows = "2 rows" if sampler.guidance_rows == 2 else "1 row"
             guided = "" if sampler.guidance_scale == 1 else f", guidance {sampler.guidance_scale:g} (each evaluation on {rows})"
             click.echo(f"{sampler.solver_name}: serial depth {cost.depth}, {cost.evaluations} evaluations an image{guided}")
         generate(sampler, prompts, seeds, output, ranks)

@@ -1,4 +1,4 @@
-"""What all benchmarks share: paired statistics, a text table, a JSON file that says where it was measured."""
+"""What all benchmarks share: paired statistics, a JSON file that says where it was measured."""
 
 import json
 import platform
@@ -7,25 +7,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from evaluation.tables import text_table
 from solvers.files import write_atomically
+
+__all__ = ["device_name", "mean_and_halfwidth", "text_table", "write_json"]
 
 
 def mean_and_halfwidth(values: Tensor) -> tuple[float, float]:
     """Mean of independent values [n] and the half width of its 95 % interval (1.96 standard errors)."""
     values = values.double()
     return values.mean().item(), 1.96 * (values.std() / len(values) ** 0.5).item()
-
-
-def text_table(header: list[str], rows: list[list[str]], text_columns: int = 1) -> str:
-    """A Markdown table, aligned: the first columns to the left, numbers to the right."""
-    widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
-
-    def line(cells: list[str]) -> str:
-        padded = [c.ljust(w) if i < text_columns else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = "|" + "|".join("-" * (w + 1) + ("-" if i < text_columns else ":") for i, w in enumerate(widths)) + "|"
-    return "\n".join([line(header), rule, *map(line, rows)])
 
 
 def device_name(device: torch.device) -> str:

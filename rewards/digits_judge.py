@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from backends.digits.data import parse
+from backends.digits.data import SIZE, parse
 from backends.digits.judge import FOLDER, Judge
 
 from .base import Reward, RewardError
@@ -26,6 +26,8 @@ class JudgeReward(Reward):
         labels = [parse(p) for p in prompts]
         if None in labels:
             raise RewardError(f"reward judge: prompt {prompts[labels.index(None)]!r} names no digit")
+        if images.shape[-2:] != (SIZE, SIZE):
+            raise RewardError(f"reward judge: images of {images.shape[-1]} x {images.shape[-2]} pixels, expected {SIZE} x {SIZE} digits")
         heads = self.net(images)
         total = torch.zeros(len(images), device=self.device)
         for name in ("digit", "colour"):

@@ -10,6 +10,7 @@ LAYERS = {
     "solvers": {"solvers"},
     "backends": {"solvers", "backends"},
     "rewards": {"solvers", "backends", "rewards"},
+    "evaluation": {"solvers", "backends", "rewards", "evaluation", "manifest"},
     "training": {"solvers", "backends", "rewards", "training"},
 }
 SCRIPTS = {"sample", "sample_sd3", "sample_flux", "evaluate"}

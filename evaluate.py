@@ -1,0 +1,139 @@
+"""Score images, compare solvers, write the report: python evaluate.py score | compare | report --help."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from backends.distributed import process_group
+from evaluation.comparison import comparison_table, comparisons, load_runs
+from evaluation.images import read_image_set
+from evaluation.page import write_report
+from evaluation.provenance import find_predictors, training_of
+from evaluation.scoring import score_images
+from evaluation.tables import text_table, with_interval
+from rewards import NAMES, check_reward, load_reward
+from solvers import UserError
+from solvers.errors import run_command
+from solvers.files import write_atomically
+from training.ranks import settle_threads
+
+FOLDER = click.Path(path_type=Path)
+TRAINED_ON = {True: "yes", False: "no", None: "unknown"}
+
+
+def names_of(context, parameter, text: str) -> list[str]:
+    """The names of "hps,clip"; one that is empty, twice or no metric: UserError."""
+    names = [name.strip() for name in text.split(",")] if text else []
+    for name in names:
+        if name not in NAMES:
+            raise UserError(f"--metrics {text!r}: {name!r} is no metric, expected one or more of {', '.join(NAMES)}")
+        if names.count(name) > 1:
+            raise UserError(f"--metrics {text!r}: {name} is there twice; name it once")
+    return names
+
+
+def options_of(texts: tuple[str, ...], metrics: list[str]) -> dict[str, dict[str, Any]]:
+    """The options of each metric, from metric.key=value; more dots reach into the mappings of an option."""
+    options: dict[str, dict[str, Any]] = {metric: {} for metric in metrics}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        metric, *keys = name.split(".")
+        if not equals or not keys or not all(keys):
+            raise UserError(f"--option {text!r}: expected metric.key=value, such as hps.weights_path=hps.pt")
+        if metric not in options:
+            raise UserError(f"--option {text!r}: {metric!r} is not among --metrics {','.join(metrics)}")
+        place = options[metric]
+        for key in keys[:-1]:
+            place = place.setdefault(key, {})
+            if not isinstance(place, dict):
+                raise UserError(f"--option {text!r}: {key!r} has a value already; give one of the two")
+        if keys[-1] in place:
+            raise UserError(f"--option {text!r}: {name} is there twice; give it once")
+        place[keys[-1]] = value_of(value)
+    return options
+
+
+def value_of(text: str) -> Any:
+    """The JSON value of a text, or the text itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+@click.group()
+def main() -> None:
+    """How good images are, whether one solver's are better than another's, and a page that shows it."""
+
+
+METRICS = click.option("--metrics", default="", callback=names_of, help="Such as hps,clip; by default all that any of the runs has.")
+EXPS = click.option("--exps", type=FOLDER, multiple=True, help="Where predictor files are looked for by their hash; default: exps.")
+RUNS = click.option("--run", "folders", type=FOLDER, multiple=True, required=True, help="A scored folder; the first is compared with.")
+
+
+@main.command()
+@click.option("--images", "folder", type=FOLDER, required=True, help="The --outdir of sample.py, or any folder with --prompts.")
+@click.option("--metrics", required=True, callback=names_of, help=f"One or more of {', '.join(NAMES)}, with commas.")
+@click.option("--prompts", type=FOLDER, help="CSV or text file, for images without a manifest: they pair by sorted name, and repeat.")
+@click.option("--option", "texts", multiple=True, help="metric.key=value: an option of a metric, such as hps.weights_path=hps.pt.")
+@click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Images in a batch.")
+@click.option("--device", help="cpu, cuda, cuda:1, mps; CUDA where there is one by default.")
+@EXPS
+def score(folder, metrics, prompts, texts, batch, device, exps) -> None:
+    """Score images: DIR/scores/METRIC.jsonl and a summary. Run again, it goes on where it stopped; torchrun shares the work out."""
+    if not metrics:
+        raise UserError(f"--metrics is empty, expected one or more of {', '.join(NAMES)}")
+    options, images = options_of(texts, metrics), read_image_set(folder, prompts)
+    training = training_of(images.settings, find_predictors(exps))
+    import backends.quiet  # noqa: F401  it takes seconds
+
+    notes = [note for metric in metrics for note in check_reward(metric, options[metric])]
+    with process_group(device) as ranks:
+        settle_threads(ranks)
+        if ranks.rank == 0 and images.settings.get("predictor") and not training.complete:
+            notes.append("no predictor file tells all rewards that this solver was trained on; --exps DIR says where to look for it")
+        for note in notes if ranks.rank == 0 else ():
+            click.echo(f"note: {note}", err=True)
+        cells = []
+        for metric in metrics:
+            found = score_images(images, metric, load_reward(metric, options[metric], ranks.device), training, batch, ranks)
+            if found is not None:
+                marks = [str(found["count"]), str(found["prompts"]), TRAINED_ON[found["trained_on"]]]
+                cells.append([metric, with_interval(found["mean"], found["interval"]), *marks])
+        if ranks.rank == 0:
+            click.echo(text_table(["metric", "mean [95 %]", "images", "prompts", "trained on it"], cells))
+
+
+@main.command("compare")
+@RUNS
+@METRICS
+@click.option("--out", type=FOLDER, help="A JSON file of the comparisons.")
+def compare_command(folders, metrics, out) -> None:
+    """Compare runs with the first one, image by image of the same prompt and seed; prints a Markdown table."""
+    if len(folders) < 2:
+        raise UserError(f"--run {folders[0]}: nothing to compare it with; give --run once more")
+    runs = load_runs(folders, metrics)
+    rows = comparisons(runs)
+    click.echo(f"differences to {runs[0].name}\n\n{comparison_table(runs, rows)}")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        flat = [row for of_run in rows for row in of_run]
+        write_atomically(out, (json.dumps({"comparisons": flat}, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+@main.command()
+@RUNS
+@METRICS
+@click.option("--out", type=FOLDER, default=Path("report.html"), show_default=True, help="The page; its plots go beside it as PNG.")
+@click.option("--title", default="Comparison of solvers", show_default=True)
+@EXPS
+def report(folders, metrics, out, title, exps) -> None:
+    """Write one HTML page that needs nothing else: scores, differences to the first run, costs, plots, images, learned tables."""
+    paths = write_report(load_runs(folders, metrics), find_predictors(exps), out, title)
+    click.echo(f"wrote {out} and {len(paths) - 1} plots beside it")
+
+
+if __name__ == "__main__":
+    run_command(main)

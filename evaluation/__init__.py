@@ -1,0 +1,1 @@
+"""How good images are, whether one solver's are better than another's, and a page that shows it."""

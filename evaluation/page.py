@@ -1,0 +1,157 @@
+"""The report: one HTML page that needs nothing else, with its plots beside it as PNG."""
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from solvers import Predictor, SolverTable, UserError, load_predictor
+from solvers.files import write_atomically
+
+from . import plots
+from .comparison import Run, comparisons, p_value, trained_on
+from .plots import Picture, Point
+from .tables import number
+
+SHOWN = 8
+SIDE = 256  # pixels of a larger image's longer side in the page
+COSTS = {"depth": "serial depth", "evaluations": "evaluations an image"}
+
+
+def write_report(runs: Sequence[Run], predictors: Mapping[str, Path], out: Path, title: str) -> list[Path]:
+    """Write the page and its plots; returns their paths."""
+    pictures = quality_plots(runs)
+    tables = solver_tables(runs, predictors)
+    page = (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            title=title,
+            runs=runs,
+            first=next(iter(runs[0].scores.values())).summary,
+            metrics=[(name, scores.summary["protocol"]) for name, scores in runs[0].scores.items()],
+            rows=list(zip(runs[1:], comparisons(runs), strict=True)),
+            pictures=pictures,
+            uncosted=[run.name for run in runs if "depth" not in run.settings],
+            samples=samples(runs),
+            tables=tables,
+        )
+    )
+    paths = [out]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for drawn in [*pictures, *(table["picture"] for table in tables)]:
+        paths.append(out.with_name(f"{out.stem}-{drawn.name}.png"))
+        write_atomically(paths[-1], drawn.light)
+    write_atomically(out, page.encode())
+    return paths
+
+
+def environment() -> Environment:
+    """Templates of this folder, everything in them escaped."""
+    made = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    made.filters |= {"number": number, "p_value": p_value, "uri": data_uri, "trained_on": trained_on}
+    return made
+
+
+def data_uri(content: bytes, kind: str = "png") -> str:
+    """A picture as an address that holds it."""
+    return f"data:image/{kind};base64,{b64encode(content).decode()}"
+
+
+def quality_plots(runs: Sequence[Run]) -> list[Picture]:
+    """Each metric against serial depth and against total evaluations, of the runs whose manifests tell these."""
+    told = [run for run in runs if "depth" in run.settings]
+    found = []
+    for metric in runs[0].scores if told else ():
+        for key, cost in COSTS.items():
+            points = [point_of(run, metric, key) for run in told]
+            values = "; ".join(f"{run.name} {number(p.mean)} at {p.cost}" for run, p in zip(told, points, strict=True))
+            found.append(plots.quality(f"{metric}-{key}", f"{metric} against {cost}: {values}.", points, metric, cost))
+    return found
+
+
+def point_of(run: Run, metric: str, cost: str) -> Point:
+    """A run in a plot; runs of one baseline are a series, a learned solver is one by itself."""
+    settings, summary = run.settings, run.scores[metric].summary
+    series = settings["solver"] if settings.get("predictor") is None else run.name
+    return Point(series, settings[cost], summary["mean"], summary["interval"], summary["trained_on"])
+
+
+def samples(runs: Sequence[Run]) -> list[dict]:
+    """Images of the same prompts and seeds from all runs, of as many prompts as there are rows to show, with their scores."""
+    lines = [{metric: scores.pairs() for metric, scores in run.scores.items()} for run in runs]
+    turns: dict[str, int] = {}
+    order = []
+    for at, (prompt, seed) in enumerate(next(iter(lines[0].values()))):
+        turns[prompt] = turns.get(prompt, 0) + 1
+        order.append((turns[prompt], at, (prompt, seed)))
+    found = []
+    for _, _, pair in sorted(order)[:SHOWN]:
+        cells = []
+        for run, of_run in zip(runs, lines, strict=True):
+            of_image = {metric: pairs[pair] for metric, pairs in of_run.items()}
+            source, small = thumbnail(run.folder / next(iter(of_image.values()))["file"])
+            scores = [(k, line["score"], run.scores[k].summary["trained_on"]) for k, line in of_image.items()]
+            cells.append({"run": run.name, "source": source, "small": small, "scores": scores})
+        found.append({"prompt": pair[0], "seed": pair[1], "cells": cells})
+    return found
+
+
+def thumbnail(path: Path) -> tuple[str, bool]:
+    """An image as an address that holds it, made smaller where it has more than SIDE pixels a side; whether it has few of them."""
+    try:
+        image = Image.open(path).convert("RGB")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be shown ({' '.join(str(error).split())[:100]}); make the image again") from None
+    content, kind, small = BytesIO(), "png", max(image.size) <= SIDE // 4
+    if max(image.size) > SIDE:
+        image.thumbnail((SIDE, SIDE))
+        kind = "jpeg"
+    image.save(content, kind, quality=90)
+    return data_uri(content.getvalue(), kind), small
+
+
+def solver_tables(runs: Sequence[Run], predictors: Mapping[str, Path]) -> list[dict]:
+    """The learned tables of the runs whose predictor files were found, drawn and in numbers, each one once."""
+    users: dict[str, list[str]] = {}
+    for run in runs:
+        if run.settings.get("predictor") in predictors:
+            users.setdefault(run.settings["predictor"], []).append(run.name)
+    found = []
+    for at, (sha, names) in enumerate(users.items(), 1):
+        predictor = load_predictor(predictors[sha])
+        found.append({"runs": list(dict.fromkeys(names)), "picture": drawn(predictor, f"table-{at}", names[0])} | in_numbers(predictor))
+    return found
+
+
+def drawn(predictor: Predictor, name: str, run: str) -> Picture:
+    """A learned table or tableau as a figure."""
+    table = predictor.table
+    if isinstance(table, SolverTable):
+        steps = [
+            f"interval {n}: " + ", ".join(f"r {number(r)} weight {number(w)}" for r, w in zip(*rows, strict=True))
+            for n, rows in enumerate(zip(table.r.tolist(), table.w.tolist(), strict=True))
+        ]
+        return plots.solver_table(name, f"Positions and weights of {run}. {'; '.join(steps)}.", table)
+    steps = [f"level {n}: σ " + ", ".join(number(table.sigmas[s].item()) for s in level) for n, level in enumerate(table.levels)]
+    return plots.tableau(name, f"Stages of {run} and their weights in the result. {'; '.join(steps)}.", table)
+
+
+def in_numbers(predictor: Predictor) -> dict:
+    """Header and rows of a learned table's numbers: positions and weights of each interval, or the stages of a tableau."""
+    table = predictor.table
+    if not isinstance(table, SolverTable):
+        rows = [[n, s, table.sigmas[s].item(), table.output[1 + s].item()] for n, level in enumerate(table.levels) for s in level]
+        return {"header": ["level", "stage", "σ", "weight in the result"], "rows": rows}
+    arrays = table.arrays()
+    header = [f"{name}{k + 1}" for name in arrays for k in range(table.num_points)]
+    rows = [[n, *(value for array in arrays.values() for value in array[n].tolist())] for n in range(table.num_intervals)]
+    if predictor.sigmas is None:
+        return {"header": ["interval", *header], "rows": rows}
+    nodes = predictor.sigmas.tolist()
+    return {"header": ["interval", "σ from", "σ to", *header], "rows": [[n, *nodes[n : n + 2], *row] for n, *row in rows]}

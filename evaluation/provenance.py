@@ -1,0 +1,59 @@
+"""Which rewards a solver was trained on, as far as its predictor file tells."""
+
+import hashlib
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from solvers import UserError, load_predictor
+
+
+@dataclass(frozen=True)
+class Training:
+    """The rewards that a solver was trained on; not `complete` where there may be more that no file tells of."""
+
+    rewards: frozenset[str]
+    complete: bool
+
+    def covers(self, parts: Collection[str]) -> bool | None:
+        """Whether any of the scores that a metric combines was trained on; None where nobody can tell."""
+        if self.rewards & set(parts):
+            return True
+        return False if self.complete else None
+
+
+def find_predictors(places: Sequence[Path] | None) -> dict[str, Path]:
+    """The .pkl files below some folders by the SHA-256 of their bytes; by default those under exps.
+
+    A folder that was named but is not there: UserError.
+    """
+    for place in places or ():
+        if not place.is_dir():
+            raise UserError(f"--exps {place}: not a folder; give one that holds predictor files")
+    files = [p for place in places or [Path("exps")] for p in sorted(place.rglob("*.pkl"))]
+    return {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in files}
+
+
+def training_of(settings: Mapping, predictors: Mapping[str, Path]) -> Training:
+    """What made the images of a manifest's settings was trained on: nothing for a baseline, else what its predictor says."""
+    if "predictor" not in settings:
+        return Training(frozenset(), False)
+    if settings["predictor"] is None:
+        return Training(frozenset(), True)
+    return training_of_file(settings["predictor"], predictors)
+
+
+def training_of_file(start_of_hash: str, predictors: Mapping[str, Path]) -> Training:
+    """What the predictor with a hash that starts so, and those that it was learned from, were trained on."""
+    path = next((p for sha, p in predictors.items() if sha.startswith(start_of_hash)), None)
+    told = {"format": "published"} if path is None else load_predictor(path).provenance
+    if told.get("format") == "published":  # these do not say
+        return Training(frozenset(), False)
+    rewards = {"judge"} if told.get("trained_on_the_judge") else set()
+    reward = told.get("reward")
+    if isinstance(reward, dict):
+        rewards |= {reward["name"], *reward.get("options", {}).get("heads", {})}
+    parent = re.search(r"sha256:([0-9a-f]{16,})", str(told.get("parent")))
+    before = training_of_file(parent[1], predictors) if parent else Training(frozenset(), True)
+    return Training(before.rewards | rewards, before.complete)

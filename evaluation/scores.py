@@ -1,0 +1,156 @@
+"""The scores of an image folder: scores/<metric>.jsonl, a line an image, and scores/<metric>.summary.json."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from math import isclose, isfinite
+from pathlib import Path
+from statistics import fmean
+
+import manifest
+from rewards import Reward
+from solvers import UserError
+from solvers.files import write_atomically
+
+from .images import ImageSet
+from .provenance import Training
+from .statistics import RESAMPLES, SEED, Estimate, estimate
+
+FOLDER = "scores"
+KEYS = manifest.KEYS | {"score", "image", "protocol"}
+
+
+class ScoresError(UserError):
+    """Scores that are missing, damaged or unlike those asked for; the message is one line for the user."""
+
+
+def scores_path(folder: Path, metric: str) -> Path:
+    """Where the lines of a metric go."""
+    return folder / FOLDER / f"{metric}.jsonl"
+
+
+def summary_path(folder: Path, metric: str) -> Path:
+    """Where the summary of a metric goes."""
+    return folder / FOLDER / f"{metric}.summary.json"
+
+
+def metrics_of(folder: Path) -> list[str]:
+    """The metrics that an image folder has summaries of."""
+    return sorted(path.name.removesuffix(".summary.json") for path in (folder / FOLDER).glob("*.summary.json"))
+
+
+def protocol_of(reward: Reward) -> dict:
+    """A reward's protocol as it comes back from JSON."""
+    return json.loads(json.dumps(reward.protocol()))
+
+
+def protocol_id(protocol: dict) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a protocol."""
+    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The complete lines of a file of scores or of a part of it; one that is no score: ScoresError."""
+    lines = manifest.read_records(path, KEYS, "score all images anew")
+    for line in lines:
+        if type(line["score"]) is not float or not isfinite(line["score"]):
+            raise ScoresError(f"{path}: the score of {line['file']} is {line['score']!r}, expected a finite number; remove the file")
+    return lines
+
+
+class ScoreFile:
+    """The lines of a metric by image file, and this rank's part for new ones."""
+
+    def __init__(self, images: ImageSet, metric: str, protocol: str, rank: int):
+        self.images, self.metric, self.protocol = images, metric, protocol
+        self.path = scores_path(images.folder, metric)
+        self.part = manifest.part_of(self.path, rank)
+        self.lines: dict[str, dict] = {}
+        for path in [self.path, *manifest.parts_of(self.path)]:
+            for line in read_lines(path):
+                if line["protocol"] != protocol:
+                    raise ScoresError(
+                        f"{path} holds {metric} scores of protocol {line['protocol']}, but this run has {protocol} "
+                        f"(version, weights, preprocessing or options differ); remove the file to score anew"
+                    )
+                self.lines[line["file"]] = line
+
+    def has(self, record: dict, image: str) -> bool:
+        """Whether this very image (file, seed, prompt, hash of its bytes) is scored."""
+        line = self.lines.get(record["file"], {})
+        return line.items() >= (record | {"image": image}).items()
+
+    def add(self, lines: list[dict]) -> None:
+        """Append lines to this rank's part."""
+        manifest.append_records(self.part, lines)
+
+    def gather(self) -> list[dict]:
+        """Put the lines of the images into the one file, in their order."""
+        found = [self.lines[r["file"]] for r in self.images.records if r["file"] in self.lines]
+        manifest.replace_records(self.path, found)
+        return found
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The lines and the summary of a metric, of one image folder."""
+
+    folder: Path
+    metric: str
+    lines: list[dict]
+    summary: dict
+
+    def pairs(self) -> dict[tuple[str, int], dict]:
+        """The lines by prompt and seed; one that is there twice: ScoresError."""
+        found: dict[tuple[str, int], dict] = {}
+        for line in self.lines:
+            key = line["prompt"], line["seed"]
+            if key in found:
+                which = f"{found[key]['file']} and {line['file']}"
+                raise ScoresError(
+                    f"{self.folder}: {which} both have prompt {manifest.short(key[0])} and seed {key[1]}; keep one of the two"
+                )
+            found[key] = line
+        return found
+
+
+def estimate_of(lines: list[dict]) -> Estimate:
+    """Mean, standard error and interval of scores."""
+    return estimate([line["score"] for line in lines], [line["prompt"] for line in lines])
+
+
+def summarise(lines: list[dict], metric: str, protocol: dict, parts: list[str], images: ImageSet, training: Training) -> dict:
+    """What is said of a metric: its estimate, whether the solver was trained on it, its protocol, what made the images."""
+    summary = {"metric": metric} | asdict(estimate_of(lines)) | {"bootstrap": {"resamples": RESAMPLES, "seed": SEED}}
+    if "heads" in lines[0]:
+        summary["heads"] = {head: sum(line["heads"][head] for line in lines) / len(lines) for head in parts}
+    trained_on = training.covers([metric, *parts])
+    return summary | {"trained_on": trained_on, "protocol_id": protocol_id(protocol), "protocol": protocol, "images": images.settings}
+
+
+def write_summary(folder: Path, summary: dict) -> None:
+    """Write a summary beside the lines; the same content is left untouched."""
+    path = summary_path(folder, summary["metric"])
+    content = (json.dumps(summary, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomically(path, content)
+
+
+def read_scores(folder: Path, metric: str) -> Scores:
+    """The scores of a metric; none, unfinished ones, or a summary of others: ScoresError."""
+    again = f"run evaluate.py score --images {folder} --metrics {metric}"
+    path, told = scores_path(folder, metric), summary_path(folder, metric)
+    if not told.is_file() or not path.is_file():
+        raise ScoresError(f"{folder} has no {metric} scores; {again}")
+    if manifest.parts_of(path):
+        raise ScoresError(f"{folder}: scoring with {metric} was not finished; {again}")
+    lines = read_lines(path)
+    try:
+        summary = json.loads(told.read_bytes())
+        told_of = [summary[k] for k in ("metric", "count", "protocol_id")]
+        same_mean = isclose(summary["mean"], fmean(line["score"] for line in lines), rel_tol=1e-9, abs_tol=1e-12)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ScoresError(f"{told}: not a summary of scores ({error!r}); {again}") from None
+    if told_of != [metric, len(lines), lines[0]["protocol"]] or not same_mean:
+        raise ScoresError(f"{told} does not belong to the lines of {path.name}; {again}")
+    return Scores(folder, metric, lines, summary)

@@ -1,0 +1,28 @@
+"""Tables and numbers as text."""
+
+
+def text_table(header: list[str], rows: list[list[str]], text_columns: int = 1) -> str:
+    """A Markdown table, aligned: the first columns to the left, numbers to the right."""
+    widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: list[str]) -> str:
+        padded = [c.ljust(w) if i < text_columns else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = "|" + "|".join("-" * (w + 1) + ("-" if i < text_columns else ":") for i, w in enumerate(widths)) + "|"
+    return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def number(value: float | None, signed: bool = False) -> str:
+    """Four significant digits, with its sign if asked for; a dash for None."""
+    if value is None:
+        return "–"
+    return f"{value:{'+' if signed else ''}#.4g}".removesuffix(".")
+
+
+def with_interval(mean: float, interval: list[float] | None, signed: bool = False) -> str:
+    """A mean and its interval, where it has one."""
+    if interval is None:
+        return number(mean, signed)
+    low, high = (number(value, signed) for value in interval)
+    return f"{number(mean, signed)} [{low}, {high}]"

@@ -1,0 +1,227 @@
+"""evaluate.py report: the page needs nothing else, and says what the files say."""
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from io import BytesIO
+
+import numpy as np
+import pytest
+from browser import CHROMIUM, browser
+from PIL import Image
+
+from evaluation import plots
+from evaluation.comparison import p_value
+from evaluation.tables import number
+from solvers import Predictor, SolverTable, Spec, compile_tableau, load_predictor, polynomial, save_predictor
+from solvers.baselines import BASELINES
+
+VOID = {"meta", "source", "img", "br", "hr", "input", "link"}
+TITLE = 'Digits <b>"&'
+
+
+class Page(HTMLParser):
+    """What is asked of a page: its addresses, images, exact numbers and the rows of its tables; elements must be nested well."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.addresses: list[str] = []
+        self.alts: list[str | None] = []
+        self.numbers: list[tuple[float, str]] = []
+        self.rows: list[list[str]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        told = dict(attributes)
+        self.tags.add(tag)
+        self.addresses += [told[key] for key in ("src", "srcset", "href", "data", "action") if key in told]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "img":
+            self.alts.append(told.get("alt"))
+        if tag == "data":
+            self.numbers.append((float(told["value"]), ""))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        if "data" in self.open:
+            self.numbers[-1] = self.numbers[-1][0], text
+        if "td" in self.open or "th" in self.open:
+            self.rows[-1][-1] += text
+
+
+@pytest.fixture(scope="module")
+def learned(evaluation, tmp_path_factory):
+    """A run of a solver that was trained on the digits reward, and the folder of its predictor."""
+    root = tmp_path_factory.mktemp("learned")
+    table = SolverTable.sorted(*(SolverTable.uniform(3, 2).arrays()[k] for k in "rw"))
+    save_predictor(Predictor(table, Spec(num_steps=4), polynomial(4, 0.03, 15.0), {"reward": {"name": "digits"}}), root / "exps/tuned.pkl")
+    sha = hashlib.sha256((root / "exps/tuned.pkl").read_bytes()).hexdigest()
+    folder = evaluation.make(root / "tuned", light=0.8, solver="epd", predictor=sha, depth=6, evaluations=9)
+    evaluation.score(folder, "--exps", root / "exps")
+    return folder, root / "exps"
+
+
+@pytest.fixture(scope="module")
+def report(evaluation, scored, learned, tmp_path_factory):
+    """The path and the text of a report of three runs."""
+    out = tmp_path_factory.mktemp("report") / "page.html"
+    runs = [part for run in (*scored, learned[0]) for part in ("--run", run)]
+    evaluation.run("report", *runs, "--exps", learned[1], "--out", out, "--title", TITLE)
+    return out, out.read_text()
+
+
+def test_nothing_is_fetched_and_nothing_runs(report):
+    page = Page(report[1])
+    assert len(page.addresses) > 24
+    assert all(re.match("data:image/(png|jpeg);base64,", address) for address in page.addresses)
+    assert not page.tags & {"script", "link", "iframe", "object", "embed"}
+    assert "://" not in report[1]
+    assert not re.search(r"@import|url\(", report[1])
+
+
+def test_images_have_words_and_are_images(report):
+    page = Page(report[1])
+    assert all(page.alts)
+    assert any(re.search(r"judge against serial depth: first \S+ at 6; second \S+ at 8; tuned \S+ at 6", alt) for alt in page.alts)
+    for address in page.addresses:
+        Image.open(BytesIO(base64.b64decode(address.partition(",")[2]))).verify()
+
+
+def test_the_numbers_are_those_of_the_files(evaluation, report, scored, learned):
+    """Every number shown is the rounding of an exact one, and these are the summaries', the lines' and the comparison's."""
+    shown = Page(report[1]).numbers
+    assert all(text in (number(value), number(value, signed=True), p_value(value)) for value, text in shown)
+    exact = {value for value, _ in shown}
+    runs = [*scored, learned[0]]
+    for run in runs:
+        for metric in ("digits", "judge"):
+            summary, lines = evaluation.summary(run, metric), evaluation.lines(run, metric)
+            assert {summary["mean"], *summary["interval"]} <= exact
+            assert summary["mean"] == pytest.approx(np.mean([line["score"] for line in lines]))
+            assert {line["score"] for line in lines} <= exact
+    arguments = [part for run in runs for part in ("--run", run)]
+    evaluation.run("compare", *arguments, "--out", report[0].with_name("compare.json"))
+    for row in json.loads(report[0].with_name("compare.json").read_text())["comparisons"]:
+        found = row["difference"]
+        assert {found["mean"], found["standard_error"], *found["interval"], row["win_rate"], row["sign_test_p"]} <= exact
+
+
+def test_costs_and_guidance(report):
+    rows = {row[0]: row for row in reversed(Page(report[1]).rows) if len(row) == 7}
+    assert rows["run"][1:5] == ["solver", "serial depth", "evaluations", "guidance"]
+    assert rows["second"][1:5] == ["unipc", "8", "8", "7.5 (× 2 rows)"]
+    assert rows["tuned"][1:5] == ["epd", "6", "9", "7.5 (× 2 rows)"]
+
+
+def test_what_was_trained_on_is_marked_everywhere(report):
+    rows = Page(report[1]).rows
+    marked = [(row[0], i) for row in rows for i, cell in enumerate(row) if "trained on" in cell and row[0] != "run"]
+    assert ("tuned", 5) in marked
+    assert ("tuned", 6) not in marked
+    samples = [row for row in rows if "seed" in row[0] and len(row) == 4][1:]
+    assert len(samples) == 8
+    assert all("trained on" in row[3] and "trained on" not in row[1] + row[2] for row in samples)
+    assert [row[-1] for row in rows if row[:2] == ["tuned", "digits"]] == ["this run"]
+
+
+def test_text_is_escaped(evaluation, scored, report, tmp_path):
+    assert "<title>Digits &lt;b&gt;&#34;&amp;</title>" in report[1]
+    folder = shutil.copytree(scored[0], tmp_path / "a<i>b")
+    evaluation.run("report", "--run", folder, "--out", tmp_path / "page.html")
+    assert "a<i>b" not in (tmp_path / "page.html").read_text()
+
+
+def test_the_solver_table_is_there_in_numbers(report, learned):
+    table = load_predictor(learned[1] / "tuned.pkl").table
+    rows = Page(report[1]).rows
+    start = next(i for i, row in enumerate(rows) if row == ["interval", "σ from", "σ to", "r1", "r2", "w1", "w2"])
+    for n in range(3):
+        assert rows[start + 1 + n][3:] == [number(v) for v in [*table.r[n].tolist(), *table.w[n].tolist()]]
+
+
+def test_plots_are_beside_the_page(report):
+    names = sorted(path.name for path in report[0].parent.glob("*.png"))
+    assert names == [*sorted(f"page-{m}-{c}.png" for m in ("digits", "judge") for c in ("depth", "evaluations")), "page-table-1.png"]
+    for name in names:
+        Image.open(report[0].with_name(name)).verify()
+
+
+def test_a_run_without_a_manifest_has_no_costs(evaluation, scored, tmp_path):
+    folder = shutil.copytree(scored[0], tmp_path / "found")
+    shutil.rmtree(folder / "scores")
+    (folder / "manifest.jsonl").unlink()
+    (tmp_path / "prompts.txt").write_text("a red seven\n")
+    evaluation.score(folder, "--prompts", tmp_path / "prompts.txt", metrics="judge")
+    evaluation.run("report", "--run", folder, "--out", tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "no manifest tells what they cost: found." in text
+    assert next(row for row in Page(text).rows if row[0] == "found")[1:5] == ["–"] * 4
+    assert "trained on?" in next(row for row in Page(text).rows if row[0] == "found")[5]
+
+
+def test_large_images_are_made_smaller(evaluation, tmp_path):
+    folder = evaluation.make(tmp_path / "large", range(2), size=600)
+    evaluation.score(folder, metrics="digits")
+    evaluation.run("report", "--run", folder, "--out", tmp_path / "page.html")
+    jpegs = [a for a in Page((tmp_path / "page.html").read_text()).addresses if a.startswith("data:image/jpeg")]
+    assert [Image.open(BytesIO(base64.b64decode(a.partition(",")[2]))).size for a in jpegs] == [(256, 256)] * 2
+
+
+def shades(content: bytes, colour: str) -> np.ndarray:
+    """Rows and columns [n, 2] of the pixels of a colour, from 0 at the top left to 1."""
+    pixels = np.asarray(Image.open(BytesIO(content)).convert("RGB")).astype(int)
+    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return np.argwhere(abs(pixels - wanted).max(-1) < 12) / pixels.shape[:2]
+
+
+def test_points_are_drawn_where_they_belong():
+    points = [plots.Point("a", 4, 0.1, [0.05, 0.15], False), plots.Point("b", 10, 0.9, [0.85, 0.95], True)]
+    found = plots.quality("quality", "words", points, "judge", "serial depth")
+    for content in (found.light, found.dark):
+        low, high = (shades(content, colour) for colour in plots.COLOURS[:2])
+        low, high = low[low[:, 0] < 0.8], high[high[:, 0] < 0.8]  # above the legend
+        assert low[:, 1].mean() < 0.3 < 0.7 < high[:, 1].mean()
+        assert low[:, 0].mean() > 0.55 > 0.3 > high[:, 0].mean()
+        assert len(low) > len(high) > 20  # hollow, since it was trained on it
+
+
+def test_weights_are_areas_of_tables_and_tableaus():
+    heavy = SolverTable(
+        *(SolverTable.uniform(2, 2).r, SolverTable.uniform(2, 2).w * 0 + SolverTable.uniform(2, 2).w.new_tensor([0.9, 0.1]))
+    )
+    drawn = plots.solver_table("table", "words", heavy)
+    first, second = (shades(drawn.light, blend) for blend in ("#7399bb", "#f28c99"))  # the colours at three quarters on white
+    assert len(first) > 5 * len(second) > 100
+    assert plots.tableau("tableau", "words", compile_tableau(BASELINES["heun"], polynomial(4, 0.03, 15.0))).light
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_in_a_browser(report, tmp_path):
+    """At the width of a desk and of a phone, light and dark: nothing sticks out, nothing is fetched, the console stays empty."""
+    with browser(tmp_path / "profile") as chromium:
+        backgrounds = set()
+        for width, dark in ((1280, False), (390, False), (390, True)):
+            chromium.open(report[0], width, dark)
+            assert chromium.value("document.documentElement.scrollWidth") <= width
+            assert chromium.value("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+            assert chromium.value("document.title") == TITLE
+            assert chromium.said("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled") == []
+            asked = [event["request"]["url"] for event in chromium.said("Network.requestWillBeSent")]
+            assert {url for url in asked if not url.startswith("data:")} == {report[0].resolve().as_uri()}
+            backgrounds.add(chromium.value("getComputedStyle(document.body).backgroundColor"))
+            chromium.screenshot(tmp_path / f"{width}-{dark}.png")
+        assert len(backgrounds) == 2
