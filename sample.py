@@ -186,9 +186,7 @@ SWITCH = {"type": click.BOOL, "is_flag": False, "flag_value": "true", "default":
 @click.option("--backend-config", callback=as_json, help="JSON object of backend options, over the predictor's.")
 @click.option("--seeds", default="0-63", show_default=True, help='Such as "0,3,10-12"; a seed names one image.')
 @click.option("--prompt", help="One prompt for all seeds.")
-@click.option(
-    "--prompt-file", type=click.Path(path_type=Path), help="Text, CSV or COCO file; prompts pair with seeds by position and repeat."
-)
+@click.option("--prompt-file", type=click.Path(path_type=Path), help="Text, CSV or COCO file; they pair with seeds by position and repeat.")
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Images in a batch.")
 @click.option("--num-steps", type=click.IntRange(2, 1000), help="Number of nodes, for a baseline.")
 @click.option("--schedule", type=click.Choice(SCHEDULES), help="How nodes are made, for a baseline.")
@@ -247,7 +245,7 @@ def family_command(family: str, title: str, seeds: str, batch: int, outdir: str,
     @click.option("--seeds", default=seeds, show_default=True, help='Such as "0,3,10-12"; a seed names one image.')
     @click.option("--prompt", help="One prompt for all seeds.")
     @click.option(
-        "--prompt-file", type=click.Path(path_type=Path), help="Text, CSV or COCO file; prompts pair with seeds by position and repeat."
+        "--prompt-file", type=click.Path(path_type=Path), help="Text, CSV or COCO file; they pair with seeds by position and repeat."
     )
     @click.option("--max-batch-size", type=click.IntRange(1), default=batch, show_default=True, help="Images in a batch.")
     @click.option("--num-steps", type=click.IntRange(2, 1000), help="Number of nodes, for a baseline.")

@@ -135,9 +135,14 @@ def predictors_of(preset: Preset, told: Mapping[str, str], exps: Path = Path("ex
             raise UserError(f"RUN_NAME {run!r}: no run folder {exps}/<date>-{run}; train one, or give PREDICTOR=FILE")
         chosen = str(runs[-1])
     if chosen is not None:
-        return {Path(chosen).name.removesuffix(".pkl"): chosen}
+        return {label_of(resolve_predictor_path(chosen)): chosen}
     first = next(iter(preset.predictors))
     return {label: path for label, path in preset.predictors.items() if label == first or Path(path).is_dir()}
+
+
+def label_of(path: Path) -> str:
+    """What to call a predictor: its file's name, or its run folder's where that is the same for all runs."""
+    return next(name for name in (path.stem, *reversed(path.absolute().parts[:-1])) if not name.startswith(("network-snapshot", "export")))
 
 
 def check_made_for(preset: Preset, name: str, predictor: Predictor, path: Path) -> None:
@@ -164,11 +169,9 @@ def learned(label: str, path: Path, predictor: Predictor, model: str | None) -> 
     cost = predictor.cost()
     sha = hashlib.sha256(path.read_bytes()).hexdigest()
     settings = {"solver": "epd", "predictor": sha, "depth": cost.depth, "evaluations": cost.evaluations}
-    return Part(
-        f"epd-{label}-depth{cost.depth}-evals{cost.evaluations}",
-        ("--predictor-path", str(path)),
-        settings | common_settings(predictor, model),
-    )
+    settings |= common_settings(predictor, model)
+    name = f"epd-{label.removeprefix('epd-')}-depth{cost.depth}-evals{cost.evaluations}"
+    return Part(name, ("--predictor-path", str(path)), settings)
 
 
 def matched(paths: Mapping[str, Path], predictors: Mapping[str, Predictor], baselines: Sequence[str], model: str | None) -> list[Part]:
@@ -182,5 +185,6 @@ def matched(paths: Mapping[str, Path], predictors: Mapping[str, Predictor], base
                 name = f"{baseline}-depth{own.depth}-evals{own.evaluations}"
                 arguments = ("--predictor-path", str(paths[label]), "--solver", baseline, "--num-steps", str(nodes))
                 settings = {"solver": baseline, "predictor": None, "depth": own.depth, "evaluations": own.evaluations}
-                parts.setdefault(name, Part(name, arguments, settings | common_settings(predictor, model)))
+                settings |= common_settings(predictor, model)
+                parts.setdefault(name, Part(name, arguments, settings))
     return list(parts.values())

@@ -64,8 +64,8 @@ def whole(tmp_path_factory) -> tuple[Path, str]:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """Every file of an evaluation but the locks."""
-    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file() and p.name != ".lock"}
+    """Every file of an evaluation but locks and what a killed process had not renamed."""
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file() and p.suffix not in ("", ".tmp")}
 
 
 def test_the_report_has_the_numbers_of_the_summaries(whole):
