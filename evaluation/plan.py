@@ -76,7 +76,7 @@ class Plan:
     pairs: list[tuple[int, str]]
     """Seed and prompt of each image, by seed."""
     exps: list[Path]
-    """Where the predictor files are."""
+    """Where the predictor files are, and those that they were learned from."""
 
 
 def make_plan(name: str, baselines: Sequence[str], batch: int | None, environment: Mapping[str, str]) -> Plan:
@@ -106,7 +106,7 @@ def make_plan(name: str, baselines: Sequence[str], batch: int | None, environmen
         ],
         tuple(shared),
         sorted((seed, prompts[i % len(prompts)]) for i, seed in enumerate(seeds)),
-        sorted({path.parent for path in paths.values()}),
+        [*filter(Path.is_dir, [Path("exps")]), *sorted({path.parent for path in paths.values()})],
     )
 
 

@@ -45,15 +45,15 @@ def main(name: str, metrics: str | None, baselines: str, batch: int | None, devi
     for part in plan.parts:
         if not sampled(plan, part):
             call(launcher, "sample.py", *plan.shared, *part.arguments, "--outdir", plan.outdir / part.name, *on)
-    places = [place for folder in [Path("exps"), *plan.exps] if folder.is_dir() for place in ("--exps", folder)]
     folders = [plan.outdir / part.name for part in plan.parts]
     if lacking := [folder for folder in folders if not all(scored(plan, folder, metric) for metric in chosen)]:
         images = [argument for folder in lacking for argument in ("--images", folder)]
-        call(launcher, "evaluate.py", "score", *images, "--metrics", ",".join(chosen), *places, *on)
+        exps = [argument for folder in plan.exps for argument in ("--exps", folder)]
+        call(launcher, "evaluate.py", "score", *images, "--metrics", ",".join(chosen), *exps, *on)
     runs = load_runs(folders, chosen)
     click.echo(f"\n{scores_table(runs)}\n\ndifferences to {runs[0].name}\n\n{comparison_table(runs, comparisons(runs))}")
     report = plan.outdir / "report.html"
-    write_report(runs, find_predictors(places[1::2]), report, f"Solvers on {name}")
+    write_report(runs, find_predictors(plan.exps), report, f"Solvers on {name}")
     click.echo(f"\nreport: {report}")
 
 
