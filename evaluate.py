@@ -74,36 +74,43 @@ RUNS = click.option("--run", "folders", type=FOLDER, multiple=True, required=Tru
 
 
 @main.command()
-@click.option("--images", "folder", type=FOLDER, required=True, help="The --outdir of sample.py, or any folder with --prompts.")
+@click.option(
+    "--images", "folders", type=FOLDER, multiple=True, required=True, help="The --outdir of sample.py, or any folder with --prompts."
+)
 @click.option("--metrics", required=True, callback=names_of, help=f"One or more of {', '.join(NAMES)}, with commas.")
-@click.option("--prompts", type=FOLDER, help="CSV or text file, for images without a manifest: they pair by sorted name, and repeat.")
+@click.option("--prompts", type=FOLDER, help="Text, CSV or COCO file, for images without a manifest: they pair by sorted name.")
 @click.option("--option", "texts", multiple=True, help="metric.key=value: an option of a metric, such as hps.weights_path=hps.pt.")
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Images in a batch.")
 @click.option("--device", help="cpu, cuda, cuda:1, mps; CUDA where there is one by default.")
 @EXPS
-def score(folder, metrics, prompts, texts, batch, device, exps) -> None:
+def score(folders, metrics, prompts, texts, batch, device, exps) -> None:
     """Score images: DIR/scores/METRIC.jsonl and a summary. Run again, it goes on where it stopped; torchrun shares the work out."""
     if not metrics:
         raise UserError(f"--metrics is empty, expected one or more of {', '.join(NAMES)}")
-    options, images = options_of(texts, metrics), read_image_set(folder, prompts)
-    training = training_of(images.settings, find_predictors(exps))
+    options, predictors = options_of(texts, metrics), find_predictors(exps)
+    sets = [read_image_set(folder, prompts) for folder in folders]
+    trainings = [training_of(images.settings, predictors) for images in sets]
     import backends.quiet  # noqa: F401  it takes seconds
 
     notes = [note for metric in metrics for note in check_reward(metric, options[metric])]
     with process_group(device) as ranks:
         settle_threads(ranks)
-        if ranks.rank == 0 and images.settings.get("predictor") and not training.complete:
+        untold = [images for images, training in zip(sets, trainings, strict=True) if not training.complete]
+        if any(images.settings.get("predictor") for images in untold):
             notes.append("no predictor file tells all rewards that this solver was trained on; --exps DIR says where to look for it")
         for note in notes if ranks.rank == 0 else ():
             click.echo(f"note: {note}", err=True)
         cells = []
         for metric in metrics:
-            found = score_images(images, metric, load_reward(metric, options[metric], ranks.device), training, batch, ranks)
-            if found is not None:
-                marks = [str(found["count"]), str(found["prompts"]), TRAINED_ON[found["trained_on"]]]
-                cells.append([metric, with_interval(found["mean"], found["interval"]), *marks])
+            reward = load_reward(metric, options[metric], ranks.device)
+            for images, training in zip(sets, trainings, strict=True):
+                found = score_images(images, metric, reward, training, batch, ranks)
+                if found is not None:
+                    marks = [str(found["count"]), str(found["prompts"]), TRAINED_ON[found["trained_on"]]]
+                    cells.append([images.folder.name, metric, with_interval(found["mean"], found["interval"]), *marks])
+            del reward  # one is in memory at a time
         if ranks.rank == 0:
-            click.echo(text_table(["metric", "mean [95 %]", "images", "prompts", "trained on it"], cells))
+            click.echo(text_table(["folder", "metric", "mean [95 %]", "images", "prompts", "trained on it"], cells, text_columns=2))
 
 
 @main.command("compare")

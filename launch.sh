@@ -13,10 +13,13 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   sample   python sample.py ARGUMENTS
   distill  learn a table from a teacher: ./launch.sh distill NAME, one of training/distill/cfgs
   train    tune a table on a reward (RDPO): ./launch.sh train NAME, one of training/ppo/cfgs
+  eval     which solver is better at the same cost, sampled, scored and compared: ./launch.sh eval NAME [--metrics hps,clip],
+           NAME one of sd15, sd3-512, sd3-1024, flux, digits, digits-sd3, digits-flux; PROMPT_FILE, SEEDS, OUTDIR, MODEL_ID or
+           FLUX_MODEL_PATH, and PREDICTOR, RUN_DIR or RUN_NAME in the environment change what; writes samples/eval/NAME/report.html
   show     print a predictor: ./launch.sh show exps/digits
   build    train the digits backbone, its judge and its reward again (minutes)
 
-PROCESSES=N lets distill and train use N devices.
+PROCESSES=N lets distill, train and eval use N devices.
 PYTHON names the interpreter to make the environment with (default: python3.11, else python3).
 TEXT
 }
@@ -86,6 +89,7 @@ case "$command" in
     sample) setup && exec .venv/bin/python sample.py "$@" ;;
     distill) configured training/distill "$@" ;;
     train) configured training/ppo "$@" ;;
+    eval) setup && exec .venv/bin/python -m evaluation.suite "$@" ;;
     show) setup && exec .venv/bin/python -m solvers.predictor show "$@" ;;
     build) setup && exec .venv/bin/python -m backends.digits.build "$@" ;;
     -h | --help | help) usage ;;

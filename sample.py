@@ -11,7 +11,7 @@ from torch import Tensor
 import backends
 from backends import SCHEDULES, check_backend, load_backend
 from backends.distributed import Ranks, process_group
-from backends.prompts import read_prompts
+from backends.prompts import parse_seeds, read_prompts
 from generation import Output, Sampler, generate
 from solvers import (
     BASELINES,
@@ -45,24 +45,6 @@ class Choice:
     steps_match: bool = False
     finish: str = "none"
     dtype: str = "auto"
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Seeds of "0,3,10-12": [0, 3, 10, 11, 12]."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not (part.isascii() and first.isdigit()) or (dash and not last.isdigit()):
-            raise UserError(f"--seeds {text!r}: {part.strip()!r} is neither a seed nor a range such as 0-63")
-        if dash and int(last) < int(first):
-            raise UserError(f"--seeds {text!r}: the range {part.strip()} is reversed; write {last}-{first}")
-        seeds += range(int(first), int(last if dash else first) + 1)
-    twice = {s for s in seeds if seeds.count(s) > 1} if len(seeds) < 10000 else set(seeds[len(set(seeds)) :])
-    if twice:
-        raise UserError(f"--seeds {text!r}: seed {min(twice)} is there twice, but a seed names one image")
-    if max(seeds) >= 2**63:
-        raise UserError(f"--seeds {text!r}: {max(seeds)} is too large, expected less than 2^63")
-    return seeds
 
 
 def choose_prompts(prompt: str | None, prompt_file: Path | None, backend: str) -> list[str]:
@@ -204,7 +186,7 @@ SWITCH = {"type": click.BOOL, "is_flag": False, "flag_value": "true", "default":
 @click.option("--backend-config", callback=as_json, help="JSON object of backend options, over the predictor's.")
 @click.option("--seeds", default="0-63", show_default=True, help='Such as "0,3,10-12"; a seed names one image.')
 @click.option("--prompt", help="One prompt for all seeds.")
-@click.option("--prompt-file", type=click.Path(path_type=Path), help="CSV or text file; prompts pair with seeds by position and repeat.")
+@click.option("--prompt-file", type=click.Path(path_type=Path), help="Text, CSV or COCO file; they pair with seeds by position and repeat.")
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Images in a batch.")
 @click.option("--num-steps", type=click.IntRange(2, 1000), help="Number of nodes, for a baseline.")
 @click.option("--schedule", type=click.Choice(SCHEDULES), help="How nodes are made, for a baseline.")
@@ -263,7 +245,7 @@ def family_command(family: str, title: str, seeds: str, batch: int, outdir: str,
     @click.option("--seeds", default=seeds, show_default=True, help='Such as "0,3,10-12"; a seed names one image.')
     @click.option("--prompt", help="One prompt for all seeds.")
     @click.option(
-        "--prompt-file", type=click.Path(path_type=Path), help="CSV or text file; prompts pair with seeds by position and repeat."
+        "--prompt-file", type=click.Path(path_type=Path), help="Text, CSV or COCO file; they pair with seeds by position and repeat."
     )
     @click.option("--max-batch-size", type=click.IntRange(1), default=batch, show_default=True, help="Images in a batch.")
     @click.option("--num-steps", type=click.IntRange(2, 1000), help="Number of nodes, for a baseline.")

@@ -1,26 +1,33 @@
-"""Prompts from text and CSV files."""
+"""Prompts from text, CSV and COCO caption files, and the seeds that they pair with."""
 
 import csv
 import io
+import json
 from pathlib import Path
 
 from solvers import UserError
 
 
 def read_prompts(path: Path, told_by: str) -> list[str]:
-    """The prompts of a CSV file with a header (column text, prompt or caption, else the first) or of a text file, one a line.
+    """The prompts of a text file, one a line, of a CSV file, or of the captions of a COCO JSON file.
 
     A file that cannot be read, or holds none: UserError that begins with `told_by`, the option or key that named it.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
-        prompts = csv_column(text) if path.suffix.lower() == ".csv" else text.replace("\r\n", "\n").split("\n")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{told_by} {path}: cannot be read as UTF-8 text or CSV ({error})") from None
+        prompts = READERS.get(path.suffix.lower(), lines)(text)
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        raise UserError(f"{told_by} {path}: cannot be read as UTF-8 text, CSV or COCO captions ({error})") from None
     prompts = [p.strip() for p in prompts if p.strip()]
     if not prompts:
-        raise UserError(f"{told_by} {path}: holds no prompt; expected one a line, or a CSV with a column text, prompt or caption")
+        expected = "one a line, a CSV with a column text, prompt or caption, or a COCO JSON with captions"
+        raise UserError(f"{told_by} {path}: holds no prompt; expected {expected}")
     return prompts
+
+
+def lines(text: str) -> list[str]:
+    """The lines of a text."""
+    return text.replace("\r\n", "\n").split("\n")
 
 
 def csv_column(text: str) -> list[str]:
@@ -30,3 +37,41 @@ def csv_column(text: str) -> list[str]:
     names = [name.strip().lower() for name in header]
     column = next((names.index(name) for name in ("text", "prompt", "caption") if name in names), 0)
     return [row[column] for row in rows if column < len(row)]
+
+
+def coco_captions(text: str) -> list[str]:
+    """The first caption of each image of a COCO caption file, in order of image id; another content: ValueError."""
+    document = json.loads(text)
+    annotations = document.get("annotations") if isinstance(document, dict) else None
+    if not isinstance(annotations, list):
+        raise ValueError("no list named annotations")
+    first: dict[int, str] = {}
+    for at, annotation in enumerate(annotations):
+        image, caption = (annotation.get("image_id"), annotation.get("caption")) if isinstance(annotation, dict) else (None, None)
+        if type(image) is not int or not isinstance(caption, str):
+            raise ValueError(f"annotations[{at}] lacks a numeric image_id or a caption")
+        caption.encode()  # half a surrogate pair is no text
+        if caption.strip():
+            first.setdefault(image, caption)
+    return [first[image] for image in sorted(first)]
+
+
+READERS = {".csv": csv_column, ".json": coco_captions}
+
+
+def parse_seeds(text: str, told_by: str = "--seeds") -> list[int]:
+    """Seeds of "0,3,10-12": [0, 3, 10, 11, 12]; anything else: UserError that begins with `told_by`, the option that named them."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not (part.isascii() and first.isdigit()) or (dash and not last.isdigit()):
+            raise UserError(f"{told_by} {text!r}: {part.strip()!r} is neither a seed nor a range such as 0-63")
+        if dash and int(last) < int(first):
+            raise UserError(f"{told_by} {text!r}: the range {part.strip()} is reversed; write {last}-{first}")
+        seeds += range(int(first), int(last if dash else first) + 1)
+    twice = {s for s in seeds if seeds.count(s) > 1} if len(seeds) < 10000 else set(seeds[len(set(seeds)) :])
+    if twice:
+        raise UserError(f"{told_by} {text!r}: seed {min(twice)} is there twice, but a seed names one image")
+    if max(seeds) >= 2**63:
+        raise UserError(f"{told_by} {text!r}: {max(seeds)} is too large, expected less than 2^63")
+    return seeds

@@ -1,6 +1,6 @@
 """Samplers of the diffusion ODE dx/dsigma = velocity(x, sigma), learned and classical, and their files."""
 
-from .baselines import BASELINES, num_steps_for_depth
+from .baselines import BASELINES, num_steps_for_depth, num_steps_for_evaluations
 from .epd import EPD
 from .errors import UserError
 from .multi_step import IPNDM, DPMpp, UniPC
@@ -37,6 +37,7 @@ __all__ = [
     "load_predictor",
     "logsnr",
     "num_steps_for_depth",
+    "num_steps_for_evaluations",
     "polynomial",
     "resolve_predictor_path",
     "sample",

@@ -1,5 +1,7 @@
 """The classical solvers by the names that command lines use, and nodes for a serial depth."""
 
+from operator import attrgetter
+
 import torch
 
 from .errors import UserError
@@ -21,15 +23,26 @@ BASELINES: dict[str, Solver] = {
     "unipc": UniPC(order=2, lower_order_final=True),
     "unipc3": UniPC(order=3, lower_order_final=True),
 }
+COSTS = {"serial depth": attrgetter("depth"), "number of evaluations": attrgetter("evaluations")}
 
 
 def num_steps_for_depth(solver: Solver, depth: int, finish: str = "none") -> int:
     """The number of nodes with which a solver's serial depth is `depth`; none: UserError that names the nearest."""
+    return num_steps_for("serial depth", solver, depth, finish)
+
+
+def num_steps_for_evaluations(solver: Solver, evaluations: int, finish: str = "none") -> int:
+    """The number of nodes with which a solver takes so many evaluations in total; none: UserError that names the nearest."""
+    return num_steps_for("number of evaluations", solver, evaluations, finish)
+
+
+def num_steps_for(cost: str, solver: Solver, wanted: int, finish: str) -> int:
+    """The number of nodes with which a cost, one of COSTS, is as wanted."""
     found: list[int] = []
-    for num_steps in range(2, depth + 3):
-        got = compile_tableau(solver, torch.linspace(2, 1, num_steps), finish).depth
-        if got == depth:
+    for num_steps in range(2, wanted + 3):
+        got = COSTS[cost](compile_tableau(solver, torch.linspace(2, 1, num_steps), finish))
+        if got == wanted:
             return num_steps
         found.append(got)
-    nearest = sorted(set(found), key=lambda d: abs(d - depth))[:2]
-    raise UserError(f"{type(solver).__name__} has no serial depth {depth}; the nearest are {' and '.join(map(str, sorted(nearest)))}")
+    nearest = sorted(set(found), key=lambda c: abs(c - wanted))[:2]
+    raise UserError(f"{type(solver).__name__} has no {cost} {wanted}; the nearest are {' and '.join(map(str, sorted(nearest)))}")

@@ -1,0 +1,67 @@
+"""Prompt files: what is read from each format, what is refused, and the project's own."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from backends.prompts import parse_seeds, read_prompts
+from solvers import UserError
+
+PROMPTS = Path(__file__).parent.parent.parent / "prompts"
+
+
+def caption(image: object, text: object) -> dict:
+    return {"image_id": image, "id": 7, "caption": text}
+
+
+def test_coco_json_gives_the_first_caption_of_each_image_by_its_id(tmp_path):
+    file = tmp_path / "captions_val.json"
+    annotations = [caption(30, "a tram"), caption(4, " a café\n"), caption(30, "no"), caption(100, " "), caption(100, "a bird")]
+    file.write_text(json.dumps({"info": {}, "images": [], "annotations": annotations}))
+    assert read_prompts(file, "--prompt-file") == ["a café", "a tram", "a bird"]
+
+
+def test_coco_csv_gives_its_captions(tmp_path):
+    file = tmp_path / "coco.csv"
+    file.write_text('image_id,id,caption\n4,1,"a cat, asleep"\n30,2,a tram\n')
+    assert read_prompts(file, "--prompt-file") == ["a cat, asleep", "a tram"]
+
+
+@pytest.mark.parametrize(
+    "content, word",
+    [
+        ("", "Expecting value"),
+        ("{", "Expecting"),
+        ("[]", "no list named annotations"),
+        ('{"annotations": 3}', "no list named annotations"),
+        ('{"annotations": []}', "holds no prompt"),
+        ('{"annotations": ["a tram"]}', r"annotations\[0\] lacks"),
+        (json.dumps({"annotations": [caption(1, "a"), caption("2", "b")]}), r"annotations\[1\] lacks"),
+        (json.dumps({"annotations": [caption(1, None)]}), r"annotations\[0\] lacks"),
+        (json.dumps({"annotations": [caption(1, "\ud800")]}), "surrogates"),
+        ("[" * 200_000, "recursion"),
+    ],
+    ids=["empty", "torn", "list", "number", "none", "text", "image", "caption", "surrogate", "deep"],
+)
+def test_a_malformed_coco_file_is_one_line_that_names_it(tmp_path, content, word):
+    file = tmp_path / "captions.json"
+    file.write_text(content)
+    with pytest.raises(UserError, match=word) as error:
+        read_prompts(file, "--prompt-file")
+    assert str(error.value).startswith(f"--prompt-file {file}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_seeds_are_told_by_the_option_that_named_them():
+    assert parse_seeds("0,3,10-12") == [0, 3, 10, 11, 12]
+    with pytest.raises(UserError, match=r"^SEEDS '3-1': the range 3-1 is reversed"):
+        parse_seeds("3-1", "SEEDS")
+
+
+def test_the_projects_own_prompts():
+    train, test = (read_prompts(PROMPTS / f"{part}.txt", "prompts") for part in ("train", "test"))
+    assert [len(train), len(test)] == [300, 150]
+    assert len({p.casefold() for p in train + test}) == 450
+    for part, prompts in (("train", train), ("test", test)):
+        assert (PROMPTS / f"{part}.txt").read_text(encoding="utf-8") == "".join(f"{p}\n" for p in prompts)

@@ -1,0 +1,184 @@
+"""./launch.sh eval from sampling to the report: what it samples, that it goes on, and what it refuses."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+from click.testing import CliRunner
+
+import evaluate
+import sample
+from evaluation import suite
+from evaluation.plan import PRESETS, make_plan, predictors_of
+from evaluation.tables import number
+from solvers import UserError
+
+ROOT = Path(__file__).parent.parent.parent
+ARGUMENTS = ("digits", "--baselines", "euler,dpmpp", "--batch", "3", "--device", "cpu")
+SETTINGS = {"RUN_DIR": "", "RUN_NAME": "", "PROMPT_FILE": "", "MODEL_ID": "", "PROCESSES": "", "SEEDS": "0-5"}
+SETTINGS |= {"PREDICTOR": "exps/digits-distilled/epd-g7.5-d4"}
+FOLDERS = ["epd-g7.5-d4-depth4-evals6", "euler-depth4-evals4", "euler-depth6-evals6", "dpmpp-depth4-evals4", "dpmpp-depth6-evals6"]
+
+
+def run_here(monkeypatch, out: Path) -> tuple[str, list[str]]:
+    """What an evaluation prints, and the scripts it called, which run in this process."""
+    called = []
+
+    def call(launcher, script, *arguments):
+        command = {"sample.py": sample.main, "evaluate.py": evaluate.main}[script]
+        CliRunner().invoke(command, [str(a) for a in arguments], catch_exceptions=False, standalone_mode=False)
+        called.append(script)
+
+    monkeypatch.setattr(suite, "call", call)
+    monkeypatch.chdir(ROOT)
+    for name, value in (SETTINGS | {"OUTDIR": str(out)}).items():
+        monkeypatch.setenv(name, value)
+    result = CliRunner().invoke(suite.main, ARGUMENTS, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output, called
+
+
+def start(out: Path, *arguments: str) -> subprocess.Popen:
+    """The command in a process of its own, which leads a group."""
+    command = [sys.executable, "-m", "evaluation.suite", *arguments]
+    told = os.environ | SETTINGS | {"OUTDIR": str(out), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=told, cwd=ROOT, start_new_session=True, **pipes)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, str]:
+    """An evaluation that nothing interrupted, and what it printed."""
+    out = tmp_path_factory.mktemp("eval") / "digits"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        text, called = run_here(monkeypatch, out)
+    assert called == ["sample.py"] * 5 + ["evaluate.py"]
+    return out, text
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """Every file of an evaluation but locks and what a killed process had not renamed."""
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file() and p.suffix not in ("", ".tmp")}
+
+
+def test_the_report_has_the_numbers_of_the_summaries(whole):
+    out, text = whole
+    page = (out / "report.html").read_text()
+    for folder in FOLDERS:
+        assert f"{folder} " in text
+        for metric in ("digits", "judge"):
+            scores = out / folder / "scores"
+            summary = json.loads((scores / f"{metric}.summary.json").read_text())
+            lines = [json.loads(line)["score"] for line in (scores / f"{metric}.jsonl").read_text().splitlines()]
+            assert summary["mean"] == pytest.approx(fmean(lines))
+            assert summary["count"] == len(lines) == 6
+            assert number(summary["mean"]) in text
+            assert number(summary["mean"]) in page
+    assert text.endswith(f"report: {out / 'report.html'}\n")
+
+
+def test_a_second_run_makes_nothing_anew(whole, monkeypatch):
+    out, text = whole
+    before = {p: p.stat().st_mtime_ns for p in out.glob("*/**/*") if p.is_file()}
+    again, called = run_here(monkeypatch, out)
+    assert called == []
+    assert again == text
+    assert {p: p.stat().st_mtime_ns for p in out.glob("*/**/*") if p.is_file()} == before
+
+
+def test_a_run_killed_half_way_ends_in_the_same_files(whole, monkeypatch, tmp_path):
+    out = tmp_path / "digits"
+    process = start(out, *ARGUMENTS)
+    deadline = time.monotonic() + 90
+    while not (out / FOLDERS[1]).is_dir() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (out / "report.html").exists()
+    _, called = run_here(monkeypatch, out)
+    assert called.count("sample.py") in (3, 4)
+    assert contents(out) == contents(whole[0])
+
+
+def test_an_image_or_a_score_that_is_gone_is_made_again(whole, monkeypatch, tmp_path):
+    out = shutil.copytree(whole[0], tmp_path / "digits")
+    (out / FOLDERS[2] / "000000" / "000004.png").unlink()
+    (out / FOLDERS[3] / "scores" / "judge.jsonl").unlink()
+    assert run_here(monkeypatch, out)[1] == ["sample.py", "evaluate.py"]
+    assert contents(out) == contents(whole[0])
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [(["mars"], "eval 'mars': expected one of sd15, "), (["digits", "--metrics", "beauty"], "--metrics: 'beauty' is no metric, ")],
+    ids=["name", "metric"],
+)
+def test_an_unknown_name_or_metric_is_one_line(tmp_path, arguments, words):
+    process = start(tmp_path / "out", *arguments)
+    printed, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert errors.startswith(f"error: {words}")
+    assert errors.count("\n") == 1
+    assert printed == ""
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name, variables, words",
+    [
+        ("digits", {"SEEDS": "5-1"}, "SEEDS '5-1': the range"),
+        ("digits", {"PROMPT_FILE": "absent.txt"}, "PROMPT_FILE absent.txt: cannot be read"),
+        ("digits", {"PREDICTOR": "exps/sd15"}, "made for backend ldm, but digits needs digits"),
+        ("digits-sd3", {"PREDICTOR": "exps/digits"}, "made for family ldm, but digits-sd3 needs sd3"),
+        ("sd3-512", {"SD3_512_PREDICTOR": "exps/sd3-1024"}, "made for resolution 1024, but sd3-512 needs 512"),
+        ("sd15", {"RUN_NAME": "absent"}, "RUN_NAME 'absent': no run folder"),
+        ("sd15", {"RUN_DIR": "absent"}, "predictor 'absent' not found"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(monkeypatch, name, variables, words):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=words) as error:
+        make_plan(name, ["euler"], None, variables)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_baselines_have_the_depth_and_the_evaluations_of_the_table(monkeypatch, name):
+    monkeypatch.chdir(ROOT)
+    parts = make_plan(name, ["euler", "unipc"], None, {"PREDICTOR": next(iter(PRESETS[name].predictors.values()))}).parts
+    first, *others = (part.settings for part in parts)
+    costs = [(part["depth"], part["evaluations"]) for part in others]
+    assert costs == [(c, c) for c in (first["depth"], first["evaluations"])] * 2
+
+
+def test_variables_of_the_published_scripts(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "p.csv").write_text("caption\none\ntwo\n")
+    told = {"PROMPT_FILE": str(tmp_path / "p.csv"), "SEEDS": "7,3,5", "FLUX_MODEL_PATH": "weights/flux", "OUTDIR": str(tmp_path)}
+    plan = make_plan("flux", ["euler"], 2, told)
+    assert plan.pairs == [(3, "two"), (5, "one"), (7, "one")]
+    assert plan.outdir == tmp_path
+    assert plan.shared == ("--seeds", "7,3,5", "--batch", "2", "--prompt-file", told["PROMPT_FILE"], "--model-path", "weights/flux")
+    assert make_plan("flux", [], None, told | {"MODEL_ID": "a/b"}).shared[-1] == "a/b"
+
+
+def test_the_newest_run_of_a_name_is_measured(tmp_path):
+    for folder in ("20250101-000000-tuned", "20250301-000000-tuned-1", "20250201-000000-tuned", "20250401-000000-other"):
+        shutil.copytree(ROOT / "exps" / "digits", tmp_path / folder)
+    found = predictors_of(PRESETS["digits"], {"RUN_NAME": "tuned"}, tmp_path)
+    assert list(found.values()) == [str(tmp_path / "20250301-000000-tuned-1")]
+
+
+def test_processes_are_started_with_torchrun():
+    assert suite.launcher_of({}) == [sys.executable]
+    assert suite.launcher_of({"PROCESSES": "2"})[1:3] == ["-m", "torch.distributed.run"]
+    with pytest.raises(UserError, match="PROCESSES 'two'"):
+        suite.launcher_of({"PROCESSES": "two"})
