@@ -161,9 +161,10 @@ def test_an_embedding_does_not_depend_on_the_prompts_beside_it(tiny_folder):
 def test_the_cache_of_embeddings_is_bounded(tiny_folder, monkeypatch):
     backend = load_tiny(tiny_folder)
     monkeypatch.setattr(backend.pipe, "encode_prompt", lambda prompt, *_: (torch.full((1, 2, 3), float(prompt)), None))
-    text = backend.encode([str(i) for i in range(1100)], 1).positive["text"]
-    assert text[:, 0, 0].tolist() == list(range(1100))
-    assert len(backend._embeddings.known) == 1024
+    backend._embeddings.limit = 100 * 2 * 3 * 4  # bytes of 100 embeddings in float32
+    text = backend.encode([str(i) for i in range(150)], 1).positive["text"]
+    assert text[:, 0, 0].tolist() == list(range(150))
+    assert list(backend._embeddings.known) == [str(i) for i in range(50, 150)]
 
 
 def test_encoded_prompts_can_enter_autograd(backend):
