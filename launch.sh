@@ -73,11 +73,13 @@ demo() { # ARGUMENTS go to the first comparison
     echo "== RDPO: a few steps from a distilled table =="
     .venv/bin/python -m training.ppo.launch --config training/ppo/cfgs/digits.yaml --run-name rdpo --output-root demo \
         --override ppo.steps=20 --override evaluation.interval=10 --override evaluation.images=128
-    for family in sd3 flux; do
-        echo "== The ${family} family =="
-        .venv/bin/python -m benchmarks.compare_solvers --family "$family" --out "demo/$family" \
-            --no-distil --n 32 --batch 32 --depths 4,8 --solvers euler,dpmpp,unipc,epd-start --schedule flowmatch --intervals 24
+    local name folder runs=()
+    for name in digits digits-sd3 digits-flux; do
+        echo "== ${name}: learned tables and baselines at the same cost =="
+        SEEDS=0-23 OUTDIR="demo/$name" .venv/bin/python -m evaluation.suite "$name" --baselines euler,dpmpp
+        for folder in "demo/$name"/*/; do runs+=(--run "$folder"); done
     done
+    .venv/bin/python evaluate.py report "${runs[@]}" --out demo/report.html --title "Three families of digits"
 }
 
 command=${1:---help}
