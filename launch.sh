@@ -77,7 +77,7 @@ demo() { # ARGUMENTS go to the first comparison
     for name in digits digits-sd3 digits-flux; do
         echo "== ${name}: learned tables and baselines at the same cost =="
         SEEDS=0-23 OUTDIR="demo/$name" .venv/bin/python -m evaluation.suite "$name" --baselines euler,dpmpp
-        for folder in "demo/$name"/*/; do runs+=(--run "$folder"); done
+        for folder in "demo/$name"/epd*/ "demo/$name"/[!e]*/ "demo/$name"/euler*/; do runs+=(--run "$folder"); done
     done
     .venv/bin/python evaluate.py report "${runs[@]}" --out demo/report.html --title "Three families of digits"
 }
