@@ -72,6 +72,6 @@ def parse_seeds(text: str, told_by: str = "--seeds") -> list[int]:
     twice = {s for s in seeds if seeds.count(s) > 1} if len(seeds) < 10000 else set(seeds[len(set(seeds)) :])
     if twice:
         raise UserError(f"{told_by} {text!r}: seed {min(twice)} is there twice, but a seed names one image")
-    if max(seeds) >= 2**63:
-        raise UserError(f"{told_by} {text!r}: {max(seeds)} is too large, expected less than 2^63")
+    if max(seeds) >= 2**32:  # generators tell no more seeds apart
+        raise UserError(f"{told_by} {text!r}: {max(seeds)} is too large, expected less than 2^32")
     return seeds

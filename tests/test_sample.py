@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import sample
 from backends import initial_noise
 from backends.prompts import read_prompts
 from manifest import exclusive
-from solvers import SolverTable, Spec, UserError, logsnr, save_predictor
+from solvers import SolverTable, Spec, UserError, load_predictor, logsnr, save_predictor
 from solvers.predictor import Predictor
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +55,18 @@ def table(tmp_path) -> Path:
     return path
 
 
+def test_nodes_that_are_not_those_of_their_schedule_are_reported_and_used(tmp_path, table):
+    arguments = ["--seeds", "0", "--prompt", "x", "--predictor_path"]
+    assert "recorded nodes" not in invoke(*arguments, table, "--outdir", tmp_path / "same")
+    predictor = load_predictor(table)
+    other = tmp_path / "other.pkl"
+    save_predictor(replace(predictor, sigmas=predictor.sigmas * torch.tensor([1, 1.01, 1, 1])), other)
+    assert "the recorded nodes differ from logsnr nodes of gaussian by up to 1 %; they are used" in invoke(
+        *arguments, other, "--outdir", tmp_path / "other"
+    )
+    assert not np.array_equal(*(pixels(tmp_path / name)["000000/000000.png"] for name in ("same", "other")))
+
+
 def test_seeds():
     assert sample.parse_seeds("0,3,10-12") == [0, 3, 10, 11, 12]
     for bad, word in (
@@ -63,7 +76,7 @@ def test_seeds():
         ("", "neither"),
         ("-3", "neither"),
         ("²", "neither"),
-        (str(2**63), "too large"),
+        (str(2**32), "too large"),
     ):
         with pytest.raises(UserError, match=word):
             sample.parse_seeds(bad)
