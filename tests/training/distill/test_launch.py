@@ -160,6 +160,24 @@ def test_sigterm_saves_and_the_run_goes_on_to_the_same_end(tmp_path, config):
     assert all(mine[k] == expected[k] for k in expected)
 
 
+def test_a_run_that_is_killed_goes_on_to_the_same_end(tmp_path, config):
+    longer = ["--override", "train.steps=400", "--override", "train.checkpoint_interval=20", "--override", "evaluation.interval=100"]
+    exps = tmp_path / "exps"
+    command = [sys.executable, "-m", "training.distill.launch", "--config", config, "--exps", exps, "--run-name", "cut", *longer]
+    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(exps.glob("*-cut/checkpoints/step*[1-9]*.pt")):
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    cut = run_of(exps, "cut")
+    assert 0 < int(cut.latest_checkpoint().stem[4:]) < 400
+    invoke("--resume", cut.path, "--exps", exps)
+    expected = outcome(start(tmp_path, config, "whole", *longer))
+    mine = outcome(cut)
+    assert all(mine[k] == expected[k] for k in expected)
+
+
 def test_a_loss_that_is_not_finite_names_step_and_interval_and_saves_the_table(tmp_path, config, monkeypatch):
     from backends.gaussian import GaussianMixture
 
