@@ -54,12 +54,7 @@ def check_backend(spec: Spec) -> tuple[str, dict]:
     family = config.pop("family", "ldm") if name == "digits" else name
     if family not in FAMILIES:
         raise BackendError(f"backend_config.family is {family!r}, expected one of {', '.join(FAMILIES)}")
-    from .pipelines import check_options
-
-    module = import_module(f".{family}", __package__)
-    check_options(config, module.OPTIONS)
-    if family == "flux" and config.get("negative_prompt"):
-        raise BackendError(f"negative_prompt {config['negative_prompt']!r}: FLUX has no negative prompt; leave it empty")
+    import_module(f".{family}", __package__).check(config)
     if name == "digits":
         from .digits import FOLDERS, OPTIONS
 

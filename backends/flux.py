@@ -15,6 +15,7 @@ from .pipelines import (
     EmbeddingCache,
     PipelineBackend,
     absent_parts,
+    check_options,
     checked_resolution,
     load_pipeline,
     place,
@@ -107,6 +108,13 @@ class Flux(PipelineBackend):
 def default_model() -> str:
     """FLUX_MODEL_PATH where it is set, else the hub id of FLUX.1-dev."""
     return os.environ.get("FLUX_MODEL_PATH") or DEFAULT_MODEL
+
+
+def check(config: dict) -> None:
+    """Refuse options that do not exist, have values of another type, or ask for a negative prompt: BackendError."""
+    check_options(config, OPTIONS)
+    if config.get("negative_prompt"):
+        raise BackendError(f"negative_prompt {config['negative_prompt']!r}: FLUX has no negative prompt; leave it empty")
 
 
 def load(config: dict, device: torch.device, dtype: torch.dtype, name: str = "flux") -> Flux:

@@ -8,7 +8,7 @@ from solvers import NoiseSchedule
 from . import quiet  # noqa: F401  isort: skip
 from diffusers import StableDiffusionPipeline  # isort: skip
 from .base import BackendError, Condition, guide, per_points
-from .pipelines import COMMON_OPTIONS, EmbeddingCache, PipelineBackend, checked_resolution, load_pipeline, place
+from .pipelines import COMMON_OPTIONS, EmbeddingCache, PipelineBackend, check_options, checked_resolution, load_pipeline, place
 
 DEFAULT_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 OPTIONS = COMMON_OPTIONS | {
@@ -71,6 +71,11 @@ class LDM(PipelineBackend):
             return eps
 
         return velocity
+
+
+def check(config: dict) -> None:
+    """Refuse options that do not exist or have values of another type: BackendError."""
+    check_options(config, OPTIONS)
 
 
 def load(config: dict, device: torch.device, dtype: torch.dtype, name: str = "ldm") -> LDM:

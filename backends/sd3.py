@@ -13,6 +13,7 @@ from .pipelines import (
     EmbeddingCache,
     PipelineBackend,
     absent_parts,
+    check_options,
     checked_resolution,
     load_pipeline,
     place,
@@ -86,6 +87,11 @@ class SD3(PipelineBackend):
             return guide(found[0], condition)
 
         return velocity
+
+
+def check(config: dict) -> None:
+    """Refuse options that do not exist or have values of another type: BackendError."""
+    check_options(config, OPTIONS)
 
 
 def load(config: dict, device: torch.device, dtype: torch.dtype, name: str = "sd3") -> SD3:

@@ -56,6 +56,6 @@ def score_batch(images: ImageSet, records: list[dict], reward: Reward, known: Sc
     for i in missing:
         if not isfinite(total[i]):
             raise ScoresError(f"metric {known.metric} gives {total[i]} for {images.folder / records[i]['file']}, expected a finite number")
-        own = {"heads": {name: scores[i] for name, scores in parts.items()}} if tuple(reward.parts) != (reward.name,) else {}
+        own = {"heads": {name: scores[i] for name, scores in parts.items()}} if reward.parts else {}
         lines.append(records[i] | {"score": total[i], "image": hashes[i], "protocol": known.protocol} | own)
     known.add(lines)

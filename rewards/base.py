@@ -33,6 +33,8 @@ class Reward(ABC):
     """What is done to the images first."""
     options: Mapping[str, Any] = {}
     """Options that change a score, with their values."""
+    parts: Sequence[str] = ()
+    """The names of the scores that it sums; none where it is no sum."""
     files: Sequence[Path] = ()
     """Files the weights were read from."""
 
@@ -51,11 +53,6 @@ class Reward(ABC):
             raise ValueError(f"reward {self.name}: {list(images.shape)} images for {len(prompts)} prompts, expected [B, 3, H, W] for B")
         with torch.inference_mode():
             return self.score(images.to(self.device, torch.float32), prompts).float()
-
-    @property
-    def parts(self) -> Sequence[str]:
-        """The names of the scores that it combines: its own, where it is not a sum."""
-        return (self.name,)
 
     def heads(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """The scores [B] that it combines, as they are."""

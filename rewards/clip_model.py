@@ -51,28 +51,28 @@ class ClipReward(CosineReward):
         return cosine * self.model.logit_scale.exp() if self.scaled else cosine
 
 
-class DigitsReward(ClipReward):
-    """The embedded image-text model of digits; weights_path: a folder to load instead."""
-
-    def __init__(self, device: torch.device | str, weights_path: str = str(REWARD_FOLDER)):
-        super().__init__("digits", weights_path, weights_path, device, scaled=False)
-
-    @classmethod
-    def check(cls, options: Mapping[str, Any]) -> list[str]:
-        return check_folder("digits", options["weights_path"])
-
-
 class ClipScore(ClipReward):
     """The cosine of CLIP ViT-L/14 (Radford et al. 2021, arXiv 2103.00020)."""
 
+    name = "clip"
     version = "ViT-L/14"
 
     def __init__(self, device: torch.device | str, weights_path: str = CLIP_L):
-        super().__init__("clip", weights_path, weights_path, device, scaled=False)
+        super().__init__(self.name, weights_path, weights_path, device, scaled=False)
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> list[str]:
-        return check_folder("clip", options["weights_path"])
+        return check_folder(cls.name, options["weights_path"])
+
+
+class DigitsReward(ClipScore):
+    """The cosine of the embedded image-text model of digits; weights_path: a folder to load instead."""
+
+    name = "digits"
+    version = "1"
+
+    def __init__(self, device: torch.device | str, weights_path: str = str(REWARD_FOLDER)):
+        super().__init__(device, weights_path)
 
 
 class PickScore(ClipReward):

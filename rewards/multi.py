@@ -46,6 +46,7 @@ class MultiReward(Reward):
         self.constants = constants_of(self.weights, normalise, constants or {})
         own = configs_of(self.weights, configs or {})
         self.rewards = {name: load_reward(name, own[name], device) for name in self.weights}
+        self.parts = tuple(self.rewards)
         self.options = {"normalise": normalise, "weights": self.weights, "constants": self.constants}
 
     @classmethod
@@ -54,10 +55,6 @@ class MultiReward(Reward):
         constants_of(weights, options["normalise"], options["constants"] or {})
         own = configs_of(weights, options["configs"] or {})
         return [note for name in weights for note in check_reward(name, own[name])]
-
-    @property
-    def parts(self) -> Sequence[str]:
-        return tuple(self.rewards)
 
     def heads(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         return {name: reward(images, prompts) for name, reward in self.rewards.items()}

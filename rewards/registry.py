@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -11,15 +11,15 @@ import torch
 from .base import Reward, RewardError
 
 CLASSES = {
-    "digits": ("clip_model", "DigitsReward"),
-    "judge": ("digits_judge", "JudgeReward"),
-    "hps": ("hps", "HPSReward"),
-    "pickscore": ("clip_model", "PickScore"),
-    "clip": ("clip_model", "ClipScore"),
-    "aesthetic": ("aesthetic", "AestheticReward"),
-    "imagereward": ("imagereward", "ImageReward"),
-    "mps": ("mps", "MPSReward"),
-    "multi": ("multi", "MultiReward"),
+    "digits": "clip_model:DigitsReward",
+    "judge": "digits_judge:JudgeReward",
+    "hps": "hps:HPSReward",
+    "pickscore": "clip_model:PickScore",
+    "clip": "clip_model:ClipScore",
+    "aesthetic": "aesthetic:AestheticReward",
+    "imagereward": "imagereward:ImageReward",
+    "mps": "mps:MPSReward",
+    "multi": "multi:MultiReward",
 }
 NAMES = tuple(CLASSES)
 TRAINABLE = tuple(name for name in NAMES if name != "judge")  # the judge is for measuring only
@@ -45,8 +45,7 @@ def resolve(name: str, config: Mapping[str, Any]) -> tuple[type[Reward], dict[st
     """The class of a reward and all its options; an unknown name or option: RewardError."""
     if name not in CLASSES:
         raise RewardError(f"reward {name!r}: expected one of {', '.join(NAMES)}{nearest(name, NAMES)}")
-    module, attribute = CLASSES[name]
-    reward = getattr(import_module(f".{module}", __package__), attribute)
+    reward = resolve_name(f"{__package__}.{CLASSES[name]}")
     parameters = inspect.signature(reward).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.name != "device"}
     for option in config:

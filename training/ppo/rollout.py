@@ -49,14 +49,14 @@ class Scorer:
         rows = []
         for i in range(0, len(images), self.reward_batch):
             heads = reward.heads(images[i : i + self.reward_batch], prompts[i : i + self.reward_batch])
-            parts = [reward.combine(heads), *(heads.values() if len(reward.parts) > 1 else [])]
+            parts = [reward.combine(heads), *(heads[name] for name in reward.parts)]
             rows.append(torch.stack([part.cpu().double() for part in parts], -1))
         return torch.cat(rows)
 
     @property
     def names(self) -> list[str]:
         """What the columns of scores are."""
-        return [name for r in self.rewards for name in (r.name, *(f"{r.name}_{p}" for p in r.parts if len(r.parts) > 1))]
+        return [name for r in self.rewards for name in (r.name, *(f"{r.name}_{part}" for part in r.parts))]
 
 
 @dataclass(frozen=True)
