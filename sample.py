@@ -131,7 +131,7 @@ def make_sampler(decision: Decision, choice: Choice, ranks: Ranks) -> Sampler:
     spec = decision.spec
     backend = load_backend(spec, ranks.device, None if choice.dtype == "auto" else choice.dtype)
     sigmas = backend.sigmas(spec) if decision.sigmas is None else decision.sigmas
-    if ranks.rank == 0 and decision.fixed_nodes and (note := backend.differing(spec, sigmas)):
+    if ranks.rank == 0 and decision.fixed_nodes and (note := backend.nodes_note(spec, sigmas)):
         click.echo(note, err=True)
     guidance = backend.default_guidance if spec.guidance_rate is None else spec.guidance_rate
     return Sampler(backend, decision.solver, decision.name, sigmas, guidance, choice.finish, decision.path)

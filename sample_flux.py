@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 from huggingface_hub import get_token, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 from backends.flux import DEFAULT_MODEL, default_model
 from sample import family_command
@@ -20,10 +21,10 @@ def check(model_path: str | None) -> None:
     model = model_path or default_model()
     folder = Path(model).expanduser()
     remote = os.environ.get("FLUX_ALLOW_REMOTE") == "1"
-    here = (folder / "model_index.json").is_file() or (model.count("/") == 1 and try_to_load_from_cache(model, "model_index.json"))
+    here = (folder / "model_index.json").is_file() or cached(model)
     lines = [(importlib.util.find_spec(name) is not None, f"package {name}", f"pip install {name}") for name in PACKAGES]
     lines.append(
-        (bool(here) or remote, f"weights {model}", f"run 'hf download {model}', set FLUX_MODEL_PATH to a folder, or FLUX_ALLOW_REMOTE=1")
+        (here or remote, f"weights {model}", f"run 'hf download {model}', set FLUX_MODEL_PATH to a folder, or FLUX_ALLOW_REMOTE=1")
     )
     if not here and model == DEFAULT_MODEL:
         lines.append((get_token() is not None, "licence of FLUX.1-dev", "accept it at the model's page and run 'hf auth login'"))
@@ -31,6 +32,14 @@ def check(model_path: str | None) -> None:
         click.echo(f"{what}: {'found' if there else f'missing; {remedy}'}")
     if not all(there for there, _, _ in lines):
         sys.exit(2)
+
+
+def cached(model: str) -> bool:
+    """Whether the local cache of the hub has a model; a text that cannot be a hub id is not there."""
+    try:
+        return isinstance(try_to_load_from_cache(model, "model_index.json"), str)
+    except HFValidationError:
+        return False
 
 
 main = family_command(

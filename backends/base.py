@@ -126,7 +126,7 @@ class Backend(ABC):
         fitting = [name for name in SCHEDULES if name != ("discrete" if flow else "flowmatch")]
         raise BackendError(f"schedule {kind!r} does not fit backend {self.name!r}: expected one of {', '.join(fitting)}")
 
-    def differing(self, spec: Spec, recorded: Tensor) -> str | None:
+    def nodes_note(self, spec: Spec, recorded: Tensor) -> str | None:
         """What to say where nodes that a predictor recorded are not those of its schedule on this backbone; they are used all the same."""
         if spec.schedule_type is None:
             return None

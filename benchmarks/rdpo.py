@@ -51,7 +51,7 @@ class Job:
 
     @property
     def run_name(self) -> str:
-        """A name for exactly this run."""
+        """A name that follows from configuration, start table, seed and overrides; remove `WORK` when the training code changes."""
         told = CONFIG.read_bytes() + self.start.read_bytes() + repr((self.seed, self.overrides)).encode()
         return hashlib.sha256(told).hexdigest()[:16]
 

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
 from backends.digits.data import evaluation_prompts, training_prompts
 from benchmarks import rdpo
@@ -72,11 +71,6 @@ def test_the_exam_has_prompts_that_nothing_was_trained_or_chosen_on():
     own = fresh_prompts()
     assert len(own) == len(set(own)) == 72
     assert not set(own) & {*training_prompts(10**4), *evaluation_prompts(256)}
-
-
-def test_commands_are_listed():
-    text = CliRunner().invoke(rdpo.main, ["--help"]).output
-    assert all(name in text for name in ("gain", "estimators", "policies", "tradeoff"))
 
 
 def test_half_a_confidence_interval():

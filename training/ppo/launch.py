@@ -47,6 +47,9 @@ def train(config: RDPOConfig, ranks: Ranks, run: RunFolder, state: dict | None, 
 
     backend = load_backend(settle(config, load_start(config)[0]), ranks.device)
     trainer = prepare(config, backend, ranks, run)
+    predictor = load_start(config)[0]
+    if not predictor.provenance.get("learned_sigmas") and (note := backend.nodes_note(trainer.spec, trainer.train.nodes)):
+        say(note)
     if (idle := ranks.world - -(-config.ppo.rollout_batch_size // config.ppo.rollout_chunk)) > 0:
         say(f"{idle} of {ranks.world} processes have nothing to roll out: lower ppo.rollout_chunk ({config.ppo.rollout_chunk})")
     if state is not None:
