@@ -30,14 +30,15 @@ name=${FLUX_RUN_NAME:-flux_dev}
 python=${PYTHON:-python3}
 [ -n "${PYTHON:-}" ] || [ ! -x .venv/bin/python ] || python=.venv/bin/python
 
-"$python" -m solvers.predictor show "$table"
-"$python" sample_flux.py --check --predictor "$table"
-
-arguments=(--override "data.predictor_snapshot=$table" --run-name "$name")
-[ -z "${FLUX_PROMPT_CSV:-}" ] || arguments+=(--override "data.prompt_csv=$FLUX_PROMPT_CSV")
-[ "${1:-}" != --resume ] || arguments=()
+if [ "${1:-}" = --resume ]; then # the run knows its table, its configuration and its prompts
+    arguments=()
+else
+    "$python" -m solvers.predictor show "$table"
+    arguments=(--config "$config" --override "data.predictor_snapshot=$table" --run-name "$name")
+    [ -z "${FLUX_PROMPT_CSV:-}" ] || arguments+=(--override "data.prompt_csv=$FLUX_PROMPT_CSV")
+fi
+"$python" sample_flux.py --check
 [ -z "${FLUX_MAX_STEPS:-}" ] || arguments+=(--max-steps "$FLUX_MAX_STEPS")
-[ "${1:-}" = --resume ] || arguments+=(--config "$config")
 
 launcher=()
 processes=${FLUX_NPROC_PER_NODE:-1}
