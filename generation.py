@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from backends import Backend
 from backends.distributed import Ranks
+from backends.points import Points
 from manifest import Manifest, exclusive
 from solvers import Solver, compile_tableau, sample
 from solvers.files import write_atomically
@@ -31,6 +32,7 @@ class Sampler:
     guidance_scale: float
     finish: str = "none"
     predictor: Path | None = None
+    points: Points = field(default_factory=Points)
 
     @cached_property
     def cost(self):
@@ -66,7 +68,7 @@ class Sampler:
     def latents(self, prompts: Sequence[str], seeds: Sequence[int], callback=None) -> Tensor:
         """Final latents [B, C, H, W] of B prompts and seeds; callback(n, x) sees those after step n."""
         with torch.inference_mode():
-            velocity = self.backend.velocity(self.backend.encode(prompts, self.guidance_scale))
+            velocity = self.points.velocity(self.backend, self.backend.encode(prompts, self.guidance_scale))
             x = self.backend.start(seeds, self.sigmas[0])
             return sample(self.solver, velocity, x, self.sigmas, callback, self.finish)
 
@@ -103,8 +105,9 @@ def generate(sampler: Sampler, prompts: Sequence[str], seeds: Sequence[int], out
     """Write the image of each seed and the manifest; returns how many images this rank made.
 
     Prompts pair with seeds by position and repeat. Batches are fixed by position in the seed list and shared out
-    whole over the ranks; one that is complete is skipped, an incomplete one is made again as a whole, so that a run
-    that was interrupted ends in the very same files.
+    whole over the ranks, unless these share out the points of each level (Sampler.points): then all make each batch,
+    and rank 0 writes it. One that is complete is skipped, an incomplete one is made again as a whole, so that a run that
+    was interrupted ends in the very same files.
     """
     output.outdir.mkdir(parents=True, exist_ok=True)
     with exclusive(output.outdir) if ranks.rank == 0 else nullcontext():
@@ -117,16 +120,20 @@ def generate(sampler: Sampler, prompts: Sequence[str], seeds: Sequence[int], out
         if ranks.rank == 0:
             Manifest.merge(output.outdir)
         ranks.barrier()
-        mine = todo[ranks.rank :: ranks.world]
+        together = sampler.points.ranks is not None
+        mine = todo if together else todo[ranks.rank :: ranks.world]
         with tqdm(total=sum(len(b) for _, b in mine), unit="image", desc=sampler.solver_name, disable=ranks.rank > 0 or None) as bar:
             for i, batch in mine:
+                if together and ranks.rank > 0:
+                    sampler.latents([r["prompt"] for r in batch], [r["seed"] for r in batch])
+                    continue
                 write_batch(sampler, i, batch, output)
                 manifest.add(batch)
                 bar.update(len(batch))
         ranks.barrier()
         if ranks.rank == 0:
             Manifest.merge(output.outdir)
-    return sum(len(b) for _, b in mine)
+    return 0 if together and ranks.rank > 0 else sum(len(b) for _, b in mine)
 
 
 def complete(manifest: Manifest, index: int, batch: list[dict], output: Output, steps: int) -> bool:

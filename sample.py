@@ -11,6 +11,7 @@ from torch import Tensor
 import backends
 from backends import SCHEDULES, check_backend, load_backend
 from backends.distributed import Ranks, process_group
+from backends.points import Points
 from backends.prompts import parse_seeds, read_prompts
 from generation import Output, Sampler, generate
 from solvers import (
@@ -45,6 +46,7 @@ class Choice:
     steps_match: bool = False
     finish: str = "none"
     dtype: str = "auto"
+    parallel: str = "images"
 
 
 def choose_prompts(prompt: str | None, prompt_file: Path | None, backend: str) -> list[str]:
@@ -134,7 +136,17 @@ def make_sampler(decision: Decision, choice: Choice, ranks: Ranks) -> Sampler:
     if ranks.rank == 0 and decision.fixed_nodes and (note := backend.nodes_note(spec, sigmas)):
         click.echo(note, err=True)
     guidance = backend.default_guidance if spec.guidance_rate is None else spec.guidance_rate
-    return Sampler(backend, decision.solver, decision.name, sigmas, guidance, choice.finish, decision.path)
+    sampler = Sampler(backend, decision.solver, decision.name, sigmas, guidance, choice.finish, decision.path)
+    return sampler if choice.parallel == "images" else share_points(sampler, choice.parallel, ranks)
+
+
+def share_points(sampler: Sampler, parallel: str, ranks: Ranks) -> Sampler:
+    """The sampler whose points, and with "points-cfg" guidance branches, are shared out over the ranks."""
+    branches = sampler.guidance_rows if parallel == "points-cfg" else 1
+    useful = branches * max(len(level) for level in sampler.cost.levels)
+    if ranks.rank == 0 and ranks.world > useful:
+        click.echo(f"note: --parallel {parallel} gives work to {useful} of {ranks.world} processes: start {useful}", err=True)
+    return replace(sampler, points=Points(ranks if ranks.world > 1 else None, branches == 2))
 
 
 def match_steps(choice: Choice, spec: Spec, predictor: Predictor | None, name: str) -> Spec:
@@ -169,6 +181,12 @@ def as_json(context, parameter, text: str | None) -> dict | None:
     return value
 
 
+PARALLEL = {
+    "type": click.Choice(["images", "points", "points-cfg"]),
+    "default": "images",
+    "show_default": True,
+    "help": "What the processes of torchrun share out: batches of images, the points of each level, or those and the halves of guidance.",
+}
 SWITCH = {"type": click.BOOL, "is_flag": False, "flag_value": "true", "default": False, "metavar": "[BOOL]"}
 
 
@@ -195,6 +213,7 @@ SWITCH = {"type": click.BOOL, "is_flag": False, "flag_value": "true", "default":
 @click.option("--finish", type=click.Choice(FINISHES), default="none", show_default=True, help="After the last node above 0.")
 @click.option("--device", help="cpu, cuda, cuda:1, mps; CUDA where there is one by default.")
 @click.option("--dtype", type=click.Choice(["auto", *backends.DTYPES]), default="auto", show_default=True, help="Of the network.")
+@click.option("--parallel", **PARALLEL)
 @click.option("--use-fp16", **SWITCH, help="The same as --dtype float16.")
 @click.option("--outdir", type=click.Path(path_type=Path), help="Default: samples/BACKEND/SOLVER-depthD-evalsE.")
 @click.option("--subdirs/--no-subdirs", default=True, show_default=True, help="A folder for every 1000 seeds.")
@@ -254,6 +273,7 @@ def family_command(family: str, title: str, seeds: str, batch: int, outdir: str,
     @click.option("--finish", type=click.Choice(FINISHES), default="none", show_default=True, help="After the last node above 0.")
     @click.option("--device", help="cpu, cuda, cuda:1, mps; CUDA where there is one by default.")
     @click.option("--dtype", type=click.Choice(["auto", *backends.DTYPES]), default="auto", show_default=True, help="Of the network.")
+    @click.option("--parallel", **PARALLEL)
     @click.option("--outdir", type=click.Path(path_type=Path), default=Path(outdir), show_default=True)
     @click.option("--grid", is_flag=True, help="A grid of every batch beside the images.")
     def command(

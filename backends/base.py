@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from solvers import NoiseSchedule, Spec, UserError, discrete, flowmatch, logsnr, polynomial, time_uniform
+from solvers.sampling import to_device
 
 SCHEDULES = ("polynomial", "logsnr", "time_uniform", "discrete", "flowmatch")
 
@@ -38,6 +39,13 @@ class Condition:
     def select(self, indices: Sequence[int]) -> "Condition":
         """The rows of some images."""
         return replace(self, positive={k: v[list(indices)] for k, v in self.positive.items()})
+
+    def branches(self) -> "list[Condition]":
+        """The negative and the positive part of guidance, each a condition of its own; the condition itself without guidance."""
+        if self.negative is None:
+            return [self]
+        negative = {k: v.expand(len(self), *v.shape[1:]) for k, v in self.negative.items()}
+        return [replace(self, positive=part, negative=None) for part in (negative, self.positive)]
 
     def guided_batch(self) -> dict[str, Tensor]:
         """The rows of one doubled batch [negative of all, positive of all], or the positive rows without guidance."""
@@ -162,6 +170,33 @@ def per_points(condition: Condition, rows: int, cache: dict[int, dict[str, Tenso
             raise ValueError(f"{rows} rows for a condition of {len(condition)} images: expected a multiple")
         cache[rows] = condition.repeat(times).guided_batch()
     return cache[rows]
+
+
+class Told:
+    """What a network is told of noise levels sigma [] or [M*B] for some rows, worked out once for each and kept on the device.
+
+    `tell(sigma [rows])` -> tensors, computed in float64 on the host; levels that are being learned are told anew each time.
+    """
+
+    def __init__(self, tell: Callable[[Tensor], tuple[Tensor, ...]], device: torch.device, limit: int = 1024):
+        self.tell, self.device, self.limit = tell, device, limit
+        self.known: dict[tuple[float, ...], tuple[Tensor, ...]] = {}
+
+    def __call__(self, sigma: Tensor, rows: int) -> tuple[Tensor, ...]:
+        levels = sigma.double().cpu().expand(rows)
+        if levels.requires_grad:
+            return tuple(to_device(t, self.device) for t in self.tell(levels))
+        key = (rows, *sigma.reshape(-1).tolist())
+        if key not in self.known:
+            if len(self.known) >= self.limit:
+                self.known.clear()
+            self.known[key] = tuple(to_device(t, self.device) for t in self.tell(levels))
+        return self.known[key]
+
+
+def network_times(sigma: Tensor) -> tuple[Tensor]:
+    """The times that a flow-matching network is told: 1000 sigma, in float32."""
+    return ((1000 * sigma).float(),)
 
 
 def guide(output: Tensor, condition: Condition) -> Tensor:

@@ -25,7 +25,20 @@ class Ranks:
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.world > 1:
-            dist.barrier()
+            with lost_ranks_told():
+                dist.barrier()
+
+
+@contextmanager
+def lost_ranks_told() -> Iterator[None]:
+    """Make the failure of a collective, which means that another rank has ended, one line for the user."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:120]
+        raise BackendError(
+            f"another process of this run has ended; what is complete is kept, run the same command again ({reason})"
+        ) from None
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from solvers import flowmatch
 
 from . import quiet  # noqa: F401  isort: skip
 from diffusers import FluxPipeline  # isort: skip
-from .base import BackendError, Condition, per_points
+from .base import BackendError, Condition, Told, network_times, per_points
 from .pipelines import (
     COMMON_OPTIONS,
     EmbeddingCache,
@@ -52,6 +52,7 @@ class Flux(PipelineBackend):
         slope = (shifts.max_shift - shifts.base_shift) / (shifts.max_image_seq_len - shifts.base_image_seq_len)
         self.flow_mu = shifts.base_shift + slope * (tokens - shifts.base_image_seq_len)
         self.sigma_max, self.sigma_min = flowmatch(2, mu=self.flow_mu).tolist()
+        self._told = Told(network_times, self.device)
         self._embeddings = EmbeddingCache(self._embed)
         self._times: Tensor | None = None
         pipe.transformer.time_text_embed.register_forward_pre_hook(self._exact_times)
@@ -85,7 +86,7 @@ class Flux(PipelineBackend):
 
         def velocity(x: Tensor, sigma: Tensor) -> Tensor:
             told = per_points(condition, len(x), batches)
-            self._times = (1000 * sigma).float().to(x.device).expand(len(x))
+            (self._times,) = self._told(sigma, len(x))
             guidance = None
             if self.pipe.transformer.config.guidance_embeds:
                 guidance = torch.full((len(x),), condition.guidance_scale, device=x.device, dtype=torch.float32)

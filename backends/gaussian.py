@@ -45,7 +45,7 @@ class GaussianMixture(Backend):
 
         def velocity(x: Tensor, sigma: Tensor) -> Tensor:
             logits = per_points(condition, len(x), batches)["logits"]
-            sigma = sigma.double().expand(len(x)).repeat(len(logits) // len(x))
+            sigma = sigma.double().to(x.device).expand(len(x)).repeat(len(logits) // len(x))
             return guide(self._eps(x.double().repeat(len(logits) // len(x), 1, 1, 1), sigma, logits), condition)
 
         return velocity

@@ -7,7 +7,7 @@ from solvers import NoiseSchedule
 
 from . import quiet  # noqa: F401  isort: skip
 from diffusers import StableDiffusionPipeline  # isort: skip
-from .base import BackendError, Condition, guide, per_points
+from .base import BackendError, Condition, Told, guide, per_points
 from .pipelines import COMMON_OPTIONS, EmbeddingCache, PipelineBackend, check_options, checked_resolution, load_pipeline, place
 
 DEFAULT_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -33,7 +33,7 @@ class LDM(PipelineBackend):
             raise BackendError(f"prediction_type {self.prediction!r} of the scheduler: expected epsilon or v_prediction")
         place(pipe, self.device, config)
         self.noise_schedule = NoiseSchedule(pipe.scheduler.alphas_cumprod)
-        self._schedule = self.noise_schedule if self.device.type == "mps" else self.noise_schedule.to(self.device)
+        self._told = Told(self._tell, self.device)
         self.sigma_min, self.sigma_max = self.noise_schedule.sigma_min, self.noise_schedule.sigma_max
         factor = pipe.vae_scale_factor
         pixels = checked_resolution(config, pipe.unet.config.sample_size * factor, factor)
@@ -53,21 +53,24 @@ class LDM(PipelineBackend):
     def _embed(self, prompt: str) -> dict[str, Tensor]:
         return {"text": self.pipe.encode_prompt(prompt, self.device, 1, False)[0]}
 
+    def _tell(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The scale of the input, the time and the noise level of rows."""
+        t = len(self.noise_schedule.times) * self.noise_schedule.t(sigma) - 1
+        scale = (1 + sigma**2).rsqrt()
+        return scale.float().view(-1, 1, 1, 1), t.float(), sigma.float().view(-1, 1, 1, 1)
+
     def velocity(self, condition):
         batches: dict[int, dict[str, Tensor]] = {}
 
         def velocity(x: Tensor, sigma: Tensor) -> Tensor:
             text = per_points(condition, len(x), batches)["text"]
-            sigma = sigma.expand(len(x))
-            scale = (1 + sigma**2).rsqrt().to(x.dtype).view(-1, 1, 1, 1)
-            times = self._schedule.times
-            t = (len(times) * self._schedule.t(sigma.to(times.device)) - 1).float().to(x.device)
+            scale, t, sigma = self._told(sigma, len(x))
             inputs = (x * scale).to(self.dtype)
             if condition.negative is not None:
                 inputs, t = torch.cat([inputs, inputs]), torch.cat([t, t])
             eps = guide(self.pipe.unet(inputs, t, encoder_hidden_states=text).sample, condition)
             if self.prediction == "v_prediction":
-                eps = scale * (eps + sigma.to(x.dtype).view(-1, 1, 1, 1) * scale * x)
+                eps = scale * (eps + sigma * scale * x)
             return eps
 
         return velocity

@@ -7,7 +7,7 @@ from solvers import flowmatch
 
 from . import quiet  # noqa: F401  isort: skip
 from diffusers import StableDiffusion3Pipeline  # isort: skip
-from .base import BackendError, Condition, guide, per_points
+from .base import BackendError, Condition, Told, guide, network_times, per_points
 from .pipelines import (
     COMMON_OPTIONS,
     EmbeddingCache,
@@ -49,6 +49,7 @@ class SD3(PipelineBackend):
             )
         self.flow_shift = float(pipe.scheduler.config.shift)
         self.sigma_max, self.sigma_min = flowmatch(2, shift=self.flow_shift).tolist()
+        self._told = Told(network_times, self.device)
         self._embeddings = EmbeddingCache(self._embed)
 
     def networks(self):
@@ -74,7 +75,7 @@ class SD3(PipelineBackend):
 
         def velocity(x: Tensor, sigma: Tensor) -> Tensor:
             told = per_points(condition, len(x), batches)
-            inputs, times = x.to(self.dtype), (1000 * sigma).float().to(x.device).expand(len(x))
+            inputs, (times,) = x.to(self.dtype), self._told(sigma, len(x))
             if condition.negative is not None:
                 inputs, times = torch.cat([inputs, inputs]), torch.cat([times, times])
             found = self.pipe.transformer(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .multi_step import ADAMS_BASHFORTH, check_order, extrapolate
-from .sampling import Solver, Velocity, coefficient, gradient
+from .sampling import Solver, Velocity, coefficient
 from .single_step import first_slope
 from .table import SolverTable
 
@@ -41,29 +41,45 @@ class EPD(Solver):
         if sigmas[-1] == 0:
             raise ValueError("EPD: the last node is 0, where no point can lie; end above 0 and use finish='denoise'")
 
-    def step(self, velocity, x, sigmas, n, history):
-        if self.table.r.ndim > 2 and self.table.r.shape[:-2] != (len(x),):
-            raise ValueError(f"EPD: one table per image for {list(self.table.r.shape[:-2])} images, but there are {len(x)}")
-        s, s_next = sigmas[n], sigmas[n + 1]
-        d = first_slope(velocity, x, sigmas, n, self.afs)
-        e, history = extrapolate(d, history, self.max_order)
-        r, w, o, a = self.table.row(n)
+    def on(self, sigmas):
+        r, w, o, a = self.table.rows()
+        s, s_next = sigmas[:-1, None], sigmas[1:, None]
         s_points = s_next**r * s ** (1 - r)
-        points = [x + coefficient(offset, x) * e for offset in (s_points - s).unbind(-1)]
-        slopes = self._gradients(velocity, points, a * s_points)
-        weights = (s_next - s) * w * o * a
-        for weight, slope in zip(weights.unbind(-1), slopes, strict=True):
+        return _PlacedEPD(self, s_points - s, a * s_points, (s_next - s) * w * o * a)
+
+    def step(self, velocity, x, sigmas, n, history):
+        return self.on(sigmas).step(velocity, x, sigmas, n, history)
+
+
+@dataclass(frozen=True)
+class _PlacedEPD(Solver):
+    """An EPD solver on nodes: distances of the points from their node, their noise levels, weights of their gradients [..., N, K]."""
+
+    epd: EPD
+    offsets: Tensor
+    levels: Tensor
+    weights: Tensor
+
+    def step(self, velocity, x, sigmas, n, history):
+        images = self.offsets.shape[:-2]
+        if images and images != (len(x),):
+            raise ValueError(f"EPD: one table per image for {list(images)} images, but there are {len(x)}")
+        d = first_slope(velocity, x, sigmas, n, self.epd.afs)
+        e, history = extrapolate(d, history, self.epd.max_order)
+        points = [x + coefficient(offset, x) * e for offset in self.offsets[..., n, :].unbind(-1)]
+        slopes = self._gradients(velocity, points, self.levels[..., n, :])
+        for weight, slope in zip(self.weights[..., n, :].unbind(-1), slopes, strict=True):
             x = x + coefficient(weight, x) * slope
         return x, history
 
-    def _gradients(self, velocity: Velocity, points: list[Tensor], sigmas: Tensor) -> list[Tensor]:
-        """The gradients at K points [B, ...] of noise levels sigmas [K] or [B, K], in point-major batches."""
-        batch, per_call = len(points[0]), len(points) if self.parallel else 1
-        if self.max_batch is not None:
-            per_call = max(1, min(per_call, self.max_batch // batch))
-        levels = sigmas.expand(batch, -1).T
+    def _gradients(self, velocity: Velocity, points: list[Tensor], levels: Tensor) -> list[Tensor]:
+        """The gradients at K points [B, ...] of noise levels [K] or [B, K], in point-major batches."""
+        batch, per_call = len(points[0]), len(points) if self.epd.parallel else 1
+        if self.epd.max_batch is not None:
+            per_call = max(1, min(per_call, self.epd.max_batch // batch))
+        levels = levels.expand(batch, -1).T
         slopes: list[Tensor] = []
         for i in range(0, len(points), per_call):
             chunk = points[i : i + per_call]
-            slopes += gradient(velocity, torch.cat(chunk), levels[i : i + per_call].reshape(-1)).split(batch)
+            slopes += velocity(torch.cat(chunk), levels[i : i + per_call].reshape(-1)).split(batch)
         return slopes

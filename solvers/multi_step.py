@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .sampling import Solver, gradient
+from .sampling import Solver
 from .single_step import first_slope
 
 # Adams-Bashforth weights of orders 1 to 4 for equal steps, newest slope first
@@ -63,14 +63,15 @@ class DPMpp(Solver):
 
     def step(self, velocity, x, sigmas, n, history):
         s, s_next = sigmas[n], sigmas[n + 1]
-        data = x - s * gradient(velocity, x, s)
-        history = ((data, s), *history)[: _order(self, len(sigmas) - 1 - n)]
+        data = x - s * velocity(x, s)
+        known = ((data, s), *history)[: _order(self, len(sigmas) - 1 - n)]
+        history = known[: self.order - 1]
         if s_next == 0:
             return data, history
         h = (s / s_next).log()
         update = (s_next / s) * x - torch.expm1(-h) * data
-        if len(history) > 1:
-            d1, d2 = _divided_differences(history, h)
+        if len(known) > 1:
+            d1, d2 = _divided_differences(known, h)
             if d2 is None:
                 update = update - 0.5 * torch.expm1(-h) * d1
             else:
@@ -114,7 +115,7 @@ class UniPC(Solver):
 
     def step(self, velocity, x, sigmas, n, history):
         s, s_next = sigmas[n], sigmas[n + 1]
-        data = x - s * gradient(velocity, x, s)
+        data = x - s * velocity(x, s)
         past, start = history if history else ((), None)
         if past:
             x = self._update(start, past, s, corrector=data)

@@ -15,6 +15,10 @@ class Solver:
     def check(self, sigmas: Tensor) -> None:
         """Raise ValueError when this solver cannot run on the nodes sigmas [N]."""
 
+    def on(self, sigmas: Tensor) -> "Solver":
+        """This solver with all that depends on the nodes alone worked out, once for a trajectory."""
+        return self
+
     def num_steps(self, sigmas: Tensor) -> int:
         """How many steps the loop takes on the nodes sigmas [N]."""
         return len(sigmas) - 1
@@ -27,17 +31,19 @@ class Solver:
 def trajectory(solver: Solver, velocity: Velocity, x: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
     """Integrate from x [B, ...] at sigmas[0] and yield the state at each of sigmas[1:].
 
-    `velocity(x, sigma)` gets x [M*B, ...] (row m*B + b belongs to image b) and sigma [] or [M*B], float64, on x's
-    device. The nodes descend and end at 0 or above; else ValueError.
+    `velocity(x, sigma)` gets x [M*B, ...] (row m*B + b belongs to image b) and sigma [] or [M*B], float64, on the CPU
+    wherever x is: noise levels are known before any network runs, so nothing waits for the device to tell them. The
+    nodes descend and end at 0 or above; else ValueError.
     """
     sigmas = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")
     known = sigmas.detach()
     if known.ndim != 1 or len(known) < 2 or not known.isfinite().all() or (known.diff() >= 0).any() or known[-1] < 0:
         raise ValueError("nodes: expected at least 2 finite noise levels, strictly descending, none below 0")
     solver.check(sigmas)
+    placed = solver.on(sigmas)
     history: tuple = ()
     for n in range(solver.num_steps(sigmas)):
-        x, history = solver.step(velocity, x, sigmas, n, history)
+        x, history = placed.step(velocity, x, sigmas, n, history)
         yield x
 
 
@@ -64,12 +70,7 @@ def sample(
     last = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")[-1]
     if finish == "none" or last == 0:
         return x
-    return x - last * gradient(velocity, x, last)
-
-
-def gradient(velocity: Velocity, x: Tensor, sigma: Tensor) -> Tensor:
-    """One network call; the noise level travels to x's device without making the host wait."""
-    return velocity(x, to_device(sigma, x.device))
+    return x - last * velocity(x, last)
 
 
 def to_device(value: Tensor, device: torch.device) -> Tensor:
@@ -89,10 +90,10 @@ def coefficient(value: Tensor, x: Tensor) -> Tensor:
 
 
 def velocity_from_denoiser(denoiser: Velocity) -> Velocity:
-    """The ODE of a k-diffusion denoiser D(x, sigma): dx/dsigma = (x - D) / sigma (Karras et al. 2022, equation 3)."""
+    """The ODE of a k-diffusion denoiser D(x, sigma [B]): dx/dsigma = (x - D) / sigma (Karras et al. 2022, equation 3)."""
 
     def velocity(x: Tensor, sigma: Tensor) -> Tensor:
-        return (x - denoiser(x, sigma)) / coefficient(sigma, x)
+        return (x - denoiser(x, to_device(sigma, x.device).expand(len(x)))) / coefficient(sigma, x)
 
     return velocity
 

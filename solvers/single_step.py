@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .sampling import Solver, Velocity, gradient
+from .sampling import Solver, Velocity
 from .schedules import polynomial
 
 
@@ -17,7 +17,7 @@ def first_slope(velocity: Velocity, x: Tensor, sigmas: Tensor, n: int, afs: bool
     """
     if afs and n == 0:
         return x / (1 + sigmas[0] ** 2).sqrt()
-    return gradient(velocity, x, sigmas[n])
+    return velocity(x, sigmas[n])
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Heun(Solver):
         d = first_slope(velocity, x, sigmas, n, self.afs)
         if sigmas[n + 1] == 0:
             return x + h * d, ()
-        return x + h / 2 * (d + gradient(velocity, x + h * d, sigmas[n + 1])), ()
+        return x + h / 2 * (d + velocity(x + h * d, sigmas[n + 1])), ()
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class DPM2(Solver):
         if s_next == 0:
             return x + (s_next - s) * d, ()
         middle = s_next**self.r * s ** (1 - self.r)
-        d_middle = gradient(velocity, x + (middle - s) * d, middle)
+        d_middle = velocity(x + (middle - s) * d, middle)
         share = 1 / (2 * self.r)
         return x + (s_next - s) * (share * d_middle + (1 - share) * d), ()
 

@@ -59,13 +59,10 @@ class SolverTable:
     def num_points(self) -> int:
         return self.r.shape[-1]
 
-    def row(self, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """r, w, scale_dir, scale_time of interval n, each [..., K]; scales that are absent are ones."""
-        r = self.r[..., n, :]
-        ones = torch.ones_like(r)
-        direction = ones if self.scale_dir is None else self.scale_dir[..., n, :]
-        time = ones if self.scale_time is None else self.scale_time[..., n, :]
-        return r, self.w[..., n, :], direction, time
+    def rows(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """r, w, scale_dir, scale_time, each [..., N, K]; scales that are absent are ones."""
+        ones = torch.ones_like(self.r)
+        return self.r, self.w, ones if self.scale_dir is None else self.scale_dir, ones if self.scale_time is None else self.scale_time
 
     @classmethod
     def uniform(cls, num_intervals: int, num_points: int) -> "SolverTable":

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .sampling import Solver, gradient, sample
+from .sampling import Solver, sample
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Tableau(Solver):
         gradients: list[Tensor | None] = [None] * self.evaluations
         for level in self.levels:
             inputs = torch.cat([_combine(self.stages[s], x, gradients) for s in level])
-            slopes = gradient(velocity, inputs, self.sigmas[list(level)].repeat_interleave(len(x)))
+            slopes = velocity(inputs, self.sigmas[list(level)].repeat_interleave(len(x)))
             for s, slope in zip(level, slopes.split(len(x)), strict=True):
                 gradients[s] = slope
         return _combine(self.output, x, gradients), ()

@@ -22,15 +22,15 @@ def test_shapes_and_types():
     assert table.scale_dir is None
     images = random_table(3, 4, 2, scales=True)
     assert (images.num_intervals, images.num_points) == (4, 2)
-    assert images.row(1)[0].shape == (3, 2)
+    assert images.rows()[0].shape == (3, 4, 2)
 
 
-def test_row():
+def test_rows():
     table = random_table(4, 3, scales=True)
-    for value, name in zip(table.row(2), ("r", "w", "scale_dir", "scale_time"), strict=True):
-        assert torch.equal(value, table.arrays()[name][2])
-    for scale in random_table(4, 3).row(2)[2:]:
-        assert torch.equal(scale, torch.ones(3, dtype=torch.float64))
+    for value, name in zip(table.rows(), ("r", "w", "scale_dir", "scale_time"), strict=True):
+        assert torch.equal(value, table.arrays()[name])
+    for scale in random_table(4, 3).rows()[2:]:
+        assert torch.equal(scale, torch.ones(4, 3, dtype=torch.float64))
 
 
 def test_uniform():

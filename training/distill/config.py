@@ -47,7 +47,7 @@ class StudentConfig:
     kind: str = "table"
     """table: an EPD or EPD-Plugin table; tableau: all coefficients of a tableau."""
     num_points: int = 2
-    """K, parallel points an interval; for a tableau started from a baseline, stages a level."""
+    """K, parallel points an interval; for a tableau that is widened, stages a level."""
     max_order: int = 1
     """Table: 1 is EPD-Solver, above 1 EPD-Plugin with that order of extrapolation."""
     afs: bool = False
@@ -60,8 +60,12 @@ class StudentConfig:
     """equal (equally spaced points), low (points near the interval's start), a predictor, or for a tableau "baseline"."""
     depth: int | None = None
     """Tableau started from "baseline": serial depth."""
+    widen: bool = False
+    """Tableau started from a predictor: give it idle stages to learn, as one started from "baseline" has."""
     stride: int = 1
-    """Tableau started from "baseline": every stride-th level after the first has K stages, the others one."""
+    """Widened tableau: every stride-th level after the first has K stages, the others one."""
+    first_points: int = 1
+    """Widened tableau: stages in the first level, which sees the start itself."""
     resolution: float = 0.1
     """Tableau: differences between denoised states below this share of the start's error are moved by less; higher is steadier."""
     learn_sigmas: bool = False
@@ -236,6 +240,7 @@ LOWEST = {  # key: smallest value that makes sense
     "student.max_order": 1,
     "student.depth": 2,
     "student.stride": 1,
+    "student.first_points": 1,
     "student.resolution": 0,
     "teacher.intervals": 1,
     "teacher.inner": 0,

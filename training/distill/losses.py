@@ -79,9 +79,9 @@ class Loss:
 def rollout(solver: Solver, nodes: Tensor, velocity: Velocity, x: Tensor, detach: bool) -> list[Tensor]:
     """The states after each step of a solver; with `detach` no gradient crosses from one interval into the next."""
     states: list[Tensor] = []
-    history: tuple = ()
+    placed, history = solver.on(nodes), ()
     for n in range(solver.num_steps(nodes)):
-        x, history = solver.step(velocity, x, nodes, n, history)
+        x, history = placed.step(velocity, x, nodes, n, history)
         states.append(x)
         if detach:
             x, history = x.detach(), tree_map(lambda h: h.detach() if isinstance(h, Tensor) else h, history)

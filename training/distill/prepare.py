@@ -74,17 +74,20 @@ def check_nodes(student: Student, teacher: Teacher, kept: list[int], needs_state
 
 def tableau_start(config: DistillConfig, train: Bank, baselines: Baselines, loaded: tuple[Predictor, str] | None) -> TableauStart:
     """The tableau of the predictor given, or of the best baseline of the depth asked for, with idle stages to learn."""
-    tuning = config.evaluation.tuning_pairs
+    tuning, student = config.evaluation.tuning_pairs, config.student
     if loaded is not None:
         predictor, parent = loaded
         nodes = predictor.sigmas
         error = errors(train, predictor.solver(), nodes, tuning, config.evaluation.batch, baselines.ranks).mean().item()
-        return TableauStart(compile_tableau(predictor.solver(), nodes), predictor.spec.schedule_type, parent, error)
-    found = [option for option, _ in baselines.at(config.student.depth).values()]
+        tableau = compile_tableau(predictor.solver(), nodes)
+        if student.widen:
+            tableau = widened(tableau, student.num_points, student.stride, student.first_points)
+        return TableauStart(tableau, predictor.spec.schedule_type, parent, error)
+    found = [option for option, _ in baselines.at(student.depth).values()]
     if not found:
-        raise ConfigError(f"student.depth {config.student.depth}: no baseline of evaluation.baselines has this serial depth")
-    best, student = found[0], config.student
-    tableau = widened(compile_tableau(best.solver, best.nodes), student.num_points, student.stride)
+        raise ConfigError(f"student.depth {student.depth}: no baseline of evaluation.baselines has this serial depth")
+    best = found[0]
+    tableau = widened(compile_tableau(best.solver, best.nodes), student.num_points, student.stride, student.first_points)
     return TableauStart(
         tableau, best.schedule, f"{best.name} on {best.schedule} nodes", baselines.cached(train, best, tuning).mean().item()
     )

@@ -62,7 +62,7 @@ class TableauStudent(nn.Module):
     of the same levels is in reach. The denoised states are much alike, so each row is learned in the principal axes of
     `gram` [S + 1, S + 1], the second moments of x_0, D_1, ..., D_S along the start's own trajectories: a unit of any
     parameter then moves its state by one RMS, and one learning rate suits all. Axes of an RMS below `resolution` are
-    moved by less. The first level sees x_0 itself, at its own noise level.
+    moved by less. The first level sees x_0 itself, or x_0 scaled down to the noise level of the stage.
     """
 
     def __init__(self, start: Tableau, learn_sigmas: bool = False, gram: Tensor | None = None, resolution: float = 1e-3):
@@ -116,10 +116,10 @@ def _usable(tableau: Tableau, row: int) -> list[int]:
 
 
 def _sigma_units(start: Tableau, gram: Tensor) -> Tensor:
-    """Changes of log sigma [S] that change a stage's denoised state by about one RMS, at most 10; 0 in the first level."""
+    """Changes of log sigma [S] that change a stage's denoised state by about one RMS, at most 10; 0 where it sees x_0 itself."""
     units = torch.zeros_like(start.sigmas)
-    for level, after in zip(start.levels[1:], [*start.levels[2:], None], strict=False):
-        for s in level:
+    for n, (level, after) in enumerate(zip(start.levels, [*start.levels[1:], None], strict=True)):
+        for s in [s for s in level if n or start.stages[s, 0] != 1]:
             # the last level has none after it: as far as from the one before
             near = after[0] if after else start.levels[-2][0]
             apart = (gram[1 + s, 1 + s] + gram[1 + near, 1 + near] - 2 * gram[1 + s, 1 + near]).clamp(min=SMALLEST).sqrt()
@@ -164,11 +164,11 @@ def denoised_weights(tableau: Tableau) -> Tensor:
     return weights
 
 
-def widened(tableau: Tableau, points: int, stride: int = 1) -> Tableau:
-    """The same sampler with idle stages to learn: `points` stages in every stride-th level after the first.
+def widened(tableau: Tableau, points: int, stride: int = 1, first: int = 1) -> Tableau:
+    """The same sampler with idle stages to learn: `points` stages in every stride-th level after the first, `first` in that.
 
     A new stage lies between its level and the next, geometrically, on the line from x_0 to the level's own mixture of
-    denoised states; nothing uses it yet.
+    denoised states; nothing uses it yet. Those of the first level see x_0 scaled down to their noise level.
     """
     order = [s for level in tableau.levels for s in level]
     last = len(order)
@@ -181,8 +181,9 @@ def widened(tableau: Tableau, points: int, stride: int = 1) -> Tableau:
     for n, level in enumerate(tableau.levels):
         mine = range(position, position + len(level))
         position += len(level)
-        new = points - len(level) if n and n % stride == 0 else 0
-        levels.append(tuple(range(len(rows), len(rows) + len(mine) + max(0, new))))
+        wanted = first if n == 0 else points if n % stride == 0 else 1
+        new = max(0, wanted - len(level))
+        levels.append(tuple(range(len(rows), len(rows) + len(mine) + new)))
         for s in mine:
             place[s] = len(rows)
             rows.append(weights[s])
@@ -192,7 +193,8 @@ def widened(tableau: Tableau, points: int, stride: int = 1) -> Tableau:
             share = k / (new + 1)
             noises.append(sigmas[s] ** (1 - share) * after[s] ** share)
             noise = noises[-1] / sigmas[0]
-            rows.append(torch.cat([noise[None], weights[s, 1:] * (1 - noise) / (1 - weights[s, 0])]))
+            mixture = weights[s, 1:] * (1 - noise) / (1 - weights[s, 0]) if n else weights[s, 1:]
+            rows.append(torch.cat([noise[None], mixture]))
     return _assemble([*rows, weights[last]], torch.stack(noises), levels, [place[s] for s in range(last)], tableau.nodes)
 
 
