@@ -67,3 +67,59 @@ def test_two_processes_give_the_same_images(tmp_path, undisturbed):
     for path in sorted(undisturbed.rglob("*.png")):
         a, b = (np.asarray(Image.open(p)).astype(int) for p in (path, tmp_path / "other" / path.relative_to(undisturbed)))
         assert abs(a - b).max() <= 1
+
+
+def children(process: subprocess.Popen) -> dict[str, int]:
+    """The process ids of a torchrun's ranks, by rank."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        try:
+            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1]) if folder.name.isdigit() else 0
+            if parent == process.pid:
+                settings = dict(part.split("=", 1) for part in (folder / "environ").read_text().split("\0") if "=" in part)
+                found[settings["RANK"]] = int(folder.name)
+        except (OSError, KeyError):
+            continue  # it ended while we looked
+    return found
+
+
+def off_by(folder: Path, other: Path) -> int:
+    """The largest difference of the images of two folders, in grey levels."""
+    pairs = [(p, other / p.relative_to(folder)) for p in sorted(folder.rglob("*.png"))]
+    assert pairs
+    return max(abs(np.asarray(Image.open(a)).astype(int) - np.asarray(Image.open(b)).astype(int)).max() for a, b in pairs)
+
+
+@pytest.mark.parametrize("processes, parallel", [(2, "points"), (3, "points-cfg")])
+def test_points_shared_out_give_the_same_images(tmp_path, undisturbed, processes, parallel):
+    output = finish(start("--outdir", tmp_path, "--batch", 32, "--parallel", parallel, processes=processes))
+    assert off_by(undisturbed, tmp_path) <= 1
+    assert output.count("64 images in") == 1
+    assert "note:" not in output
+
+
+def test_processes_without_work_are_told(tmp_path):
+    output = finish(start("--outdir", tmp_path, "--batch", 64, "--parallel", "points", processes=3))
+    assert "note: --parallel points gives work to 2 of 3 processes: start 2" in output
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the ranks in /proc")
+def test_a_process_that_dies_ends_the_run_in_a_line_and_it_goes_on_later(tmp_path):
+    """The other rank waits for it in an all-gather; nothing hangs, and what is complete is kept."""
+    arguments = ["--outdir", tmp_path / "a", "--batch", 4, "--parallel", "points"]
+    process = start(*arguments, processes=2)
+    deadline = time.monotonic() + 120
+    while not any(p.stat().st_size for p in (tmp_path / "a").glob("manifest.part*.jsonl")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(children(process)["1"], signal.SIGKILL)
+    output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode != 0
+    assert output.count("error: another process of this run has ended; what is complete is kept") == 1
+    done = contents(tmp_path / "a")
+    assert 0 < len(list((tmp_path / "a").rglob("*.png"))) < 64
+    finish(start(*arguments, processes=2))
+    finish(start("--outdir", tmp_path / "b", *arguments[2:], processes=2))
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert all(contents(tmp_path / "b")[name] == content for name, content in done.items() if name.endswith(".png"))

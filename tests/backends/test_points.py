@@ -1,0 +1,140 @@
+"""The points of a level in one call, in several, and on several processes: the same state to rounding."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from backends import BackendError, load_backend
+from backends.points import Points
+from solvers import EPD, SolverTable, Spec, compile_tableau, sample
+
+ROOT = Path(__file__).parents[2]
+NODES = torch.tensor([0.9, 0.6, 0.3, 0.1], dtype=torch.float64)
+
+
+class Memory:
+    """A velocity of 2 images on a device that holds no more than `limit` rows."""
+
+    def __init__(self, limit: int):
+        self.limit, self.rows = limit, []
+
+    def velocity(self, condition):
+        def velocity(x, sigma):
+            self.rows.append(len(x))
+            if len(x) > self.limit:
+                raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate much")
+            return torch.sin(3 * x) * sigma.expand(len(x)).view(-1, 1)
+
+        return velocity
+
+
+@pytest.mark.parametrize("limit, sizes", [(8, {2, 8}), (7, {2, 4}), (4, {2, 4}), (3, {2})])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_calls_are_halved_where_memory_ends(limit, sizes, compiled):
+    x, solver = torch.randn(2, 5, generator=torch.Generator().manual_seed(0)), EPD(SolverTable.uniform(3, 4))
+    if compiled:
+        solver = compile_tableau(solver, NODES)
+    whole = sample(solver, Points().velocity(Memory(100), [0, 1]), x, NODES)
+    small, points = Memory(limit), Points()
+    assert torch.equal(sample(solver, points.velocity(small, [0, 1]), x, NODES), whole)
+    assert {n for n in small.rows if n <= limit} == sizes
+    failures = sum(n > limit for n in small.rows)
+    sample(solver, points.velocity(small, [0, 1]), x, NODES)
+    assert sum(n > limit for n in small.rows) == failures  # it remembers
+
+
+def test_an_odd_number_of_points_is_halved_upwards():
+    memory, points = Memory(3), Points()
+    x = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(points.velocity(memory, [0])(x, NODES[0]), Memory(9).velocity([0])(x, NODES[0]))
+    assert memory.rows == [5, 3, 2]
+
+
+def test_one_point_that_does_not_fit_is_told_in_a_line():
+    with pytest.raises(BackendError, match="out of memory with 2 images in a call: use smaller batches") as error:
+        sample(EPD(SolverTable.uniform(3, 4)), Points().velocity(Memory(1), [0, 1]), torch.zeros(2, 5), NODES)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("family", ["ldm", "sd3"])
+def test_the_halves_of_guidance_are_conditions_of_their_own(family):
+    backend = load_backend(Spec(backend="digits", backend_config={"family": family, "negative_prompt": "a blue two"}), "cpu")
+    condition = backend.encode(["a red handwritten seven", "a bold six"], 3.0)
+    x, sigma = backend.start([0, 1], 1.0), torch.tensor([0.8, 0.4], dtype=torch.float64)
+    with torch.inference_mode():
+        negative, positive = (backend.velocity(part)(x, sigma) for part in condition.branches())
+        torch.testing.assert_close(negative + 3 * (positive - negative), backend.velocity(condition)(x, sigma), rtol=1e-4, atol=1e-4)
+    unguided = backend.encode(["a bold six"], 1.0)
+    assert unguided.branches() == [unguided]
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from backends import load_backend
+from backends.distributed import process_group
+from backends.points import Points
+from solvers import EPD, BASELINES, SolverTable, Spec, compile_tableau, sample
+
+out, found = Path(sys.argv[1]), []
+with process_group("cpu") as ranks:
+    gathers = []
+    all_gather = dist.all_gather
+    dist.all_gather = lambda parts, mine: gathers.append(mine.shape) or all_gather(parts, mine)
+    for family in ("ldm", "sd3", "flux"):
+        backend = load_backend(Spec(backend="digits", backend_config={"family": family}), "cpu")
+        condition = backend.encode(["a red handwritten seven", "a thin six"], backend.default_guidance)
+        nodes = backend.sigmas(Spec(num_steps=3))
+        x = backend.start([0, 1], nodes[0])
+        tables = {f"epd{k}": EPD(SolverTable.uniform(2, k)) for k in (1, 2, 3)}
+        solvers = tables | {"tableau": compile_tableau(tables["epd3"], nodes), "dpmpp": BASELINES["dpmpp"]}
+        for name, solver in solvers.items():
+            with torch.inference_mode():
+                alone = sample(solver, backend.velocity(condition), x, nodes)
+                for branches in (False, True):
+                    gathers.clear()
+                    state = sample(solver, Points(ranks, branches).velocity(backend, condition), x, nodes)
+                    states = [torch.empty_like(state) for _ in range(ranks.world)]
+                    all_gather(states, state)
+                    found.append({
+                        "case": f"{family} {name} branches={branches}",
+                        "off": ((state - alone).abs().max() / alone.abs().max()).item(),
+                        "same": all(torch.equal(s, state) for s in states),
+                        "gathers": len(gathers),
+                        "split": branches and condition.negative is not None,
+                        "levels": [len(level) for level in compile_tableau(solver, nodes).levels],
+                    })
+    if ranks.rank == 0:
+        out.write_text(json.dumps(found))
+"""
+
+
+def torchrun(processes: int, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_points_over_processes_give_the_same_state(tmp_path, processes):
+    """EPD's K points, uneven shares and idle ranks too: one all-gather for each level that is shared out, one state on all ranks."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    process = torchrun(processes, script, tmp_path / "found.json")
+    output = process.communicate(timeout=200)[0]
+    assert process.returncode == 0, output
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert len(found) == 30
+    for row in found:
+        assert row["off"] < 2e-5, row
+        assert row["same"], row
+        assert row["gathers"] == sum(row["split"] or width > 1 for width in row["levels"]), row
+        if row["case"].split()[1] in ("epd2", "epd3", "tableau") and not row["split"]:
+            assert row["gathers"] == 2, row  # one for each of the two steps
