@@ -1,0 +1,84 @@
+"""The backbones that benchmarks are run on: the digits families, or the full-size networks with random weights."""
+
+from collections.abc import Iterator
+
+import torch
+from diffusers import (
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+)
+from torch import nn
+
+from backends import Backend, Condition, load_backend
+from backends.flux import Flux
+from backends.ldm import LDM
+from backends.sd3 import SD3
+from solvers import Spec
+
+from .full_size import FLOW_SHIFTS, SD_BETAS, parts_of
+
+FAMILIES = ("ldm", "sd3", "flux")
+PIXELS = {"ldm": 512, "sd3": 1024, "flux": 1024}
+EMBEDDINGS = {  # what the text encoders give for one prompt
+    "ldm": {"text": (77, 768)},
+    "sd3": {"text": (77 + 256, 4096), "pooled": (2048,)},
+    "flux": {"text": (512, 4096), "pooled": (768,)},
+}
+NETWORKS = {"ldm": "unet", "sd3": "transformer", "flux": "transformer"}
+
+
+def digits(family: str, device: torch.device) -> Backend:
+    """The embedded backbone of a family."""
+    return load_backend(Spec(backend="digits", backend_config={"family": family}), device)
+
+
+def random_network(make, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A network built on the device, with random weights."""
+    with torch.device(device):
+        network = make().to(dtype)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(0, 0.02)
+    return network
+
+
+def full_size(family: str, device: torch.device, layers: int | None = None, pixels: int | None = None) -> Backend:
+    """The real network and decoder of a family with random weights, in half precision on a GPU; without text encoders."""
+    pixels = pixels or PIXELS[family]
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16 if family == "flux" else torch.float16
+    made = parts_of(family, layers, pixels)
+    vae, network = (random_network(made[name], device, dtype) for name in ("vae", NETWORKS[family]))
+    if family == "ldm":
+        scheduler = DDIMScheduler(**SD_BETAS)
+        pipe = StableDiffusionPipeline(vae, None, None, network, scheduler, None, None, requires_safety_checker=False)
+        return LDM(pipe, device, {}, family)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=family == "flux", **FLOW_SHIFTS)
+    if family == "sd3":
+        return SD3(StableDiffusion3Pipeline(network, scheduler, vae, *[None] * 6), device, {}, family)
+    return Flux(FluxPipeline(scheduler, vae, None, None, None, None, network), device, {}, family)
+
+
+def backbones(full: bool, device: torch.device, only: str | None = None, layers: int | None = None) -> Iterator[tuple[str, Backend]]:
+    """The families in turn, each with its backbone; only one is held at a time."""
+    for family in FAMILIES if only is None else (only,):
+        yield family, full_size(family, device, layers) if full else digits(family, device)
+
+
+def condition_of(backend: Backend, family: str, batch: int) -> Condition:
+    """A condition of some images at the family's own guidance: of captions, or of random embeddings without text encoders."""
+    scale = backend.default_guidance
+    if backend.name == "digits":
+        return backend.encode([f"a bold {colour} handwritten seven" for colour in ("red", "blue", "green", "black")[:batch]], scale)
+    generator = torch.Generator().manual_seed(0)
+    numbers = {k: torch.randn(batch + 1, *shape, generator=generator) for k, shape in EMBEDDINGS[family].items()}
+    told = {k: v.to(backend.device, backend.dtype) for k, v in numbers.items()}
+    negative = {k: v[:1] for k, v in told.items()} if backend.guidance_doubles else None
+    return Condition({k: v[1:] for k, v in told.items()}, negative, scale)
+
+
+def network_of(backend: Backend, family: str) -> nn.Module:
+    """The network that a solver's evaluations call."""
+    return backend.pipe.components[NETWORKS[family]]

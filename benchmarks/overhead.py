@@ -1,0 +1,91 @@
+"""What a solver costs beside its network calls: python -m benchmarks.overhead [--full].
+
+The time of a whole trajectory over that of the very same network calls made again with their recorded arguments.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor, nn
+
+from backends import Backend
+from solvers import BASELINES, EPD, Solver, SolverTable, Spec, compile_tableau, sample
+from solvers.errors import run_command
+
+from .families import FAMILIES, backbones, condition_of, network_of
+from .report import text_table, write_json
+from .timing import in_turn, ratio, shown
+
+RESULTS = Path(__file__).parent / "results"
+DEPTH = 6
+HEADER = ["family", "solver", "batch", "depth", "evals", "network calls", "whole / bare", "ms a trajectory"]
+
+
+def solvers_of(backend: Backend, depth: int) -> dict[str, tuple[Solver, Tensor]]:
+    """Solvers of one serial depth on the backbone's own schedule."""
+    nodes = {n: backend.sigmas(Spec(num_steps=n)) for n in (depth // 2 + 1, depth + 1)}
+    table = SolverTable.uniform(depth // 2, 2)
+    found = {name: (BASELINES[name], nodes[depth + 1]) for name in ("euler", "ipndm", "dpmpp", "unipc")}
+    found |= {"epd": (EPD(table), nodes[depth // 2 + 1]), "epd-plugin": (EPD(table, max_order=2), nodes[depth // 2 + 1])}
+    return found | {"tableau": (compile_tableau(EPD(table), nodes[depth // 2 + 1]), nodes[depth // 2 + 1])}
+
+
+def recorded_calls(network: nn.Module, work: Callable[[], object]) -> list[tuple[tuple, dict]]:
+    """The arguments of the network's calls while some work is done."""
+    calls: list[tuple[tuple, dict]] = []
+    hook = network.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+    work()
+    hook.remove()
+    return calls
+
+
+def measure(backend: Backend, family: str, batch: int, depth: int, repeats: int) -> list[dict]:
+    """One row a solver."""
+    condition, network, rows = condition_of(backend, family, batch), network_of(backend, family), []
+    start = backend.start(list(range(batch)), backend.sigma_max)
+    for name, (solver, nodes) in solvers_of(backend, depth).items():
+        cost = compile_tableau(solver, nodes)
+
+        def whole(solver: Solver = solver, nodes: Tensor = nodes) -> Tensor:
+            return sample(solver, backend.velocity(condition), start, nodes)
+
+        calls = recorded_calls(network, whole)
+
+        def bare(calls: list = calls) -> None:
+            for args, kwargs in calls:
+                network(*args, **kwargs)
+
+        times = in_turn([whole, bare], repeats, backend.device)
+        row = {"family": family, "solver": name, "batch": batch, "depth": cost.depth, "evaluations": cost.evaluations}
+        rows.append(row | {"calls": len(calls), "seconds": times[0].median().item()} | ratio(times[0], times[1]))
+    return rows
+
+
+@click.command()
+@click.option("--full", is_flag=True, help="The full-size networks with random weights, on a GPU.")
+@click.option("--family", type=click.Choice(FAMILIES), help="Only this one.")
+@click.option("--layers", type=click.IntRange(1), help="Of the full-size transformers; all by default.")
+@click.option("--batch", type=click.IntRange(1, 4), multiple=True, default=[1, 4], show_default=True)
+@click.option("--depth", type=click.IntRange(2), default=DEPTH, show_default=True, help="Serial depth, even.")
+@click.option("--repeats", type=click.IntRange(3), default=15, show_default=True)
+@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "overhead.json", show_default=True)
+def main(full: bool, family: str | None, layers: int | None, batch, depth: int, repeats: int, device: str, out: Path) -> None:
+    """Time every solver on every family, beside its bare network calls."""
+    rows = []
+    with torch.inference_mode():
+        for name, backend in backbones(full, torch.device(device), family, layers):
+            for size in batch:
+                rows += measure(backend, name, size, depth, repeats)
+    lines = [
+        [r["family"], r["solver"], *map(str, (r["batch"], r["depth"], r["evaluations"], r["calls"])), shown(r), f"{1e3 * r['seconds']:.1f}"]
+        for r in rows
+    ]
+    click.echo(text_table(HEADER, lines, text_columns=2))
+    write_json(out, {"full": full, "layers": layers, "repeats": repeats}, rows, torch.device(device))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,46 @@
+"""Times within one run: jobs in turn, each repeat of one beside the same repeat of the other, and ratios with intervals."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+RESAMPLES = 2000
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Wall time of some work, to the end of what it started on the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
+
+
+def in_turn(jobs: list[Callable[[], object]], repeats: int, device: torch.device) -> Tensor:
+    """Seconds [jobs, repeats] of jobs that take turns, in an order that turns round each time, after one untimed round."""
+    found = torch.zeros(len(jobs), repeats, dtype=torch.float64)
+    for job in jobs:
+        job()
+    for i in range(repeats):
+        order = range(len(jobs)) if i % 2 == 0 else range(len(jobs))[::-1]
+        for j in order:
+            found[j, i] = seconds(jobs[j], device)
+    return found
+
+
+def ratio(times: Tensor, base: Tensor) -> dict[str, float]:
+    """The median of the ratios of paired repeats and its 95 % interval, from resampled repeats."""
+    ratios = times / base
+    generator = torch.Generator().manual_seed(0)
+    drawn = ratios[torch.randint(len(ratios), (RESAMPLES, len(ratios)), generator=generator)].median(1).values
+    low, high = torch.quantile(drawn, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return {"ratio": ratios.median().item(), "low": low, "high": high}
+
+
+def shown(row: dict) -> str:
+    """A ratio and its interval."""
+    return f"{row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
