@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -50,18 +50,29 @@ class Cell:
     def name(self) -> str:
         return f"{self.kind}-g{self.guidance:g}-d{self.depth}"
 
-    @property
-    def arguments(self) -> list[str]:
-        """The configuration of training.distill.launch."""
+    def arguments(self, folder: Path) -> list[str]:
+        """The configuration of training.distill.launch; a wide tableau starts from a narrower one of the folder."""
         overrides = [f"guidance_scale={self.guidance}", "evaluation.depths=[]"]
-        if self.kind == "epd":
-            return arguments("digits", [*overrides, f"nodes.num_steps={self.depth // 2 + 1}"])
+        if self.kind in ("epd", "plugin"):
+            order = [f"student.max_order={2 if self.kind == 'plugin' else 1}"]
+            return arguments("digits", [*overrides, f"nodes.num_steps={self.depth // 2 + 1}", *order])
         points = int(self.kind[-1])
+        overrides += [f"student.depth={self.depth}", f"student.num_points={points}"]
+        if self.kind.startswith("wide"):
+            start = [f"student.start={self.narrower(folder)}", "student.widen=true", f"student.first_points={points}"]
+            pace = ["train.lr=0.05", "student.resolution=0.1", f"train.steps={80 if points == 2 else 60}", "evaluation.interval=20"]
+            return arguments("digits_tableau", [*overrides, *start, *pace])
         stages = 1 + points * (self.depth - 1)
         # many stages at high guidance amplify what they are given: smaller steps, as in the file
         steep = self.guidance == 7.5 and stages >= 10
         pace = [] if steep else ["train.lr=0.1", "student.resolution=0.1", "train.steps=200"]
-        return arguments("digits_tableau", [*overrides, f"student.depth={self.depth}", f"student.num_points={points}", *pace])
+        return arguments("digits_tableau", [*overrides, *pace])
+
+    def narrower(self, folder: Path) -> Path:
+        """The table from which a wide tableau starts: the one before it, or the better of the two that started from a baseline."""
+        kinds = WIDE_STARTS[self.kind]
+        paths = [folder / replace(self, kind=kind).name / "network-snapshot-export-best.pkl" for kind in kinds]
+        return min(paths, key=lambda path: load_predictor(path).provenance["heldout_rmse"])
 
 
 def arguments(config: str, overrides: list[str]) -> list[str]:
@@ -69,14 +80,15 @@ def arguments(config: str, overrides: list[str]) -> list[str]:
     return ["--config", str(CONFIGS / f"{config}.yaml"), *[part for o in overrides for part in ("--override", o)]]
 
 
-KINDS = ("epd", "tableau1", "tableau2")
+KINDS = ("epd", "plugin", "tableau1", "tableau2", "wide2", "wide3", "wide4")
+WIDE_STARTS = {"wide2": ("tableau1", "tableau2"), "wide3": ("wide2",), "wide4": ("wide3",)}
 CELLS = [Cell(kind, g, d) for g in GUIDANCES[::-1] for d in DEPTHS for kind in KINDS]
 
 
 def distil(cell: Cell, folder: Path) -> str:
     """Run one cell to its end and keep its best table, configuration and log; returns its last words."""
     with tempfile.TemporaryDirectory() as exps:
-        command = [sys.executable, "-m", "training.distill.launch", *cell.arguments, "--exps", exps, "--run-name", cell.name]
+        command = [sys.executable, "-m", "training.distill.launch", *cell.arguments(folder), "--exps", exps, "--run-name", cell.name]
         done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"{cell.name}: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
@@ -98,14 +110,17 @@ def main() -> None:
 @click.option("--folder", type=click.Path(path_type=Path), default=ROOT / "exps" / "digits-distilled")
 def train(only: str, jobs: int, folder: Path) -> None:
     """Distil every cell; one that is there is left as it is."""
-    cells = [c for c in CELLS if only in c.name and not (folder / c.name / "metrics.jsonl").is_file()]
-    for guidance in sorted({c.guidance for c in cells}):  # the bank of each guidance first, by one process
-        first = next(c for c in cells if c.guidance == guidance)
+
+    def missing() -> list[Cell]:
+        return [c for c in CELLS if only in c.name and not (folder / c.name / "metrics.jsonl").is_file()]
+
+    for guidance in sorted({c.guidance for c in missing()}):  # the bank of each guidance first, by one process
+        first = next(c for c in missing() if c.guidance == guidance)
         click.echo(f"{first.name}: {distil(first, folder)}")
-    rest = [c for c in cells if not (folder / c.name / "metrics.jsonl").is_file()]
+    chains = {(c.guidance, c.depth): [d for d in missing() if (d.guidance, d.depth) == (c.guidance, c.depth)] for c in missing()}
     with ThreadPoolExecutor(jobs) as pool:
-        for cell, words in zip(rest, pool.map(lambda c: distil(c, folder), rest), strict=True):
-            click.echo(f"{cell.name}: {words}")
+        for words in pool.map(lambda chain: [f"{cell.name}: {distil(cell, folder)}" for cell in chain], chains.values()):
+            click.echo("\n".join(words))
 
 
 def learned_sampler(backend, guidance: float, path: Path) -> Sampler:
