@@ -103,6 +103,21 @@ def test_three_steps_and_three_more_are_six(tmp_path, config, student):
     assert outcome(parts) == outcome(whole)
 
 
+def test_a_tableau_is_widened_into_a_better_one(tmp_path, config):
+    """K stages in every level, the first included, from a learned tableau of one: it starts where that ended."""
+    narrow = ["student.kind=tableau", "student.start=baseline", "student.depth=3", "student.num_points=1", "student.learn_sigmas=true"]
+    one = start(tmp_path, config, "one", *[part for text in narrow for part in ("--override", text)])
+    best = load_predictor(resolve_predictor_path(str(one.path)))
+    wide = [*narrow[:1], *narrow[4:], f"student.start={one.path}", "student.num_points=3", "student.first_points=3"]
+    arguments = [part for text in wide for part in ("--override", text)]
+    for name, told, levels in [("as it is", [], [1, 1, 1]), ("widened", ["--override", "student.widen=true"], [3, 3, 3])]:
+        run = start(tmp_path, config, name.split()[0], *arguments, *told)
+        found = load_predictor(resolve_predictor_path(str(run.path)))
+        assert [len(level) for level in found.table.levels] == levels, name
+        first = next(json.loads(line) for line in run.metrics.read_text().splitlines() if "heldout" in line)
+        assert first["heldout"] == pytest.approx(best.provenance["heldout_rmse"], rel=1e-6)
+
+
 def processes(config, exps, name, count, *more) -> subprocess.CompletedProcess:
     command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", "-m", "training.distill.launch"]
     command += ["--config", config, "--exps", exps, "--run-name", name] if config else ["--exps", exps]

@@ -161,6 +161,31 @@ def test_a_widened_tableau_is_the_same_sampler_with_idle_stages(solver, points, 
         assert (student.row_change.grad[-1].abs() > 0).all()  # idle stages are wanted
 
 
+@pytest.mark.parametrize("first", [1, 3])
+def test_the_first_level_sees_the_start_at_several_noise_levels(first):
+    """Its stages see x_0 scaled to their noise level, and learn where that lies; the one at the start's own level does not."""
+    start = compile_tableau(DPMpp(2), NODES)
+    wide = widened(start, 2, first=first)
+    assert [len(level) for level in wide.levels] == [first, 2, 2]
+    level = list(wide.levels[0])
+    torch.testing.assert_close(wide.stages[level, 0], wide.sigmas[level] / NODES[0], rtol=1e-12, atol=0)
+    assert not wide.stages[level, 1:].any()
+    assert (wide.sigmas[level].diff() < 0).all()
+    assert wide.sigmas[level[-1]] > NODES[1]
+    torch.testing.assert_close(
+        sample(wide, velocity, start_state(), NODES), sample(start, velocity, start_state(), NODES), rtol=0, atol=1e-11
+    )
+    student = TableauStudent(wide, learn_sigmas=True)
+    assert (student.sigma_units[level] > 0).tolist() == [False, *[True] * (first - 1)]
+    with torch.no_grad():
+        student.row_change.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
+        student.log_sigma_change.fill_(0.1)
+    moved = student.tableau()
+    torch.testing.assert_close(moved.stages[level, 0], moved.sigmas[level] / NODES[0], rtol=1e-12, atol=0)
+    assert moved.sigmas[0] == NODES[0]
+    assert (moved.sigmas[level[1:]] != wide.sigmas[level[1:]]).all()
+
+
 def test_learned_nodes_start_at_the_nodes_and_stay_in_order():
     student = TableStudent(SolverTable.uniform(3, 2), nodes=NODES)
     torch.testing.assert_close(student.nodes(), NODES, rtol=0, atol=1e-12)

@@ -1,0 +1,71 @@
+"""What K points in one batch cost: python -m benchmarks.points [--full].
+
+The time of a level of K points, and of a whole EPD trajectory with K points an interval, over the same with K = 1.
+"""
+
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor
+
+from backends import Backend
+from solvers import EPD, SolverTable, Spec, sample
+from solvers.errors import run_command
+
+from .families import FAMILIES, backbones, condition_of
+from .report import text_table, write_json
+from .timing import in_turn, ratio, shown
+
+RESULTS = Path(__file__).parent / "results"
+POINTS = (1, 2, 3, 4)
+INTERVALS = 3
+HEADER = ["family", "batch", "K", "depth", "evals", "level / K = 1", "trajectory / K = 1", "ms a level"]
+
+
+def measure(backend: Backend, family: str, batch: int, repeats: int) -> list[dict]:
+    """One row for each K."""
+    velocity = backend.velocity(condition_of(backend, family, batch))
+    start, nodes = backend.start(list(range(batch)), backend.sigma_max), backend.sigmas(Spec(num_steps=INTERVALS + 1))
+
+    def level(points: int) -> Tensor:
+        return velocity(start.repeat(points, 1, 1, 1), nodes[1])
+
+    def whole(points: int) -> Tensor:
+        return sample(EPD(SolverTable.uniform(INTERVALS, points)), velocity, start, nodes)
+
+    levels = in_turn([lambda k=k: level(k) for k in POINTS], 3 * repeats, backend.device)
+    wholes = in_turn([lambda k=k: whole(k) for k in POINTS], repeats, backend.device)
+    rows = []
+    for i, points in enumerate(POINTS):
+        row = {"family": family, "batch": batch, "points": points, "depth": 2 * INTERVALS, "evaluations": (1 + points) * INTERVALS}
+        row |= {"level": ratio(levels[i], levels[0]), "trajectory": ratio(wholes[i], wholes[0])}
+        rows.append(row | {"level_seconds": levels[i].median().item()})
+    return rows
+
+
+@click.command()
+@click.option("--full", is_flag=True, help="The full-size networks with random weights, on a GPU.")
+@click.option("--family", type=click.Choice(FAMILIES), help="Only this one.")
+@click.option("--layers", type=click.IntRange(1), help="Of the full-size transformers; all by default.")
+@click.option("--batch", type=click.IntRange(1, 4), multiple=True, default=[1, 4], show_default=True)
+@click.option("--repeats", type=click.IntRange(3), default=15, show_default=True)
+@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "points.json", show_default=True)
+def main(full: bool, family: str | None, layers: int | None, batch, repeats: int, device: str, out: Path) -> None:
+    """Time levels and trajectories of 1 to 4 points on every family."""
+    rows = []
+    with torch.inference_mode():
+        for name, backend in backbones(full, torch.device(device), family, layers):
+            for size in batch:
+                rows += measure(backend, name, size, repeats)
+    lines = []
+    for r in rows:
+        costs = [str(r[k]) for k in ("batch", "points", "depth", "evaluations")]
+        lines.append([r["family"], *costs, shown(r["level"]), shown(r["trajectory"]), f"{1e3 * r['level_seconds']:.1f}"])
+    click.echo(text_table(HEADER, lines))
+    write_json(out, {"full": full, "layers": layers, "repeats": repeats}, rows, torch.device(device))
+
+
+if __name__ == "__main__":
+    run_command(main)
