@@ -2,8 +2,10 @@
 
 import json
 import platform
+from datetime import date
 from pathlib import Path
 
+import diffusers
 import torch
 from torch import Tensor
 
@@ -29,7 +31,7 @@ def device_name(device: torch.device) -> str:
 def write_json(path: Path, settings: dict, rows: list[dict], device: torch.device) -> None:
     """Settings, rows and the machine as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    machine = {"device": device_name(device), "torch": torch.__version__}
+    machine = {"device": device_name(device), "torch": torch.__version__, "diffusers": diffusers.__version__, "date": str(date.today())}
     write_atomically(
         path, (json.dumps({"settings": settings, "machine": machine, "rows": rows}, indent=1, allow_nan=False) + "\n").encode()
     )

@@ -1,0 +1,102 @@
+"""The speed benchmarks count what they say they count; their times are not judged here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks import overhead, points
+from benchmarks.families import condition_of, digits, full_size, network_of
+from benchmarks.parallel import ideal
+from benchmarks.timing import in_turn, ratio
+from solvers import Euler, Spec, sample
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+
+
+def rows_of(command, path: Path, *arguments: str) -> list[dict]:
+    result = CliRunner().invoke(command, [*arguments, "--device", "cpu", "--out", str(path)], catch_exceptions=False)
+    assert result.exit_code == 0
+    found = json.loads(path.read_text())
+    assert found["machine"].keys() >= {"device", "torch", "date"}
+    return found["rows"]
+
+
+def test_jobs_take_turns():
+    order = []
+    times = in_turn([lambda: order.append("a"), lambda: order.append("b")], 3, CPU)
+    assert "".join(order) == "ab" + "ab" + "ba" + "ab"
+    assert times.shape == (2, 3)
+
+
+def test_the_ratio_is_of_pairs():
+    """A machine that is ten times as slow in every third repeat changes nothing."""
+    base = torch.tensor([1.0, 10.0, 1.0] * 5, dtype=torch.float64)
+    found = ratio(1.5 * base, base)
+    assert found == pytest.approx({"ratio": 1.5, "low": 1.5, "high": 1.5})
+    noisy = ratio(torch.linspace(1, 3, 21, dtype=torch.float64), torch.ones(21, dtype=torch.float64))
+    assert 1 < noisy["low"] < noisy["ratio"] == 2 < noisy["high"] < 3
+
+
+@pytest.mark.parametrize("family", ["ldm", "sd3", "flux"])
+def test_bare_calls_are_those_of_the_trajectory(tmp_path, family):
+    rows = rows_of(overhead.main, tmp_path / "o.json", "--family", family, "--batch", "1", "--depth", "4", "--repeats", "3")
+    assert {r["solver"] for r in rows} == {"euler", "ipndm", "dpmpp", "unipc", "epd", "epd-plugin", "tableau"}
+    for row in rows:
+        assert row["calls"] == row["depth"] == 4
+        assert row["evaluations"] == (6 if row["solver"] in ("epd", "epd-plugin", "tableau") else 4)
+        assert 0 < row["low"] <= row["ratio"] <= row["high"]
+
+
+def test_recorded_calls_made_again_give_the_same():
+    backend = digits("ldm", CPU)
+    condition, network = condition_of(backend, "ldm", 2), network_of(backend, "ldm")
+    nodes, start = backend.sigmas(Spec(num_steps=3)), backend.start([0, 1], backend.sigma_max)
+    outputs = []
+    hook = network.register_forward_hook(lambda *found: outputs.append(found[-1].sample))
+    with torch.inference_mode():
+        calls = overhead.recorded_calls(network, lambda: sample(Euler(), backend.velocity(condition), start, nodes))
+        for args, kwargs in calls:
+            network(*args, **kwargs)
+    hook.remove()
+    assert len(calls) == 2
+    assert torch.equal(outputs[0], outputs[2])
+    assert torch.equal(outputs[1], outputs[3])
+
+
+def test_points_in_a_batch(tmp_path):
+    rows = rows_of(points.main, tmp_path / "p.json", "--family", "sd3", "--batch", "1", "--repeats", "3")
+    assert [(r["points"], r["evaluations"]) for r in rows] == [(1, 6), (2, 9), (3, 12), (4, 15)]
+    assert rows[0]["level"]["ratio"] == rows[0]["trajectory"]["ratio"] == 1
+
+
+@pytest.mark.parametrize("k, branches, world, expected", [(2, 1, 2, 1.5), (4, 1, 4, 2.5), (3, 1, 2, 4 / 3), (2, 2, 4, 3), (2, 2, 2, 2)])
+def test_the_ideal_of_points_over_processes(k, branches, world, expected):
+    assert ideal(k, branches, world) == pytest.approx(expected)
+
+
+def test_points_over_processes(tmp_path):
+    path = tmp_path / "p.json"
+    command = [sys.executable, "-m", "benchmarks.parallel", "--family", "sd3", "--points", "2", "--batch", "1", "--repeats", "3"]
+    done = subprocess.run(
+        [*command, "--device", "cpu", "--out", path], cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["rows"]
+    assert [(r["mode"], r["processes"], r["ideal"]) for r in rows] == [("points", 2, 1.5), ("points-cfg", 2, 2.0)]
+    assert all(0 < r["gather_share"] < 1 for r in rows)
+
+
+def test_full_size_networks_take_random_conditions():
+    """The real widths of Stable Diffusion 3, cut to one layer, at 64 pixels."""
+    backend = full_size("sd3", CPU, layers=1, pixels=64)
+    with torch.inference_mode():
+        slope = backend.velocity(condition_of(backend, "sd3", 1))(backend.start([0], 1.0), torch.tensor(0.5, dtype=torch.float64))
+    assert slope.shape == (1, *backend.latent_shape)
+    assert slope.isfinite().all()
