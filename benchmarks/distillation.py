@@ -17,21 +17,18 @@ from pathlib import Path
 
 import click
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from backends import load_backend
-from backends.digits.data import parse
 from backends.digits.judge import Judge
-from generation import Sampler
-from solvers import BASELINES, Spec, UserError, load_predictor
+from solvers import Spec, UserError, load_predictor
 from solvers.errors import run_command
-from training.distill.bank import rmse_per_image
 
-from .bench import SCHEDULES, TEACHER_INTERVALS, Bench, has_depth, sampler_of
-from .report import mean_and_halfwidth, text_table, write_json
+from .bench import TEACHER_INTERVALS, Bench
+from .grid import HEADER, Grid, cells_of, summary
+from .report import text_table, write_json
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "distillation.json"
 CONFIGS = ROOT / "training" / "distill" / "cfgs"
 GUIDANCES, DEPTHS = (1.0, 3.0, 7.5), (4, 6, 8, 10)
 FIRST_SEED, TUNING_SEED, TUNING_IMAGES = 300_000, 400_000, 64  # nothing was trained or chosen on these
@@ -123,140 +120,36 @@ def train(only: str, jobs: int, folder: Path) -> None:
             click.echo("\n".join(words))
 
 
-def learned_sampler(backend, guidance: float, path: Path) -> Sampler:
-    """The sampler of a distilled predictor."""
-    predictor = load_predictor(path)
-    if predictor.spec.guidance_rate != guidance:
-        raise UserError(f"{path} was made for guidance {predictor.spec.guidance_rate}, not {guidance}")
-    return Sampler(backend, predictor.solver(), path.parent.name, predictor.sigmas, guidance)
-
-
-def row_of(name: str, sampler: Sampler, found: tuple[Tensor, Tensor, float], bench: Bench, judge: Judge) -> tuple[dict, Tensor]:
-    """What is said of a solver, and its errors image by image."""
-    latents, images, _ = found
-    errors = rmse_per_image(latents, bench.teacher[0])
-    rmse, half = mean_and_halfwidth(errors)
-    pixels, pixels_half = mean_and_halfwidth(rmse_per_image(images, bench.teacher[1]))
-    verdict = judge(images, [parse(p) for p in bench.prompts])
-    right, right_half = mean_and_halfwidth(verdict.digit_and_colour)
-    return {
-        "solver": name,
-        "guidance": bench.guidance,
-        "depth": sampler.cost.depth,
-        "evaluations": sampler.cost.evaluations,
-        "rmse": rmse,
-        "rmse_halfwidth": half,
-        "pixels": pixels,
-        "pixels_halfwidth": pixels_half,
-        "digit_and_colour": right,
-        "digit_and_colour_halfwidth": right_half,
-        "frechet_percent": judge.frechet(verdict.features),
-    }, errors
-
-
-def compare_depth(bench: Bench, tuning: Bench, depth: int, folder: Path, judge: Judge) -> list[dict]:
-    """All solvers of a serial depth, baselines first, each with its paired difference to the best baseline."""
-    rows, errors = [], []
-    for name in [n for n in BASELINES if has_depth(n, depth)]:
-        options = [sampler_of(bench.backend, bench.guidance, name, depth, s) for s in SCHEDULES]
-        tuned = [tuning.error(option) for option in options]
-        best = tuned.index(min(tuned))
-        row, error = row_of(name, options[best], bench.run(options[best]), bench, judge)
-        rows.append(row | {"schedule": SCHEDULES[best]})
-        errors.append(error)
-    rival = min(range(len(rows)), key=lambda i: rows[i]["rmse"])
-    for cell in [c for c in CELLS if c.guidance == bench.guidance and c.depth == depth]:
-        sampler = learned_sampler(bench.backend, bench.guidance, folder / cell.name / "network-snapshot-export-best.pkl")
-        row, error = row_of(cell.kind, sampler, bench.run(sampler), bench, judge)
-        rows.append(row | {"schedule": "learned"})
-        errors.append(error)
-    for row, error in zip(rows, errors, strict=True):
-        difference, half = mean_and_halfwidth(error - errors[rival])
-        row |= {"best_baseline": rows[rival]["solver"], "ratio": row["rmse"] / rows[rival]["rmse"]}
-        row |= {"difference": difference, "difference_halfwidth": half}
-    return rows
-
-
-HEADER = [
-    "guidance",
-    "solver",
-    "schedule",
-    "depth",
-    "evals",
-    "RMSE to teacher",
-    "x best",
-    "difference",
-    "pixels",
-    "digit+colour %",
-    "Frechet %",
-]
-
-
-def cells_of(row: dict) -> list[str]:
-    """A row of the printed table."""
-    return [
-        f"{row['guidance']:g}",
-        row["solver"],
-        row["schedule"],
-        str(row["depth"]),
-        str(row["evaluations"]),
-        f"{row['rmse']:.4f} ± {row['rmse_halfwidth']:.4f}",
-        f"{row['ratio']:.2f}",
-        f"{row['difference']:+.4f} ± {row['difference_halfwidth']:.4f}",
-        f"{row['pixels']:.4f}",
-        f"{100 * row['digit_and_colour']:.1f}",
-        f"{row['frechet_percent']:.2f}",
-    ]
-
-
 @main.command()
 @click.option("--n", "count", type=click.IntRange(2), default=512, show_default=True, help="Images for each row.")
-@click.option("--guidance", type=click.Choice([f"{g:g}" for g in GUIDANCES]), help="Only this one.")
+@click.option("--guidance", type=click.Choice([f"{g:g}" for g in GUIDANCES]), help="Only this one; the file keeps its other rows.")
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), default=ROOT / "exps" / "digits-distilled")
-@click.option("--out", type=click.Path(path_type=Path), default=ROOT / "benchmarks" / "results" / "distillation.json")
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS)
 def measure(count: int, guidance: str | None, batch: int, folder: Path, out: Path) -> None:
     """Measure every cell and every baseline on prompts never trained on, with seeds that nothing was trained or chosen on."""
-    backend, judge, rows = load_backend(Spec(backend="digits"), "cpu"), Judge(), []
+    backend, judge = load_backend(Spec(backend="digits"), "cpu"), Judge()
+    settings = {"n": count, "batch": batch, "teacher_intervals": TEACHER_INTERVALS, "first_seed": FIRST_SEED, "tuning_seed": TUNING_SEED}
+    before = json.loads(out.read_text()) if out.is_file() else {"settings": settings, "rows": []}
+    if before["settings"] != settings:
+        raise UserError(f"{out} was measured with {before['settings']}, not {settings}; remove it, or choose another --out")
+    rows = before["rows"]
     for g in GUIDANCES if guidance is None else [float(guidance)]:
         tuning = Bench.make(backend, g, TUNING_IMAGES, TUNING_SEED, batch)
         bench = Bench.make(backend, g, count, FIRST_SEED, batch)
-        for depth in tqdm(DEPTHS, desc=f"guidance {g:g}", disable=None):
-            rows += compare_depth(bench, tuning, depth, folder, judge)
-    click.echo(text_table(HEADER, [cells_of(r) for r in rows], text_columns=3))
-    settings = {"n": count, "batch": batch, "teacher_intervals": TEACHER_INTERVALS, "first_seed": FIRST_SEED, "tuning_seed": TUNING_SEED}
-    write_json(out, settings, rows, torch.device("cpu"))
-
-
-SUMMARY = [
-    "guidance",
-    "depth",
-    "best baseline",
-    "its RMSE",
-    "pixels",
-    "Frechet %",
-    *[f"{k}: x RMSE, pixels, Frechet % (evals)" for k in KINDS],
-]
+        found = Grid(bench, tuning, judge, {c.name: c.kind for c in CELLS if c.guidance == g}, folder).rows(DEPTHS)
+        click.echo(text_table(HEADER, [cells_of(r) for r in found], text_columns=3))
+        rows = sorted([r for r in rows if r["guidance"] != g] + found, key=lambda r: r["guidance"])
+        write_json(out, settings, rows, torch.device("cpu"))
 
 
 @main.command()
-@click.option("--results", type=click.Path(path_type=Path), default=ROOT / "benchmarks" / "results" / "distillation.json")
+@click.option("--results", type=click.Path(path_type=Path), default=RESULTS)
 def show(results: Path) -> None:
-    """Print each cell of the measured grid: the learned solvers against the best baseline of the same serial depth."""
+    """Print the measured grid: learned solvers over the best baseline of the same serial depth, then of as many evaluations."""
     rows = json.loads(results.read_text())["rows"]
-    lines = []
-    for g in GUIDANCES:
-        for depth in DEPTHS:
-            here = {r["solver"]: r for r in rows if r["guidance"] == g and r["depth"] == depth}
-            rival = here[next(iter(here.values()))["best_baseline"]]
-            line = [f"{g:g}", str(depth), f"{rival['solver']} ({rival['schedule']}, {rival['evaluations']} evals)", f"{rival['rmse']:.4f}"]
-            line += [f"{rival['pixels']:.4f}", f"{rival['frechet_percent']:.2f}"]
-            for kind in KINDS:
-                r = here[kind]
-                half = r["difference_halfwidth"] / rival["rmse"]
-                line.append(f"{r['ratio']:.2f} ± {half:.2f}, {r['pixels']:.4f}, {r['frechet_percent']:.2f} ({r['evaluations']})")
-            lines.append(line)
-    click.echo(text_table(SUMMARY, lines, text_columns=3))
+    click.echo(summary(rows, KINDS, "depth"))
+    click.echo(summary(rows, KINDS, "evaluations"))
 
 
 if __name__ == "__main__":
