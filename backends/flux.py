@@ -65,8 +65,11 @@ class Flux(PipelineBackend):
         self.pipe.transformer.enable_gradient_checkpointing()
 
     def _exact_times(self, embedding, inputs: tuple) -> tuple:
-        """The inputs of the time embedding with times in float32: the network rounds its own to its number type, bfloat16's 8 bits."""
-        return self._times, *inputs[1:]
+        """The inputs of the time embedding with times in float32: the network rounds its own to its number type, bfloat16's 8 bits.
+
+        Calls that are not velocity's, as those of diffusers' pipeline on the same network, keep their own.
+        """
+        return inputs if self._times is None else (self._times, *inputs[1:])
 
     def _embed(self, prompt: str) -> dict[str, Tensor]:
         length = self.config.get("max_sequence_length", 512)
@@ -86,20 +89,24 @@ class Flux(PipelineBackend):
 
         def velocity(x: Tensor, sigma: Tensor) -> Tensor:
             told = per_points(condition, len(x), batches)
-            (self._times,) = self._told(sigma, len(x))
+            (times,) = self._told(sigma, len(x))
             guidance = None
             if self.pipe.transformer.config.guidance_embeds:
                 guidance = torch.full((len(x),), condition.guidance_scale, device=x.device, dtype=torch.float32)
-            packed = self.pipe.transformer(
-                hidden_states=FluxPipeline._pack_latents(x.to(self.dtype), len(x), channels, height, width),
-                timestep=self._times / 1000,
-                guidance=guidance,
-                encoder_hidden_states=told["text"],
-                pooled_projections=told["pooled"],
-                txt_ids=words,
-                img_ids=places,
-                return_dict=False,
-            )[0]
+            self._times = times
+            try:
+                packed = self.pipe.transformer(
+                    hidden_states=FluxPipeline._pack_latents(x.to(self.dtype), len(x), channels, height, width),
+                    timestep=times / 1000,
+                    guidance=guidance,
+                    encoder_hidden_states=told["text"],
+                    pooled_projections=told["pooled"],
+                    txt_ids=words,
+                    img_ids=places,
+                    return_dict=False,
+                )[0]
+            finally:
+                self._times = None
             factor = self.pipe.vae_scale_factor
             return FluxPipeline._unpack_latents(packed, height * factor, width * factor, factor).float()
 

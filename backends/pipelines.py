@@ -31,6 +31,7 @@ class PipelineBackend(Backend):
     config: dict
     IMAGE_OPTIONS: Sequence[str]
     """The options, beside the weights, that decide what the images look like."""
+    _embeddings: "EmbeddingCache"
 
     def identity(self):
         if self.name == "digits":
@@ -39,6 +40,10 @@ class PipelineBackend(Backend):
 
     def image_options(self):
         return {k: self.config[k] for k in self.IMAGE_OPTIONS if k in self.config}
+
+    def forget_prompts(self) -> None:
+        """Encode every prompt anew from here on."""
+        self._embeddings.known.clear()
 
     def decode(self, latents: Tensor, chunk: int | None = None):
         """A few images at a time: 8 of 512 pixels a side, 2 of 1024."""

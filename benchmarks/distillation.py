@@ -57,8 +57,10 @@ class Cell:
         overrides += [f"student.depth={self.depth}", f"student.num_points={points}"]
         if self.kind.startswith("wide"):
             start = [f"student.start={self.narrower(folder)}", "student.widen=true", f"student.first_points={points}"]
-            steps = 80 if points == 2 else 60
-            pace = ["train.lr=0.05", "student.resolution=0.1", f"train.steps={steps}", f"evaluation.interval={steps // 2}"]
+            # more stages amplify more: smaller steps, which need fewer pairs each
+            paced = {"lr": 0.05, "steps": 80, "batch": 32} if points == 2 else {"lr": 0.02, "steps": 60, "batch": 16}
+            pace = [f"train.{k}={v}" for k, v in paced.items()] + [f"train.chunk={paced['batch']}"]
+            pace += ["student.resolution=0.1", f"evaluation.interval={paced['steps'] // 2}"]
             pace += ["teacher.check=0"]  # the narrower ones had the same teacher
             return arguments("digits_tableau", [*overrides, *start, *pace])
         stages = 1 + points * (self.depth - 1)

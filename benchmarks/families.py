@@ -3,13 +3,7 @@
 from collections.abc import Iterator
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FluxPipeline,
-    StableDiffusion3Pipeline,
-    StableDiffusionPipeline,
-)
+from diffusers import FluxPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline
 from torch import nn
 
 from backends import Backend, Condition, load_backend
@@ -18,7 +12,7 @@ from backends.ldm import LDM
 from backends.sd3 import SD3
 from solvers import Spec
 
-from .full_size import FLOW_SHIFTS, SD_BETAS, parts_of
+from .full_size import parts_of, randomised, scheduler_of
 
 FAMILIES = ("ldm", "sd3", "flux")
 PIXELS = {"ldm": 512, "sd3": 1024, "flux": 1024}
@@ -35,27 +29,18 @@ def digits(family: str, device: torch.device) -> Backend:
     return load_backend(Spec(backend="digits", backend_config={"family": family}), device)
 
 
-def random_network(make, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A network built on the device, with random weights."""
-    with torch.device(device):
-        network = make().to(dtype)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.normal_(0, 0.02)
-    return network
-
-
 def full_size(family: str, device: torch.device, layers: int | None = None, pixels: int | None = None) -> Backend:
     """The real network and decoder of a family with random weights, in half precision on a GPU; without text encoders."""
     pixels = pixels or PIXELS[family]
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16 if family == "flux" else torch.float16
     made = parts_of(family, layers, pixels)
-    vae, network = (random_network(made[name], device, dtype) for name in ("vae", NETWORKS[family]))
+    with torch.device(device):
+        vae, network = (randomised(made[name](), dtype) for name in ("vae", NETWORKS[family]))
+    scheduler = scheduler_of(family)
     if family == "ldm":
-        scheduler = DDIMScheduler(**SD_BETAS)
-        pipe = StableDiffusionPipeline(vae, None, None, network, scheduler, None, None, requires_safety_checker=False)
-        return LDM(pipe, device, {}, family)
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=family == "flux", **FLOW_SHIFTS)
+        return LDM(
+            StableDiffusionPipeline(vae, None, None, network, scheduler, None, None, requires_safety_checker=False), device, {}, family
+        )
     if family == "sd3":
         return SD3(StableDiffusion3Pipeline(network, scheduler, vae, *[None] * 6), device, {}, family)
     return Flux(FluxPipeline(scheduler, vae, None, None, None, None, network), device, {}, family)

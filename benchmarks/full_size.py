@@ -17,14 +17,26 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
     UNet2DConditionModel,
 )
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    PreTrainedTokenizerBase,
+    T5Config,
+    T5EncoderModel,
+)
 
 from backends import load_backend
 from backends.digits import FOLDER
@@ -62,9 +74,7 @@ FLUX = {
 CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "projection_dim": 768}
 CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 20, "projection_dim": 1280, "hidden_act": "gelu"}
 T5 = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_heads": 64, "vocab_size": 32128, "feed_forward_proj": "gated-gelu"}
-SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1, "clip_sample": False}
-FLOW_SHIFTS = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
-PIPELINES = {"ldm": "StableDiffusionPipeline", "sd3": "StableDiffusion3Pipeline", "flux": "FluxPipeline"}
+CLASSES = {"ldm": StableDiffusionPipeline, "sd3": StableDiffusion3Pipeline, "flux": FluxPipeline}
 
 
 def parts_of(family: str, layers: int | None, pixels: int) -> dict[str, Callable[[], nn.Module]]:
@@ -99,21 +109,56 @@ def parts_of(family: str, layers: int | None, pixels: int) -> dict[str, Callable
     return {"transformer": partial(FluxTransformer2DModel, **FLUX, **depth), "vae": vae(16, 0.3611, 0.1159), **encoders}
 
 
-def save_network(network: nn.Module, folder: Path, published: bool) -> None:
-    """Random weights in float16; a CLIP text encoder's with the names that its published files have."""
+def randomised(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The network with random weights of a number type."""
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_(0, 0.02)
-    network.to(torch.float16).save_pretrained(folder)
+    return network.to(dtype)
+
+
+def save_network(network: nn.Module, folder: Path, published: bool) -> None:
+    """Random weights in float16; a CLIP text encoder's with the names that its published files have."""
+    randomised(network, torch.float16).save_pretrained(folder)
     if published:
         path = folder / "model.safetensors"
         names = {k: k if k.startswith(("text_model.", "text_projection.")) else f"text_model.{k}" for k in load_file(path)}
         save_file({names[k]: v for k, v in load_file(path).items()}, path, {"format": "pt"})
 
 
+def scheduler_of(family: str) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler:
+    """A scheduler as the family's published one, as far as noise levels go."""
+    if family == "ldm":
+        betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+        return DDIMScheduler(**betas, steps_offset=1, clip_sample=False)
+    shifts = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
+    return FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=family == "flux", **shifts)
+
+
+def tokenizer_of(t5: bool, folder: Path) -> PreTrainedTokenizerBase:
+    """The digits' CLIP tokenizer, or a T5 tokenizer that is made in a folder."""
+    if not t5:
+        return CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")
+    generator = torch.Generator().manual_seed(0)
+    return make_t5_tokenizer([random_caption(c, generator) for c in ALL_LABELS], folder)
+
+
+def in_memory(family: str, layers: int | None, pixels: int, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
+    """The pipeline with random weights made on the device, without a folder."""
+    with torch.device(device):
+        parts = {name: randomised(make(), dtype) for name, make in parts_of(family, layers, pixels).items()}
+    with tempfile.TemporaryDirectory() as tmp:
+        for encoder in [n for n in parts if n.startswith("text_encoder")]:
+            t5 = isinstance(parts[encoder], T5EncoderModel)
+            parts[encoder.replace("text_encoder", "tokenizer")] = tokenizer_of(t5, Path(tmp))
+    if family == "ldm":
+        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return CLASSES[family](scheduler=scheduler_of(family), **parts)
+
+
 def save_folder(family: str, layers: int | None, pixels: int, folder: Path) -> dict[str, int]:
     """Write the pipeline's folder; the parameters of each network."""
-    index: dict = {"_class_name": PIPELINES[family], "_diffusers_version": "0.30.0"}
+    index: dict = {"_class_name": CLASSES[family].__name__, "_diffusers_version": "0.30.0"}
     counts = {}
     for name, make in parts_of(family, layers, pixels).items():
         network = make()
@@ -122,25 +167,20 @@ def save_folder(family: str, layers: int | None, pixels: int, folder: Path) -> d
         index[name] = ["transformers" if name.startswith("text") else "diffusers", type(network).__name__]
         del network
     if family == "ldm":
-        scheduler = DDIMScheduler(**SD_BETAS)
         index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
-    else:
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=family == "flux", **FLOW_SHIFTS)
+    scheduler = scheduler_of(family)
     scheduler.save_pretrained(folder / "scheduler")
     index["scheduler"] = ["diffusers", type(scheduler).__name__]
-    clip = CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")
-    generator = torch.Generator().manual_seed(0)
     for encoder in [n for n in counts if n.startswith("text_encoder")]:
         name, t5 = encoder.replace("text_encoder", "tokenizer"), index[encoder][1] == "T5EncoderModel"
-        tokenizer = make_t5_tokenizer([random_caption(c, generator) for c in ALL_LABELS], folder / name) if t5 else clip
-        tokenizer.save_pretrained(folder / name)
+        tokenizer_of(t5, folder / name).save_pretrained(folder / name)
         index[name] = ["transformers", "T5TokenizerFast" if t5 else "CLIPTokenizer"]
     (folder / "model_index.json").write_text(json.dumps(index, indent=1))
     return counts
 
 
 @click.command()
-@click.argument("family", type=click.Choice(list(PIPELINES)))
+@click.argument("family", type=click.Choice(list(CLASSES)))
 @click.option("--layers", type=click.IntRange(1), help="Of the transformers and the text encoders; all by default.")
 @click.option("--resolution", type=click.IntRange(64), help="Pixels a side, a multiple of 64; 512 for ldm by default, else 1024.")
 @click.option("--dtype", default="bfloat16", show_default=True)

@@ -133,6 +133,15 @@ def test_flux_images_and_shift(flux):
     assert difference(found, theirs_flux(backend, pipe, PROMPTS, 3.5, "pt")) <= 1e-4
 
 
+def test_a_pipeline_of_our_flux_network_keeps_its_own_times(flux):
+    backend, pipe = flux
+    expected = theirs_flux(backend, pipe, PROMPTS, 3.5)
+    Sampler(backend, Euler(), "euler", flux_nodes(pipe), 3.5).latents(PROMPTS, range(3))
+    shared = FluxPipeline(**backend.pipe.components)
+    shared.set_progress_bar_config(disable=True)
+    assert difference(theirs_flux(backend, shared, PROMPTS, 3.5), expected) <= 1e-6
+
+
 def test_what_equality_would_miss_shows_in_sd3(sd3):
     """The wrong guidance order, shift, time scale and latent factor each move the result by far more than the bound."""
     backend, pipe = sd3
