@@ -33,7 +33,7 @@ def failures_told() -> Iterator[None]:
         yield
     except (TorchDynamoException, FailOnRecompileLimitHit) as error:
         reason = " ".join(str(error).split("\n\n")[0].split())[:200]
-        raise BackendError(f"compile: the network's blocks cannot be compiled on this machine ({reason}); leave it out") from error
+        raise BackendError(f"compile: the network's blocks cannot be compiled on this machine ({reason}); leave compile out") from error
 
 
 def compilations() -> int:
