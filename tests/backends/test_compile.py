@@ -79,7 +79,7 @@ def test_one_compilation_for_each_block_and_shape(family, uncoded):
     assert 2 <= counts[0] == counts[1] == counts[2] < counts[3]
 
 
-@pytest.mark.parametrize("family", TABLES)
+@pytest.mark.parametrize("family", ["ldm", pytest.param("sd3", marks=pytest.mark.slow), pytest.param("flux", marks=pytest.mark.slow)])
 def test_gradients_of_a_table_are_those_of_the_eager_network(family, uncoded):
     """With the network's calls or its blocks computed again as well, by the same compiled code."""
     eager, fast = backend_of(family), backend_of(family, compile=True)
