@@ -122,6 +122,8 @@ def generate(sampler: Sampler, prompts: Sequence[str], seeds: Sequence[int], out
         ranks.barrier()
         together = sampler.points.ranks is not None
         mine = todo if together else todo[ranks.rank :: ranks.world]
+        needed = dict.fromkeys(record["prompt"] for _, batch in mine for record in batch)
+        sampler.backend.encode_ahead(list(needed), sampler.guidance_scale)
         with tqdm(total=sum(len(b) for _, b in mine), unit="image", desc=sampler.solver_name, disable=ranks.rank > 0 or None) as bar:
             for i, batch in mine:
                 if together and ranks.rank > 0:

@@ -47,6 +47,8 @@ class Choice:
     finish: str = "none"
     dtype: str = "auto"
     parallel: str = "images"
+    compile: bool = False
+    offload: bool = False
 
 
 def choose_prompts(prompt: str | None, prompt_file: Path | None, backend: str) -> list[str]:
@@ -84,7 +86,8 @@ def settle(choice: Choice, predictor: Predictor | None, path: Path | None) -> Sp
         agree("--num-steps", choice.num_steps, recorded.num_steps, path)
     elif choice.backend not in (None, recorded.backend):
         recorded = Spec()  # a baseline on another backbone has nothing to do with what the table was made for
-    config = {**recorded.backend_config, **asked}
+    switched = {name: True for name in ("compile", "offload") if vars(choice)[name]}
+    config = {**recorded.backend_config, **asked, **switched}
     if choice.model_path is not None:
         config["model_name_or_path"] = choice.model_path
     return replace(
@@ -187,6 +190,8 @@ PARALLEL = {
     "show_default": True,
     "help": "What the processes of torchrun share out: batches of images, the points of each level, or those and the halves of guidance.",
 }
+COMPILE = "Compile the network's repeated blocks, once for each shape: it takes a while before the first image, then less for each."
+OFFLOAD = "Encode all prompts first, free the text encoders, and only then put the network on the device."
 SWITCH = {"type": click.BOOL, "is_flag": False, "flag_value": "true", "default": False, "metavar": "[BOOL]"}
 
 
@@ -214,6 +219,8 @@ SWITCH = {"type": click.BOOL, "is_flag": False, "flag_value": "true", "default":
 @click.option("--device", help="cpu, cuda, cuda:1, mps; CUDA where there is one by default.")
 @click.option("--dtype", type=click.Choice(["auto", *backends.DTYPES]), default="auto", show_default=True, help="Of the network.")
 @click.option("--parallel", **PARALLEL)
+@click.option("--compile", **SWITCH, help=COMPILE)
+@click.option("--offload", **SWITCH, help=OFFLOAD)
 @click.option("--use-fp16", **SWITCH, help="The same as --dtype float16.")
 @click.option("--outdir", type=click.Path(path_type=Path), help="Default: samples/BACKEND/SOLVER-depthD-evalsE.")
 @click.option("--subdirs/--no-subdirs", default=True, show_default=True, help="A folder for every 1000 seeds.")
@@ -274,6 +281,8 @@ def family_command(family: str, title: str, seeds: str, batch: int, outdir: str,
     @click.option("--device", help="cpu, cuda, cuda:1, mps; CUDA where there is one by default.")
     @click.option("--dtype", type=click.Choice(["auto", *backends.DTYPES]), default="auto", show_default=True, help="Of the network.")
     @click.option("--parallel", **PARALLEL)
+    @click.option("--compile", is_flag=True, help=COMPILE)
+    @click.option("--offload", is_flag=True, help=OFFLOAD)
     @click.option("--outdir", type=click.Path(path_type=Path), default=Path(outdir), show_default=True)
     @click.option("--grid", is_flag=True, help="A grid of every batch beside the images.")
     def command(

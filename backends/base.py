@@ -76,6 +76,9 @@ class Backend(ABC):
     def encode(self, prompts: Sequence[str], guidance_scale: float) -> Condition:
         """The condition of B prompts; guidance_scale 1 means no guidance."""
 
+    def encode_ahead(self, prompts: Sequence[str], guidance_scale: float) -> None:  # noqa: B027  nothing, unless a backbone overrides it
+        """Told all prompts of a run before its first one is encoded; a backbone may make use of it."""
+
     @abstractmethod
     def velocity(self, condition: Condition) -> Callable[[Tensor, Tensor], Tensor]:
         """velocity(x [M*B, C, H, W], sigma [] or [M*B]) -> [M*B, C, H, W] float32; row m * B + b has condition b."""

@@ -41,7 +41,7 @@ class Flux(PipelineBackend):
     def __init__(self, pipe: FluxPipeline, device: torch.device, config: dict, name: str = "flux"):
         self.name, self.device, self.config, self.pipe = name, torch.device(device), config, pipe
         self.dtype = pipe.transformer.dtype
-        place(pipe, self.device, config)
+        place(pipe, pipe.transformer, self.device, config)
         factor, own = pipe.vae_scale_factor, pipe.vae.config.sample_size
         pixels = checked_resolution(config, own, 2 * factor, (own,))
         self.latent_shape = (pipe.transformer.config.in_channels // 4, *[pixels // factor] * 2)
@@ -53,7 +53,7 @@ class Flux(PipelineBackend):
         self.flow_mu = shifts.base_shift + slope * (tokens - shifts.base_image_seq_len)
         self.sigma_max, self.sigma_min = flowmatch(2, mu=self.flow_mu).tolist()
         self._told = Told(network_times, self.device)
-        self._embeddings = EmbeddingCache(self._embed)
+        self._embeddings = EmbeddingCache(self._embed, self.device)
         self._times: Tensor | None = None
         pipe.transformer.time_text_embed.register_forward_pre_hook(self._exact_times)
 
@@ -82,6 +82,7 @@ class Flux(PipelineBackend):
         return Condition(self._embeddings.stacked(prompts), None, guidance_scale)
 
     def velocity(self, condition):
+        self.make_room()
         batches: dict[int, dict[str, Tensor]] = {}
         channels, height, width = self.latent_shape
         places = FluxPipeline._prepare_latent_image_ids(1, height // 2, width // 2, self.device, self.dtype)
@@ -95,16 +96,17 @@ class Flux(PipelineBackend):
                 guidance = torch.full((len(x),), condition.guidance_scale, device=x.device, dtype=torch.float32)
             self._times = times
             try:
-                packed = self.pipe.transformer(
-                    hidden_states=FluxPipeline._pack_latents(x.to(self.dtype), len(x), channels, height, width),
-                    timestep=times / 1000,
-                    guidance=guidance,
-                    encoder_hidden_states=told["text"],
-                    pooled_projections=told["pooled"],
-                    txt_ids=words,
-                    img_ids=places,
-                    return_dict=False,
-                )[0]
+                with self.compiling():
+                    packed = self.pipe.transformer(
+                        hidden_states=FluxPipeline._pack_latents(x.to(self.dtype), len(x), channels, height, width),
+                        timestep=times / 1000,
+                        guidance=guidance,
+                        encoder_hidden_states=told["text"],
+                        pooled_projections=told["pooled"],
+                        txt_ids=words,
+                        img_ids=places,
+                        return_dict=False,
+                    )[0]
             finally:
                 self._times = None
             factor = self.pipe.vae_scale_factor

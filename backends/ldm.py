@@ -31,14 +31,14 @@ class LDM(PipelineBackend):
         self.prediction = pipe.scheduler.config.prediction_type
         if self.prediction not in ("epsilon", "v_prediction"):
             raise BackendError(f"prediction_type {self.prediction!r} of the scheduler: expected epsilon or v_prediction")
-        place(pipe, self.device, config)
+        place(pipe, pipe.unet, self.device, config)
         self.noise_schedule = NoiseSchedule(pipe.scheduler.alphas_cumprod)
         self._told = Told(self._tell, self.device)
         self.sigma_min, self.sigma_max = self.noise_schedule.sigma_min, self.noise_schedule.sigma_max
         factor = pipe.vae_scale_factor
         pixels = checked_resolution(config, pipe.unet.config.sample_size * factor, factor)
         self.latent_shape = (pipe.unet.config.in_channels, *[pixels // factor] * 2)
-        self._embeddings = EmbeddingCache(self._embed)
+        self._embeddings = EmbeddingCache(self._embed, self.device)
 
     def networks(self):
         return {"unet": self.pipe.unet, "text_encoder": self.pipe.text_encoder}
@@ -47,7 +47,7 @@ class LDM(PipelineBackend):
         self.pipe.unet.enable_gradient_checkpointing()
 
     def encode(self, prompts, guidance_scale):
-        negative = None if guidance_scale == 1 else self._embeddings(self.config.get("negative_prompt", ""))
+        negative = None if guidance_scale == 1 else self._embeddings.stacked([self.config.get("negative_prompt", "")])
         return Condition(self._embeddings.stacked(prompts), negative, guidance_scale)
 
     def _embed(self, prompt: str) -> dict[str, Tensor]:
@@ -60,6 +60,7 @@ class LDM(PipelineBackend):
         return scale.float().view(-1, 1, 1, 1), t.float(), sigma.float().view(-1, 1, 1, 1)
 
     def velocity(self, condition):
+        self.make_room()
         batches: dict[int, dict[str, Tensor]] = {}
 
         def velocity(x: Tensor, sigma: Tensor) -> Tensor:
@@ -68,7 +69,9 @@ class LDM(PipelineBackend):
             inputs = (x * scale).to(self.dtype)
             if condition.negative is not None:
                 inputs, t = torch.cat([inputs, inputs]), torch.cat([t, t])
-            eps = guide(self.pipe.unet(inputs, t, encoder_hidden_states=text).sample, condition)
+            with self.compiling():
+                found = self.pipe.unet(inputs, t, encoder_hidden_states=text).sample
+            eps = guide(found, condition)
             if self.prediction == "v_prediction":
                 eps = scale * (eps + sigma * scale * x)
             return eps

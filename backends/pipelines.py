@@ -1,8 +1,10 @@
 """What all diffusers families share: options, loading from a folder, hub id or file, and placing on a device."""
 
+import gc
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -12,6 +14,7 @@ from . import quiet  # noqa: F401  isort: skip
 from diffusers import DiffusionPipeline  # isort: skip
 from huggingface_hub.errors import LocalEntryNotFoundError  # isort: skip
 from .base import Backend, BackendError
+from .compiled import compile_blocks, failures_told
 
 SINGLE_FILES = (".safetensors", ".ckpt")
 COMMON_OPTIONS = {  # name: type and meaning
@@ -20,6 +23,8 @@ COMMON_OPTIONS = {  # name: type and meaning
     "variant": (str, "file variant such as fp16"),
     "resolution": (int, "pixels a side"),
     "enable_model_cpu_offload": (bool, "keep only the running model on the device"),
+    "offload": (bool, "free the text encoders before the network is put on the device"),
+    "compile": (bool, "compile the network's repeated blocks"),
     "torch_dtype": (str, "auto, float32, float16 or bfloat16"),
 }
 
@@ -29,9 +34,9 @@ class PipelineBackend(Backend):
 
     pipe: DiffusionPipeline
     config: dict
+    _embeddings: "EmbeddingCache"
     IMAGE_OPTIONS: Sequence[str]
     """The options, beside the weights, that decide what the images look like."""
-    _embeddings: "EmbeddingCache"
 
     def identity(self):
         if self.name == "digits":
@@ -45,8 +50,38 @@ class PipelineBackend(Backend):
         """Encode every prompt anew from here on."""
         self._embeddings.known.clear()
 
+    def fingerprint(self):
+        if self._embeddings.closed:
+            raise BackendError("offload: the text encoders are freed, and a fingerprint is of all weights; leave offload out")
+        return super().fingerprint()
+
+    def encode_ahead(self, prompts, guidance_scale):
+        """With offload: encode them all, then free the text encoders for good."""
+        if not (prompts and self.config.get("offload")):
+            return
+        for prompt in prompts:
+            self.encode([prompt], guidance_scale)
+            self._embeddings.check_room(len(prompts) + 1)
+        self.make_room()
+
+    def make_room(self) -> None:
+        """With offload, the first time: free the text encoders, and only then put the other networks on the device."""
+        if self._embeddings.closed or not self.config.get("offload"):
+            return
+        self._embeddings.closed = True
+        self.pipe.register_modules(**dict.fromkeys(text_encoders(self.pipe)))
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.pipe.to(self.device)
+
+    def compiling(self) -> AbstractContextManager[None]:
+        """Where the network is called: with compile, a failure to compile is told in one line."""
+        return failures_told() if self.config.get("compile") else nullcontext()
+
     def decode(self, latents: Tensor, chunk: int | None = None):
         """A few images at a time: 8 of 512 pixels a side, 2 of 1024."""
+        self.make_room()
         vae, images = self.pipe.vae, []
         side = latents.shape[-1] * self.pipe.vae_scale_factor
         chunk = chunk or max(1, min(8, 2**21 // side**2))
@@ -64,6 +99,10 @@ def check_options(config: dict, options: dict) -> None:
         kind, meaning = options[name]
         if type(value) is not kind:
             raise BackendError(f"backend_config.{name} is {value!r}, expected {kind.__name__}: {meaning}")
+    if config.get("offload") and config.get("enable_model_cpu_offload"):
+        raise BackendError(
+            "backend_config: offload frees the text encoders, enable_model_cpu_offload keeps them: set one of the two to false"
+        )
 
 
 def load_pipeline(cls: type, config: dict, dtype: torch.dtype, expected: str, local_only: bool = False, **parts) -> DiffusionPipeline:
@@ -112,16 +151,29 @@ def missing_weights(model: str, path: Path, error: Exception, expected: str, loc
     )
 
 
-def place(pipe: DiffusionPipeline, device: torch.device, config: dict) -> None:
-    """Freeze all networks of a pipeline and put them on the device, or one by one as they run (enable_model_cpu_offload)."""
+def text_encoders(pipe: DiffusionPipeline) -> dict[str, torch.nn.Module]:
+    """The text encoders that a pipeline has, by name."""
+    return {name: part for name, part in pipe.components.items() if name.startswith("text_encoder") and part is not None}
+
+
+def place(pipe: DiffusionPipeline, network: torch.nn.Module, device: torch.device, config: dict) -> None:
+    """Freeze all networks of a pipeline, compile one if asked to, and put them on the device.
+
+    With offload only the text encoders go there now; with enable_model_cpu_offload each network while it runs.
+    """
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
     pipe.set_progress_bar_config(disable=True)
-    if not config.get("enable_model_cpu_offload"):
+    if config.get("compile"):
+        compile_blocks(network)
+    if config.get("offload"):
+        for encoder in text_encoders(pipe).values():
+            encoder.to(device)
+    elif config.get("enable_model_cpu_offload"):
+        pipe.enable_model_cpu_offload(device=device)
+    else:
         pipe.to(device)
-        return
-    pipe.enable_model_cpu_offload(device=device)
 
 
 def checked_resolution(config: dict, own: int, multiple: int, allowed: tuple[int, ...] = ()) -> int:
@@ -135,21 +187,45 @@ def checked_resolution(config: dict, own: int, multiple: int, allowed: tuple[int
 
 
 class EmbeddingCache:
-    """Text embeddings by prompt, each computed by itself so that it does not depend on its batch; the newest `limit` bytes are kept."""
+    """Text embeddings by prompt in host memory, each computed by itself so that it does not depend on its batch.
 
-    def __init__(self, embed, limit: int = 2**28):
-        self.embed, self.limit, self.known = embed, limit, {}
+    The newest `limit` bytes are kept. Once `closed`, only those there are given.
+    """
 
-    def __call__(self, prompt: str) -> dict[str, torch.Tensor]:
+    def __init__(self, embed: Callable[[str], dict[str, Tensor]], device: torch.device, limit: int = 2**33):
+        self.embed, self.device, self.limit = embed, device, limit
+        self.known: dict[str, dict[str, Tensor]] = {}
+        self.closed = False
+
+    def __call__(self, prompt: str) -> dict[str, Tensor]:
+        """The embedding of a prompt, in host memory."""
         if prompt not in self.known:
+            if self.closed:
+                raise BackendError(
+                    f"offload: the text encoders are freed, and prompt {prompt[:60]!r} was not encoded before; leave offload out"
+                )
             with torch.inference_mode(False), torch.no_grad():  # kept for callers that differentiate as well
-                embedding = self.embed(prompt)
-            while self.known and (len(self.known) + 1) * sum(t.nbytes for t in embedding.values()) > self.limit:
+                embedding = {k: v.cpu() for k, v in self.embed(prompt).items()}
+            while self.known and (len(self.known) + 1) * nbytes(embedding) > self.limit:
                 self.known.pop(next(iter(self.known)))
             self.known[prompt] = embedding
         return self.known[prompt]
 
-    def stacked(self, prompts) -> dict[str, torch.Tensor]:
-        """The embeddings of several prompts, a row each."""
+    def check_room(self, count: int) -> None:
+        """Refuse to keep more embeddings than there is room for; they are all of one size."""
+        need = count * nbytes(next(iter(self.known.values())))
+        if need > self.limit:
+            raise BackendError(
+                f"offload: the embeddings of {count} prompts need {need / 2**30:.1f} GiB of host memory, more than the "
+                f"{self.limit / 2**30:.1f} GiB set aside for them; sample in several runs, or leave offload out"
+            )
+
+    def stacked(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """The embeddings of several prompts on the device, a row each."""
         found = [self(p) for p in prompts]
-        return {k: torch.cat([f[k] for f in found]) for k in found[0]}
+        return {k: torch.cat([f[k] for f in found]).to(self.device) for k in found[0]}
+
+
+def nbytes(embedding: dict[str, Tensor]) -> int:
+    """The memory of an embedding."""
+    return sum(t.nbytes for t in embedding.values())

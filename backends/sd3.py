@@ -38,7 +38,7 @@ class SD3(PipelineBackend):
     def __init__(self, pipe: StableDiffusion3Pipeline, device: torch.device, config: dict, name: str = "sd3"):
         self.name, self.device, self.config, self.pipe = name, torch.device(device), config, pipe
         self.dtype = pipe.transformer.dtype
-        place(pipe, self.device, config)
+        place(pipe, pipe.transformer, self.device, config)
         network = pipe.transformer.config
         factor, own = pipe.vae_scale_factor, network.sample_size * pipe.vae_scale_factor
         pixels = checked_resolution(config, own, factor * network.patch_size, (512, 1024) if own >= 1024 else (own,))
@@ -50,7 +50,7 @@ class SD3(PipelineBackend):
         self.flow_shift = float(pipe.scheduler.config.shift)
         self.sigma_max, self.sigma_min = flowmatch(2, shift=self.flow_shift).tolist()
         self._told = Told(network_times, self.device)
-        self._embeddings = EmbeddingCache(self._embed)
+        self._embeddings = EmbeddingCache(self._embed, self.device)
 
     def networks(self):
         parts = {"transformer": self.pipe.transformer}
@@ -67,10 +67,11 @@ class SD3(PipelineBackend):
         return {"text": text, "pooled": pooled}
 
     def encode(self, prompts, guidance_scale):
-        negative = None if guidance_scale == 1 else self._embeddings(self.config.get("negative_prompt", ""))
+        negative = None if guidance_scale == 1 else self._embeddings.stacked([self.config.get("negative_prompt", "")])
         return Condition(self._embeddings.stacked(prompts), negative, guidance_scale)
 
     def velocity(self, condition):
+        self.make_room()
         batches: dict[int, dict[str, Tensor]] = {}
 
         def velocity(x: Tensor, sigma: Tensor) -> Tensor:
@@ -78,13 +79,14 @@ class SD3(PipelineBackend):
             inputs, (times,) = x.to(self.dtype), self._told(sigma, len(x))
             if condition.negative is not None:
                 inputs, times = torch.cat([inputs, inputs]), torch.cat([times, times])
-            found = self.pipe.transformer(
-                hidden_states=inputs,
-                timestep=times,
-                encoder_hidden_states=told["text"],
-                pooled_projections=told["pooled"],
-                return_dict=False,
-            )
+            with self.compiling():
+                found = self.pipe.transformer(
+                    hidden_states=inputs,
+                    timestep=times,
+                    encoder_hidden_states=told["text"],
+                    pooled_projections=told["pooled"],
+                    return_dict=False,
+                )
             return guide(found[0], condition)
 
         return velocity

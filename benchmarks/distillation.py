@@ -57,8 +57,9 @@ class Cell:
         overrides += [f"student.depth={self.depth}", f"student.num_points={points}"]
         if self.kind.startswith("wide"):
             start = [f"student.start={self.narrower(folder)}", "student.widen=true", f"student.first_points={points}"]
-            # more stages amplify more: smaller steps, which need fewer pairs each
-            paced = {"lr": 0.05, "steps": 80, "batch": 32} if points == 2 else {"lr": 0.02, "steps": 60, "batch": 16}
+            # near an optimum a step of Adam harms the more, the more numbers it moves
+            lr = min(0.05, 6 / (points * self.depth) ** 2)
+            paced = {"lr": lr, "steps": 80, "batch": 32} if points == 2 else {"lr": lr, "steps": 40, "batch": 16}
             pace = [f"train.{k}={v}" for k, v in paced.items()] + [f"train.chunk={paced['batch']}"]
             pace += ["student.resolution=0.1", f"evaluation.interval={paced['steps'] // 2}"]
             pace += ["teacher.check=0"]  # the narrower ones had the same teacher

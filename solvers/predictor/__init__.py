@@ -24,6 +24,7 @@ from .reading import PredictorError, check_size, read_pickle
 
 FORMAT = "epd-predictor/1"
 SECRETS = ("token", "api_key", "apikey", "access_key", "authorization", "password", "secret")  # ends of names
+MACHINE_OPTIONS = ("compile", "offload")  # of the backend: how a machine runs it, never what a table was made for
 
 __all__ = ["FORMAT", "Predictor", "PredictorError", "Spec", "load_predictor", "resolve_predictor_path", "save_predictor"]
 
@@ -184,7 +185,7 @@ def checked(predictor: Predictor) -> Predictor:
 
 
 def spec_from(values: Any) -> Spec:
-    """A Spec of plain values; an unknown key or a value of the wrong type is an error that names it."""
+    """A Spec of plain values, without options of a machine; an unknown key or a value of the wrong type is an error that names it."""
     values = mapping(values, "spec", SPEC_TYPES)
     checked_values: dict[str, Any] = {}
     for name, value in values.items():
@@ -196,6 +197,9 @@ def spec_from(values: Any) -> Spec:
         if isinstance(value, float) and not math.isfinite(value):
             raise PredictorError(f"spec.{name} is {value}, expected a finite number")
         checked_values[name] = plain(value, f"spec.{name}")
+    if "backend_config" in checked_values:
+        config = checked_values["backend_config"]
+        checked_values["backend_config"] = {k: v for k, v in config.items() if k not in MACHINE_OPTIONS}
     return Spec(**checked_values)
 
 

@@ -473,3 +473,9 @@ def test_bad_input_is_one_line(tmp_path, run_here):
     for arguments in (("show",), ("convert", good), ("show", good, good)):
         status, out, err = run_here(*arguments)
         assert (status, out, "Usage:" in err) == (2, "", True)
+
+
+def test_how_a_machine_ran_the_backbone_is_not_kept(tmp_path):
+    spec = Spec(backend="ldm", backend_config={"compile": True, "offload": True, "resolution": 512})
+    save_predictor(Predictor(SolverTable.uniform(2, 2), spec), tmp_path / "a.pkl")
+    assert load_predictor(tmp_path / "a.pkl").spec.backend_config == {"resolution": 512}

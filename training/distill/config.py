@@ -8,7 +8,7 @@ from omegaconf import MISSING
 from backends import DTYPES, NAMES, SCHEDULES
 from solvers import BASELINES, Spec
 
-from ..config import ConfigError, check_choices, check_ranges
+from ..config import ConfigError, check_choices, check_options, check_ranges
 
 
 @dataclass
@@ -224,6 +224,7 @@ def check(config: DistillConfig) -> None:
         ]
     )
     check_ranges(config, LOWEST, dict.fromkeys(("train.seed", "bank.first_seed", "bank.heldout_seed"), 2**40))
+    check_options("backend.config", config.backend.config)
     _check_student(config)
     _check_loss(config)
 
