@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import overhead, points
+from benchmarks import compile, memory, overhead, points
 from benchmarks.families import condition_of, digits, full_size, network_of
 from benchmarks.parallel import ideal
 from benchmarks.timing import in_turn, ratio
@@ -100,3 +100,41 @@ def test_full_size_networks_take_random_conditions():
         slope = backend.velocity(condition_of(backend, "sd3", 1))(backend.start([0], 1.0), torch.tensor(0.5, dtype=torch.float64))
     assert slope.shape == (1, *backend.latent_shape)
     assert slope.isfinite().all()
+
+
+def test_a_trajectory_needs_little_more_memory_than_a_call(tmp_path):
+    """No tensors are kept that nobody asked for; calls computed again in a backward pass need a fraction of all activations."""
+    arguments = ["--family", "sd3", "--part", "trajectory", "--part", "training"]
+    rows = rows_of(memory.main, tmp_path / "m.json", *arguments)
+    found = {r["solver"]: r["trajectory"] / r["call"] for r in rows if r["part"] == "trajectory"}
+    assert len(found) == 7
+    assert 1 < min(found.values()) <= max(found.values()) < 1.1
+    kept, again, apart = (r["peak"] for r in rows if r["part"] == "training")
+    assert kept > 2 * again > 2 * apart
+
+
+def test_kept_tensors_are_seen(tmp_path):
+    """What a trajectory holds on to counts: eight states more are eight states more."""
+    held = []
+    states = torch.zeros(4, 16, 8, 8)
+    plain = memory.peak_above(lambda: [states + 1 for _ in range(8)] and None, CPU)
+    keeping = memory.peak_above(lambda: held.extend(states + 1 for _ in range(8)), CPU)
+    assert keeping == plain == 8 * states.nbytes
+    assert memory.peak_above(lambda: sum((states + 1).sum() for _ in range(8)), CPU) < 2 * states.nbytes
+
+
+@pytest.mark.slow
+def test_sampling_without_text_encoders_needs_less_memory(tmp_path):
+    rows = rows_of(memory.main, tmp_path / "m.json", "--part", "offload")
+    kept, freed = rows
+    assert (kept["offload"], freed["offload"]) == (False, True)
+    assert freed["sampling"] < kept["sampling"] - 5e8
+    assert freed["peak_sampling"] < kept["peak_sampling"]
+
+
+@pytest.mark.slow
+def test_compiled_blocks_are_timed(tmp_path):
+    (row,) = rows_of(compile.main, tmp_path / "c.json", "--family", "ldm", "--batch", "1", "--repeats", "3")
+    assert row["compilations"] == 2
+    assert row["recompilations"] == 0
+    assert row["difference"] < 1e-3
