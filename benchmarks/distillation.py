@@ -126,7 +126,7 @@ def train(only: str, jobs: int, folder: Path) -> None:
 
 
 @main.command()
-@click.option("--n", "count", type=click.IntRange(2), default=512, show_default=True, help="Images for each row.")
+@click.option("--n", "count", type=click.IntRange(2), default=256, show_default=True, help="Images for each row.")
 @click.option("--guidance", type=click.Choice([f"{g:g}" for g in GUIDANCES]), help="Only this one; the file keeps its other rows.")
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), default=ROOT / "exps" / "digits-distilled")

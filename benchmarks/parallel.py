@@ -1,7 +1,9 @@
 """EPD's points, and the halves of guidance, over processes against one: python -m benchmarks.parallel [--processes 2].
 
 Starts itself under torchrun and, in the same processes and run, times an EPD trajectory by one process alone and shared out. The
-levels of an interval are timed one by one: the gradient at the node, the K points, and the all-gather among them.
+levels of an interval are timed one by one: the gradient at the node, the K points, and the all-gather among them. "crowding" is
+what a trajectory takes while every process runs one of its own, over one alone: above 1 where they share cores or memory, so that
+no more than ideal / crowding can be had.
 """
 
 import os
@@ -83,7 +85,10 @@ def measure(backend: Backend, family: str, points: int, mode: str, batch: int, r
     def together() -> Tensor:
         return sample(solver, Points(ranks, split).velocity(backend, condition), start, nodes)
 
-    times = in_turn([alone, together], repeats, backend.device)
+    def crowded() -> Tensor:
+        return sample(solver, backend.velocity(condition), start, nodes)
+
+    times = in_turn([alone, together, crowded], repeats, backend.device)
     timed = Timed(ranks, split)
     levels: list[tuple[int, float, float]] = []
     for _ in range(repeats):
@@ -97,6 +102,7 @@ def measure(backend: Backend, family: str, points: int, mode: str, batch: int, r
     gathered = sum(median(at, 2) for at in (0, 1))
     row = {"family": family, "mode": mode, "points": points, "processes": ranks.world, "batch": batch, "repeats": repeats}
     row |= ratio(times[0], times[1]) | {"ideal": ideal(points, 2 if split else 1, ranks.world) if split else ideal(points, 1, ranks.world)}
+    row |= {"crowding": (times[2] / times[0]).median().item()}
     row |= {"level1_seconds": median(0, 1), "level2_seconds": median(1, 1), "gather_seconds": gathered}
     return row | {"gather_share": gathered / (median(0, 1) + median(1, 1))}
 
@@ -104,7 +110,14 @@ def measure(backend: Backend, family: str, points: int, mode: str, batch: int, r
 def cells(row: dict) -> list[str]:
     """A row of the printed table."""
     numbers = [1e3 * row[k] for k in ("level1_seconds", "level2_seconds", "gather_seconds")] + [100 * row["gather_share"]]
-    texts = [row["family"], row["mode"], *map(str, (row["points"], row["processes"], row["batch"])), shown(row), f"{row['ideal']:.2f}"]
+    texts = [
+        row["family"],
+        row["mode"],
+        *map(str, (row["points"], row["processes"], row["batch"])),
+        shown(row),
+        f"{row['ideal']:.2f}",
+        f"{row['crowding']:.2f}",
+    ]
     return texts + [f"{n:.2f}" for n in numbers]
 
 

@@ -1,5 +1,6 @@
 """Multistep baselines: iPNDM, DPM-Solver++, UniPC. One evaluation a step; earlier ones are remembered."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -62,20 +63,20 @@ class DPMpp(Solver):
         check_order("DPMpp", self.order, 3)
 
     def step(self, velocity, x, sigmas, n, history):
-        s, s_next = sigmas[n], sigmas[n + 1]
-        data = x - s * velocity(x, s)
+        s, s_next = sigmas[n : n + 2].tolist()
+        data = x - s * velocity(x, sigmas[n])
         known = ((data, s), *history)[: _order(self, len(sigmas) - 1 - n)]
         history = known[: self.order - 1]
         if s_next == 0:
             return data, history
-        h = (s / s_next).log()
-        update = (s_next / s) * x - torch.expm1(-h) * data
+        h = math.log(s / s_next)
+        update = (s_next / s) * x - math.expm1(-h) * data
         if len(known) > 1:
             d1, d2 = _divided_differences(known, h)
             if d2 is None:
-                update = update - 0.5 * torch.expm1(-h) * d1
+                update = update - 0.5 * math.expm1(-h) * d1
             else:
-                phi2 = torch.expm1(-h) / h + 1
+                phi2 = math.expm1(-h) / h + 1
                 phi3 = phi2 / h - 0.5
                 update = update + phi2 * d1 - phi3 * d2
         return update, history
@@ -86,15 +87,15 @@ def _order(solver: "DPMpp | UniPC", remaining: int) -> int:
     return min(solver.order, remaining) if solver.lower_order_final else solver.order
 
 
-def _divided_differences(history: tuple, h: Tensor) -> tuple[Tensor, Tensor | None]:
+def _divided_differences(history: tuple, h: float) -> tuple[Tensor, Tensor | None]:
     """Estimates of h D' and, from 3 entries, h^2 D'' / 2 at the newest of (D, sigma), newest first; D' is dD/dlambda."""
     (m0, s0), (m1, s1) = history[:2]
-    r0 = (s1 / s0).log() / h
+    r0 = math.log(s1 / s0) / h
     d1_0 = (m0 - m1) / r0
     if len(history) == 2:
         return d1_0, None
     m2, s2 = history[2]
-    r1 = (s2 / s1).log() / h
+    r1 = math.log(s2 / s1) / h
     d1_1 = (m1 - m2) / r1
     return d1_0 + (r0 / (r0 + r1)) * (d1_0 - d1_1), (d1_0 - d1_1) / (r0 + r1)
 
@@ -114,8 +115,8 @@ class UniPC(Solver):
         check_order("UniPC", self.order, 3)
 
     def step(self, velocity, x, sigmas, n, history):
-        s, s_next = sigmas[n], sigmas[n + 1]
-        data = x - s * velocity(x, s)
+        s, s_next = sigmas[n : n + 2].tolist()
+        data = x - s * velocity(x, sigmas[n])
         past, start = history if history else ((), None)
         if past:
             x = self._update(start, past, s, corrector=data)
@@ -124,29 +125,28 @@ class UniPC(Solver):
             return data, (past, x)
         return self._update(x, past, s_next), (past, x)
 
-    def _update(self, x: Tensor, past: tuple, s_next: Tensor, corrector: Tensor | None = None) -> Tensor:
+    def _update(self, x: Tensor, past: tuple, s_next: float, corrector: Tensor | None = None) -> Tensor:
         """From x at the newest node of `past` to s_next; with `corrector`, D there, the corrected state."""
         (m0, s0), earlier = past[0], past[1:]
-        h = (s0 / s_next).log()
-        ratios = [(s0 / s).log() / h for _, s in earlier]
+        h = math.log(s0 / s_next)
+        ratios = [math.log(s0 / s) / h for _, s in earlier]
         differences = [(m - m0) / r for (m, _), r in zip(earlier, ratios, strict=True)]
         if corrector is not None:
-            ratios, differences = [*ratios, h.new_ones(())], [*differences, corrector - m0]
-        update = (s_next / s0) * x - torch.expm1(-h) * m0
+            ratios, differences = [*ratios, 1.0], [*differences, corrector - m0]
+        update = (s_next / s0) * x - math.expm1(-h) * m0
         for weight, difference in zip(_unipc_weights(ratios, h), differences, strict=True):
-            update = update - torch.expm1(-h) * weight * difference
+            update = update - math.expm1(-h) * weight * difference
         return update
 
 
-def _unipc_weights(ratios: list[Tensor], h: Tensor) -> Tensor:
+def _unipc_weights(ratios: list[float], h: float) -> list[float]:
     """The weights a of UniPC's equation R a = b / B2(h); a single term takes its limit 1/2 (remark 3.3)."""
     if len(ratios) < 2:
-        return h.new_full((len(ratios),), 0.5)
-    r = torch.stack(ratios)
-    phi, factorial, b = torch.expm1(-h) / -h - 1, 1.0, []
+        return [0.5] * len(ratios)
+    phi, factorial, b = math.expm1(-h) / -h - 1, 1.0, []
     for i in range(1, len(ratios) + 1):
-        b.append(phi * factorial / torch.expm1(-h))
+        b.append(phi * factorial / math.expm1(-h))
         factorial *= i + 1
         phi = phi / -h - 1 / factorial
-    powers = torch.stack([r**i for i in range(len(ratios))])
-    return torch.linalg.solve(powers, torch.stack(b))
+    powers = torch.tensor([[r**i for r in ratios] for i in range(len(ratios))], dtype=torch.float64)
+    return torch.linalg.solve(powers, torch.tensor(b, dtype=torch.float64)).tolist()
