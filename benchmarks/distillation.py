@@ -56,7 +56,8 @@ class Cell:
         points = int(self.kind[-1])
         overrides += [f"student.depth={self.depth}", f"student.num_points={points}"]
         if self.kind.startswith("wide"):
-            start = [f"student.start={self.narrower(folder)}", "student.widen=true", f"student.first_points={points}"]
+            narrower = os.path.relpath(self.narrower(folder), ROOT)
+            start = [f"student.start={narrower}", "student.widen=true", f"student.first_points={points}"]
             # near an optimum a step of Adam harms the more, the more numbers it moves
             lr = min(0.05, 6 / (points * self.depth) ** 2)
             paced = {"lr": lr, "steps": 80, "batch": 32} if points == 2 else {"lr": lr, "steps": 40, "batch": 16}
