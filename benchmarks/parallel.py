@@ -35,6 +35,7 @@ HEADER = [
     "batch",
     "alone / shared out",
     "ideal",
+    "crowding",
     "level 1 ms",
     "level 2 ms",
     "all-gather ms",
@@ -86,6 +87,7 @@ def measure(backend: Backend, family: str, points: int, mode: str, batch: int, r
         return sample(solver, Points(ranks, split).velocity(backend, condition), start, nodes)
 
     def crowded() -> Tensor:
+        ranks.barrier()
         return sample(solver, backend.velocity(condition), start, nodes)
 
     times = in_turn([alone, together, crowded], repeats, backend.device)
@@ -116,6 +118,7 @@ def cells(row: dict) -> list[str]:
         *map(str, (row["points"], row["processes"], row["batch"])),
         shown(row),
         f"{row['ideal']:.2f}",
+        f"{row['crowding']:.2f}",
         f"{row['crowding']:.2f}",
     ]
     return texts + [f"{n:.2f}" for n in numbers]

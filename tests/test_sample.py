@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import sample
-from backends import initial_noise
+from backends import initial_noise, load_backend
 from backends.prompts import read_prompts
 from manifest import exclusive
 from solvers import SolverTable, Spec, UserError, load_predictor, logsnr, save_predictor
@@ -297,3 +297,23 @@ def test_a_file_in_the_way_is_named(tmp_path, table):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == f"error: {tmp_path / 'out'}: File exists"
     assert (tmp_path / "out").read_text() == "in the way"
+
+
+@pytest.mark.parametrize(
+    "parallel, guidance, world, useful",
+    [("points", 2.0, 3, 2), ("points-cfg", 2.0, 5, 4), ("points-cfg", 1.0, 4, 2), ("points-cfg", 2.0, 4, 0)],
+)
+def test_processes_without_work_are_told(table, capsys, parallel, guidance, world, useful):
+    """K = 2 points, and two halves where guidance has them."""
+    predictor, gaussian = load_predictor(table), load_backend(Spec(backend="gaussian"), "cpu")
+    sampler = sample.Sampler(gaussian, predictor.solver(), "epd", gaussian.sigmas(predictor.spec), guidance)
+    shared = sample.share_points(sampler, parallel, sample.Ranks(0, world, torch.device("cpu")))
+    assert (shared.points.ranks.world, shared.points.branches) == (world, parallel == "points-cfg" and guidance != 1)
+    told = f"note: --parallel {parallel} gives work to {useful} of {world} processes: start {useful}\n" if useful else ""
+    assert capsys.readouterr().err == told
+
+
+def test_one_process_shares_nothing_out(table):
+    predictor, gaussian = load_predictor(table), load_backend(Spec(backend="gaussian"), "cpu")
+    sampler = sample.Sampler(gaussian, predictor.solver(), "epd", gaussian.sigmas(predictor.spec), 2.0)
+    assert sample.share_points(sampler, "points", sample.Ranks(0, 1, torch.device("cpu"))).points.ranks is None
