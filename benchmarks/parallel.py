@@ -119,7 +119,6 @@ def cells(row: dict) -> list[str]:
         shown(row),
         f"{row['ideal']:.2f}",
         f"{row['crowding']:.2f}",
-        f"{row['crowding']:.2f}",
     ]
     return texts + [f"{n:.2f}" for n in numbers]
 
