@@ -60,7 +60,7 @@ def shipped(backend: Backend, family: str, guidance: float, depth: int) -> dict[
     """The learned predictors that come with the project, for a family, a guidance and a serial depth."""
     found = {}
     for folder, how in ((f"digits-{family}-distilled", "distilled"), (f"digits-{family}-rdpo", "rdpo")):
-        for kind in ("epd", "tableau1", "tableau2"):
+        for kind in ("epd", "tableau1", "tableau2", "wide2"):
             path = EXPS / folder.replace("-ldm", "") / f"{kind}-g{guidance:g}-d{depth}" / "network-snapshot-export-best.pkl"
             if path.is_file():
                 predictor = load_predictor(path)

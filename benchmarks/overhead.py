@@ -84,6 +84,8 @@ def main(full: bool, family: str | None, layers: int | None, batch, depth: int, 
         for r in rows
     ]
     click.echo(text_table(HEADER, lines, text_columns=2))
+    ratios = torch.tensor([r["ratio"] for r in rows])
+    click.echo(f"\nwhole / bare, all {len(rows)} rows: median {ratios.median():.3f}, from {ratios.min():.3f} to {ratios.max():.3f}")
     write_json(out, {"full": full, "layers": layers, "repeats": repeats}, rows, torch.device(device))
 
 

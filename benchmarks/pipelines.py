@@ -33,7 +33,7 @@ from .timing import in_turn, ratio, shown
 FAMILIES = {"ldm": LDM, "sd3": SD3, "flux": Flux}
 GUIDANCE = {"ldm": 7.5, "sd3": 4.5, "flux": 3.5}
 DEPTHS = {"ldm": "4,6,8,10", "sd3": "4", "flux": "4"}
-LEARNED = ("epd distilled", "tableau1 distilled")
+LEARNED = ("epd distilled", "tableau1 distilled", "wide2 distilled")
 RESULT = Path(__file__).parent / "results" / "pipelines.json"
 
 
@@ -169,19 +169,26 @@ NOTE = (
     "Network calls one after the other and evaluations in all: theirs / ours. Both encode the texts anew each time and leave images in "
     "memory. Time: median of paired repeats and its 95 % interval. RMSE: to a fine solver, ± half a 95 % interval."
 )
-HEADER = ["family", "theirs (schedule)", "ours (schedule)", "calls", "evals", "batch", "time, ours / theirs", "their ms/image"]
+HEADER = ["family", "theirs (schedule)", "ours (schedule)", "calls", "evals"]
 QUALITY = ["their RMSE", "our RMSE", "ours - theirs"]
 
 
-def cells(row: dict) -> list[str]:
-    """A row of the table; calls and evaluations are theirs / ours."""
-    found = [row["family"], f"{row['theirs']} ({row['their_schedule']})", f"{row['ours']} ({row['our_schedule']})"]
-    found += [f"{row['their_calls']} / {row['our_calls']}", f"{row['their_evaluations']} / {row['our_evaluations']}", str(row["batch"])]
-    found += [shown(row), f"{row['their_ms_per_image']:.1f}"]
-    for name in ("their_rmse", "our_rmse", "rmse_difference"):
-        if name in row:
-            found.append(f"{row[name]:{'+' if name == 'rmse_difference' else ''}.4f} ± {row[f'{name}_halfwidth']:.4f}")
-    return found
+def table(rows: list[dict], batches: list[int]) -> str:
+    """A line for each pair of sides and depth; calls and evaluations are theirs / ours."""
+    lines = []
+    measured = "our_rmse" in rows[0]
+    for pair in dict.fromkeys((r["family"], r["theirs"], r["ours"], r["depth"]) for r in rows):
+        here = [r for r in rows if (r["family"], r["theirs"], r["ours"], r["depth"]) == pair]
+        row, scheduler = here[0], pair[1].split(", ")[1].removesuffix("Scheduler")
+        line = [row["family"], f"{scheduler} ({row['their_schedule']})", f"{row['ours']} ({row['our_schedule']})"]
+        line += [f"{row['their_calls']} / {row['our_calls']}", f"{row['their_evaluations']} / {row['our_evaluations']}"]
+        line += [shown(r) for r in here]
+        if measured:
+            line += [f"{row[k]:.4f} ± {row[f'{k}_halfwidth']:.4f}" for k in ("their_rmse", "our_rmse")]
+            line.append(f"{row['rmse_difference']:+.4f} ± {row['rmse_difference_halfwidth']:.4f}")
+        lines.append(line)
+    times = [f"time, ours / theirs, batch {b}" for b in batches]
+    return text_table(HEADER + times + (QUALITY if measured else []), lines, text_columns=3)
 
 
 def full_size(family: str, layers: int | None, resolution: int | None, device: torch.device) -> PipelineBackend:
@@ -218,8 +225,7 @@ def main(families, depths, batches, repeats, count, intervals, full, layers, res
         for depth in tqdm(numbers("--depths", depths or DEPTHS[family]), desc=family, disable=None):
             rows += compare(backend, family, depth, sizes, repeats, exams)
         del backend, exams
-    table = text_table(HEADER + ([] if full else QUALITY), [cells(row) for row in rows], text_columns=3)
-    click.echo(f"{NOTE}\n\n{table}")
+    click.echo(f"{NOTE}\n\n{table(rows, sizes)}")
     settings = {"full": full, "layers": layers, "repeats": repeats, "n": count, "intervals": intervals, "tuning_images": TUNING_IMAGES}
     write_json(out, settings, rows, place)
 
