@@ -22,6 +22,7 @@ from solvers import (
     Spec,
     Tableau,
     UserError,
+    baseline_of,
     load_predictor,
     num_steps_for_depth,
     resolve_predictor_path,
@@ -139,7 +140,8 @@ def make_sampler(decision: Decision, choice: Choice, ranks: Ranks) -> Sampler:
     if ranks.rank == 0 and decision.fixed_nodes and (note := backend.nodes_note(spec, sigmas)):
         click.echo(note, err=True)
     guidance = backend.default_guidance if spec.guidance_rate is None else spec.guidance_rate
-    sampler = Sampler(backend, decision.solver, decision.name, sigmas, guidance, choice.finish, decision.path)
+    solver = baseline_of(decision.name, backend.flow) if decision.name in BASELINES else decision.solver
+    sampler = Sampler(backend, solver, decision.name, sigmas, guidance, choice.finish, decision.path)
     return sampler if choice.parallel == "images" else share_points(sampler, choice.parallel, ranks)
 
 

@@ -72,6 +72,11 @@ class Backend(ABC):
     guidance_doubles: bool = True
     """Whether guidance other than 1 doubles the rows of each evaluation."""
 
+    @property
+    def flow(self) -> bool:
+        """Whether this is a flow-matching model, whose states are (1 - sigma) data + sigma noise."""
+        return self.flow_shift is not None or self.flow_mu is not None
+
     @abstractmethod
     def encode(self, prompts: Sequence[str], guidance_scale: float) -> Condition:
         """The condition of B prompts; guidance_scale 1 means no guidance."""

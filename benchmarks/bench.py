@@ -11,7 +11,7 @@ from torch import Tensor
 from backends import Backend
 from backends.digits.data import ALL_LABELS, evaluation_prompts
 from generation import Sampler
-from solvers import BASELINES, DPM2, EPD, SolverTable, Spec, UserError, load_predictor, num_steps_for_depth
+from solvers import BASELINES, DPM2, EPD, SolverTable, Spec, UserError, baseline_of, load_predictor, num_steps_for_depth
 from training.distill.bank import rmse_per_image
 
 TEACHER_INTERVALS = 64
@@ -46,6 +46,7 @@ def has_depth(name: str, depth: int) -> bool:
 def sampler_of(backend: Backend, guidance: float, name: str, depth: int, schedule: str) -> Sampler:
     """A solver of one serial depth on the nodes of one schedule."""
     solver, num_steps = solver_of(name, depth)
+    solver = baseline_of(name, backend.flow) if name in BASELINES else solver
     return Sampler(backend, solver, name, backend.sigmas(Spec(num_steps=num_steps, schedule_type=schedule)), guidance)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from backends import Backend
-from solvers import BASELINES, EPD, Solver, SolverTable, Spec, compile_tableau, sample
+from solvers import EPD, Solver, SolverTable, Spec, baseline_of, compile_tableau, sample
 from solvers.errors import run_command
 
 from .families import FAMILIES, backbones, condition_of, network_of
@@ -27,7 +27,7 @@ def solvers_of(backend: Backend, depth: int) -> dict[str, tuple[Solver, Tensor]]
     """Solvers of one serial depth on the backbone's own schedule."""
     nodes = {n: backend.sigmas(Spec(num_steps=n)) for n in (depth // 2 + 1, depth + 1)}
     table = SolverTable.uniform(depth // 2, 2)
-    found = {name: (BASELINES[name], nodes[depth + 1]) for name in ("euler", "ipndm", "dpmpp", "unipc")}
+    found = {name: (baseline_of(name, backend.flow), nodes[depth + 1]) for name in ("euler", "ipndm", "dpmpp", "unipc")}
     found |= {"epd": (EPD(table), nodes[depth // 2 + 1]), "epd-plugin": (EPD(table, max_order=2), nodes[depth // 2 + 1])}
     return found | {"tableau": (compile_tableau(EPD(table), nodes[depth // 2 + 1]), nodes[depth // 2 + 1])}
 

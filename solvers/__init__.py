@@ -1,6 +1,6 @@
 """Samplers of the diffusion ODE dx/dsigma = velocity(x, sigma), learned and classical, and their files."""
 
-from .baselines import BASELINES, num_steps_for_depth, num_steps_for_evaluations
+from .baselines import BASELINES, baseline_of, num_steps_for_depth, num_steps_for_evaluations
 from .epd import EPD
 from .errors import UserError
 from .multi_step import IPNDM, DPMpp, UniPC
@@ -30,6 +30,7 @@ __all__ = [
     "Tableau",
     "UniPC",
     "UserError",
+    "baseline_of",
     "compile_tableau",
     "denoiser_from_velocity",
     "discrete",

@@ -1,11 +1,12 @@
 """The classical solvers by the names that command lines use, and nodes for a serial depth."""
 
+from dataclasses import replace
 from operator import attrgetter
 
 import torch
 
 from .errors import UserError
-from .multi_step import IPNDM, DPMpp, UniPC
+from .multi_step import IPNDM, DPMpp, Exponential, UniPC
 from .sampling import Solver
 from .single_step import DPM, DPM2, Euler, Heun
 from .tableau import compile_tableau
@@ -24,6 +25,12 @@ BASELINES: dict[str, Solver] = {
     "unipc3": UniPC(order=3, lower_order_final=True),
 }
 COSTS = {"serial depth": attrgetter("depth"), "number of evaluations": attrgetter("evaluations")}
+
+
+def baseline_of(name: str, flow: bool) -> Solver:
+    """A baseline as it is used on a flow-matching model, or on others."""
+    solver = BASELINES[name]
+    return replace(solver, flow=True) if flow and isinstance(solver, Exponential) else solver
 
 
 def num_steps_for_depth(solver: Solver, depth: int, finish: str = "none") -> int:

@@ -10,7 +10,7 @@ from backends import initial_noise, load_backend
 from backends.digits.data import ALL_LABELS, evaluation_prompts
 from benchmarks import pipelines
 from benchmarks.theirs import Theirs
-from solvers import DPMpp, Spec, UniPC, sample
+from solvers import Spec, baseline_of, sample
 
 SHORT = ["--batches", "2", "--repeats", "3", "--n", "4", "--intervals", "8", "--depths", "4"]
 
@@ -51,25 +51,15 @@ def test_full_size_layouts_are_timed_alone(tmp_path):
 @pytest.mark.parametrize("scheduler", ["dpmpp", "unipc"])
 @pytest.mark.parametrize("family", ["sd3", "flux"])
 def test_latents_are_those_of_the_flow_matching_schedulers(family, scheduler):
-    """On their nodes, told their times (which they round down), in their coordinates x / (1 - sigma), where lambda is half the log SNR.
-
-    Ours step in lambda = -log sigma, another method of order 2. Stable Diffusion 1's are compared in tests/backends/test_equality.py.
-    """
+    """On their nodes, told their times (which they round down). Stable Diffusion 1's are compared in tests/backends/test_equality.py."""
     backend = load_backend(Spec(backend="digits", backend_config={"family": family}), "cpu")
     prompts, theirs = evaluation_prompts(2, ALL_LABELS), Theirs(backend, scheduler, "flow", 6, 3.5)
     expected = theirs.latents(prompts, [0, 1])
     nodes = theirs.pipe.scheduler.sigmas.double()
-    exploding = nodes / (1 - nodes)
-    times = dict(zip(exploding.tolist(), theirs.pipe.scheduler.timesteps.double() / 1000, strict=False))
-
-    def denoised(y, s):
-        x, sigma = y / (1 + s), s / (1 + s)
-        return x - sigma * velocity(x, times[s.item()])
-
-    solver = (DPMpp if scheduler == "dpmpp" else UniPC)(2, lower_order_final=True)
+    times = dict(zip(nodes.tolist(), theirs.pipe.scheduler.timesteps.double() / 1000, strict=False))
     with torch.inference_mode():
         velocity = backend.velocity(backend.encode(prompts, 3.5))
-        start = initial_noise([0, 1], backend.latent_shape).double() / (1 - nodes[0])
-        found = sample(solver, lambda y, s: (y - denoised(y, s)) / s, start, exploding)
+        start = initial_noise([0, 1], backend.latent_shape)
+        found = sample(baseline_of(scheduler, backend.flow), lambda x, sigma: velocity(x, times[sigma.item()]), start, nodes)
     print(f"largest difference {(found - expected).abs().max():.1e}")
     assert (found - expected).abs().max() < 1e-4

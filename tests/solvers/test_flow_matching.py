@@ -49,6 +49,34 @@ def test_euler_does_not_see_the_parametrisation(solver, finish):
     torch.testing.assert_close(flow, exploding, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("finish", ["none", "denoise"])
+@pytest.mark.parametrize("lower", [False, True])
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("cls", [DPMpp, UniPC])
+def test_exponential_solvers_told_of_the_flow_do_not_see_the_parametrisation(cls, order, lower, finish):
+    """In half the log SNR of the flow, log((1 - sigma) / sigma), they take the very steps of the variance-exploding ones."""
+    t = times(7)
+    x = FLOW.quantile(QUANTILES, t[0])
+    flow = sample(cls(order, lower, flow=True), FLOW.velocity, x, t, finish=finish)
+    exploding = sample(cls(order, lower), EXPLODING.velocity, x / (1 - t[0]), levels(t), finish=finish)
+    torch.testing.assert_close(flow, exploding * (1 - t[-1]) if finish == "none" else exploding, rtol=0, atol=1e-11)
+    unaware = sample(cls(order, lower), FLOW.velocity, x, t, finish=finish)
+    assert order == 1 or (flow - unaware).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("cls", [DPMpp, UniPC])
+def test_they_start_from_pure_noise(cls, order):
+    """At sigma 1 half the log SNR is infinite; what is found is the limit of starts ever nearer to it."""
+    x = FLOW.quantile(QUANTILES, times(7)[0])
+    ends = [sample(cls(order, flow=True), FLOW.velocity, x, polynomial(8, END, start)) for start in (1 - 1e-3, 1 - 1e-12, 1.0)]
+    far, near = ((end - ends[2]).abs().max() for end in ends[:2])
+    assert near < 0.4 * far  # as one over half the log SNR, where the order is above 1
+    assert near < (0.05 if order > 1 else 1e-9)
+    with pytest.raises(ValueError, match=f"{cls.__name__}: noise level 1.5 of a flow-matching model, expected at most 1"):
+        sample(cls(order, flow=True), FLOW.velocity, x, polynomial(8, END, 1.5))
+
+
 HIGHER = {
     "heun": (lambda n: Heun(), 2),
     "dpm2": (lambda n: DPM2(), 2),

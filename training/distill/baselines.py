@@ -11,7 +11,7 @@ from torch import Tensor
 
 from backends import SCHEDULES, Backend, BackendError
 from backends.distributed import Ranks
-from solvers import BASELINES, Solver, Spec, UserError, num_steps_for_depth, sample
+from solvers import BASELINES, Solver, Spec, UserError, baseline_of, num_steps_for_depth, sample
 from solvers.files import write_atomically
 
 from ..ranks import broadcast, shared_out
@@ -27,10 +27,7 @@ class Baseline:
     schedule: str
     depth: int
     nodes: Tensor
-
-    @property
-    def solver(self) -> Solver:
-        return BASELINES[self.name]
+    solver: Solver
 
 
 def baseline(backend: Backend, spec: Spec, name: str, depth: int, schedule: str) -> Baseline | None:
@@ -40,7 +37,7 @@ def baseline(backend: Backend, spec: Spec, name: str, depth: int, schedule: str)
         nodes = backend.sigmas(Spec(**{**vars(spec), "num_steps": num_steps, "schedule_type": schedule}))
     except (UserError, BackendError):
         return None
-    return Baseline(name, schedule, depth, nodes)
+    return Baseline(name, schedule, depth, nodes, baseline_of(name, backend.flow))
 
 
 def errors(bank: Bank, solver: Solver, nodes: Tensor, count: int, batch: int, ranks: Ranks) -> Tensor:
@@ -73,7 +70,8 @@ class Baselines:
 
     def cached(self, bank: Bank, option: Baseline, count: int) -> Tensor:
         """The errors of a baseline on the first pairs of a bank, from the bank's folder if they are known."""
-        path = bank.folder / "errors" / f"{option.name}-{option.schedule}-depth{option.depth}-{count}-batch{self.batch}.safetensors"
+        kind = option.name if option.solver == BASELINES[option.name] else f"{option.name}-flow"
+        path = bank.folder / "errors" / f"{kind}-{option.schedule}-depth{option.depth}-{count}-batch{self.batch}.safetensors"
         known = None
         if self.ranks.rank == 0 and path.is_file():
             with suppress(OSError, SafetensorError):  # made again below

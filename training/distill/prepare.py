@@ -9,7 +9,7 @@ from torch import Tensor
 
 from backends import Backend
 from backends.distributed import Ranks
-from solvers import BASELINES, Predictor, compile_tableau
+from solvers import Predictor, baseline_of, compile_tableau
 
 from ..config import ConfigError
 from ..prompts import digits_prompts, split_prompts
@@ -51,7 +51,7 @@ def make_teacher(config: DistillConfig, backend: Backend) -> Teacher:
     except ValueError as error:
         raise ConfigError(f"nodes: {error}") from None
     name = f"{config.teacher.solver}, {kept * every} intervals of {schedule}"
-    return Teacher(name, BASELINES[config.teacher.solver], refined(coarse, fine, every), every)
+    return Teacher(name, baseline_of(config.teacher.solver, backend.flow), refined(coarse, fine, every), every)
 
 
 def targets_kept(config: DistillConfig, kept: int) -> list[int]:
