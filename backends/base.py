@@ -198,7 +198,8 @@ class Told:
         if key not in self.known:
             if len(self.known) >= self.limit:
                 self.known.clear()
-            self.known[key] = tuple(to_device(t, self.device) for t in self.tell(levels))
+            with torch.inference_mode(False), torch.no_grad():  # kept for callers that differentiate as well
+                self.known[key] = tuple(to_device(t, self.device) for t in self.tell(levels))
         return self.known[key]
 
 
