@@ -1,7 +1,8 @@
 """The backbones that benchmarks are run on: the digits families, or the full-size networks with random weights."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import click
 import torch
 from diffusers import FluxPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline
 from torch import nn
@@ -67,3 +68,18 @@ def condition_of(backend: Backend, family: str, batch: int) -> Condition:
 def network_of(backend: Backend, family: str) -> nn.Module:
     """The network that a solver's evaluations call."""
     return backend.pipe.components[NETWORKS[family]]
+
+
+def measured_on(command: Callable) -> Callable:
+    """The options of a benchmark of times: which backbones, at which batches, how often and where."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for option in (
+        click.option("--device", default=device, show_default=True),
+        click.option("--repeats", type=click.IntRange(3), default=15, show_default=True),
+        click.option("--batch", type=click.IntRange(1, 4), multiple=True, default=[1, 4], show_default=True),
+        click.option("--layers", type=click.IntRange(1), help="Of the full-size transformers; all by default."),
+        click.option("--family", type=click.Choice(FAMILIES), help="Only this one."),
+        click.option("--full", is_flag=True, help="The full-size networks with random weights, on a GPU."),
+    ):
+        command = option(command)
+    return command

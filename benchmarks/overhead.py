@@ -14,7 +14,7 @@ from backends import Backend
 from solvers import EPD, Solver, SolverTable, Spec, baseline_of, compile_tableau, sample
 from solvers.errors import run_command
 
-from .families import FAMILIES, backbones, condition_of, network_of
+from .families import backbones, condition_of, measured_on, network_of
 from .report import text_table, write_json
 from .timing import in_turn, ratio, shown
 
@@ -64,13 +64,8 @@ def measure(backend: Backend, family: str, batch: int, depth: int, repeats: int)
 
 
 @click.command()
-@click.option("--full", is_flag=True, help="The full-size networks with random weights, on a GPU.")
-@click.option("--family", type=click.Choice(FAMILIES), help="Only this one.")
-@click.option("--layers", type=click.IntRange(1), help="Of the full-size transformers; all by default.")
-@click.option("--batch", type=click.IntRange(1, 4), multiple=True, default=[1, 4], show_default=True)
+@measured_on
 @click.option("--depth", type=click.IntRange(2), default=DEPTH, show_default=True, help="Serial depth, even.")
-@click.option("--repeats", type=click.IntRange(3), default=15, show_default=True)
-@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "overhead.json", show_default=True)
 def main(full: bool, family: str | None, layers: int | None, batch, depth: int, repeats: int, device: str, out: Path) -> None:
     """Time every solver on every family, beside its bare network calls."""

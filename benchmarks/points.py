@@ -14,7 +14,7 @@ from backends import Backend
 from solvers import EPD, SolverTable, Spec, sample
 from solvers.errors import run_command
 
-from .families import FAMILIES, backbones, condition_of
+from .families import backbones, condition_of, measured_on
 from .report import text_table, write_json
 from .timing import in_turn, ratio, shown
 
@@ -46,12 +46,7 @@ def measure(backend: Backend, family: str, batch: int, repeats: int) -> list[dic
 
 
 @click.command()
-@click.option("--full", is_flag=True, help="The full-size networks with random weights, on a GPU.")
-@click.option("--family", type=click.Choice(FAMILIES), help="Only this one.")
-@click.option("--layers", type=click.IntRange(1), help="Of the full-size transformers; all by default.")
-@click.option("--batch", type=click.IntRange(1, 4), multiple=True, default=[1, 4], show_default=True)
-@click.option("--repeats", type=click.IntRange(3), default=15, show_default=True)
-@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@measured_on
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "points.json", show_default=True)
 def main(full: bool, family: str | None, layers: int | None, batch, repeats: int, device: str, out: Path) -> None:
     """Time levels and trajectories of 1 to 4 points on every family."""
