@@ -125,6 +125,7 @@ def decide(choice: Choice) -> Decision:
         if choice.steps_match:
             raise UserError("--steps-match fits a baseline to the predictor; choose a --solver other than epd")
         learned = predictor.provenance.get("learned_sigmas") or isinstance(predictor.table, Tableau)
+        name = "tableau" if isinstance(predictor.table, Tableau) else name
         found = Decision(spec, predictor.solver(), name, path, predictor.sigmas, predictor.sigmas is not None and not learned)
     else:
         found = Decision(match_steps(choice, spec, predictor, name), BASELINES[name], name)

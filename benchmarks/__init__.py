@@ -1,0 +1,1 @@
+import backends.quiet  # noqa: F401  before anything imports transformers

@@ -58,6 +58,11 @@ def cells(row: dict) -> list[str]:
     return [row["family"], str(row["batch"]), shown(row), f"{1e3 * row['eager_seconds']:.1f}", *counts]
 
 
+def summary(rows: list[dict]) -> str:
+    """A line for each family."""
+    return text_table(HEADER, [cells(r) for r in rows])
+
+
 @click.command()
 @click.option("--full", is_flag=True, help="The full-size networks with random weights, on a GPU.")
 @click.option("--family", type=click.Choice(FAMILIES), help="Only this one.")
@@ -74,7 +79,7 @@ def main(full: bool, family: str | None, layers: int | None, batch: int, repeats
         for name in FAMILIES if family is None else (family,):
             torch._dynamo.reset()
             rows.append(measure(name, *pair(name, full, layers, torch.device(device)), batch, repeats))
-    click.echo(text_table(HEADER, [cells(r) for r in rows]))
+    click.echo(summary(rows))
     write_json(out, {"full": full, "layers": layers, "repeats": repeats}, rows, torch.device(device))
 
 

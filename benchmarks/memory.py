@@ -5,6 +5,7 @@ records. Both are above what there was before the call, weights among it. A whol
 peak is reset before sampling.
 """
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -26,6 +27,7 @@ from .families import FAMILIES, backbones, condition_of
 from .full_size import save_folder
 from .overhead import solvers_of
 from .report import text_table, write_json
+from .timing import spread
 
 RESULTS = Path(__file__).parent / "results"
 DEPTH = 6
@@ -35,6 +37,7 @@ HEADERS = {
     "training": ["family", "batch", "calls computed again", "points in one call", "peak MB"],
     "offload": ["offload", "loaded MB", "peak of loading MB", "sampling MB", "peak of sampling MB"],
 }
+OFFLOADED = {"while sampling": "sampling", "peak": "peak_sampling", "peak on the device": "peak_device"}
 
 
 def peak_above(call: Callable[[], object], device: torch.device) -> int:
@@ -46,6 +49,7 @@ def peak_above(call: Callable[[], object], device: torch.device) -> int:
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it says when each profile starts and stops
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         call()
     now = most = 0
@@ -142,6 +146,22 @@ def cells(part: str, row: dict) -> list[str]:
     return [str(row["offload"]), *(f"{row[k] / 1e6:.0f}" for k in ("loaded", "peak_loading", "sampling", "peak_sampling"))]
 
 
+def summary(rows: list[dict]) -> str:
+    """What the parts say in ratios: trajectory over call, computed again over all activations, with over without --offload."""
+    lines, parts = [], {name: [r for r in rows if r["part"] == name] for name in HEADERS}
+    if parts["trajectory"]:
+        lines.append(f"trajectory / its largest network call: {spread([r['trajectory'] / r['call'] for r in parts['trajectory']])}")
+    if parts["training"]:
+        kept, again, apart = (parts["training"][i::3] for i in range(3))
+        found = [spread([b["peak"] / a["peak"] for a, b in zip(kept, other, strict=True)]) for other in (again, apart)]
+        lines.append(f"calls computed again / all activations kept: {found[0]}, point by point {found[1]}")
+    if parts["offload"]:
+        kept, freed = parts["offload"]
+        told = [f"{name} {kept[key] / 1e6:.0f} to {freed[key] / 1e6:.0f} MB" for name, key in OFFLOADED.items() if key in kept]
+        lines.append(f"--offload: {', '.join(told)}")
+    return "\n".join(lines)
+
+
 @click.command()
 @click.option("--full", is_flag=True, help="The full-size networks with random weights, on a GPU.")
 @click.option("--family", type=click.Choice(FAMILIES), help="Only this one.")
@@ -163,7 +183,9 @@ def main(full: bool, family: str | None, part, layers: int | None, batch: int, d
         rows["offload"] = offloaded(place, layers or (1 if place.type == "cpu" else None), 256 if place.type == "cpu" else 1024)
     for name, found in rows.items():
         click.echo(text_table(HEADERS[name], [cells(name, r) for r in found], text_columns=2 if name == "trajectory" else 1) + "\n")
-    write_json(out, {"full": full, "layers": layers, "batch": batch}, [{"part": n} | r for n in rows for r in rows[n]], place)
+    every = [{"part": n} | r for n in rows for r in rows[n]]
+    click.echo(summary(every))
+    write_json(out, {"full": full, "layers": layers, "batch": batch}, every, place)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,12 @@ def measure(backend: Backend, family: str, batch: int, depth: int, repeats: int)
     return rows
 
 
+def summary(rows: list[dict]) -> str:
+    """The least, middle and largest of all rows."""
+    ratios = torch.tensor([r["ratio"] for r in rows])
+    return f"whole / bare, all {len(rows)} rows: median {ratios.median():.3f}, from {ratios.min():.3f} to {ratios.max():.3f}"
+
+
 @click.command()
 @measured_on
 @click.option("--depth", type=click.IntRange(2), default=DEPTH, show_default=True, help="Serial depth, even.")
@@ -78,9 +84,7 @@ def main(full: bool, family: str | None, layers: int | None, batch, depth: int, 
         [r["family"], r["solver"], *map(str, (r["batch"], r["depth"], r["evaluations"], r["calls"])), shown(r), f"{1e3 * r['seconds']:.1f}"]
         for r in rows
     ]
-    click.echo(text_table(HEADER, lines, text_columns=2))
-    ratios = torch.tensor([r["ratio"] for r in rows])
-    click.echo(f"\nwhole / bare, all {len(rows)} rows: median {ratios.median():.3f}, from {ratios.min():.3f} to {ratios.max():.3f}")
+    click.echo(f"{text_table(HEADER, lines, text_columns=2)}\n\n{summary(rows)}")
     write_json(out, {"full": full, "layers": layers, "repeats": repeats}, rows, torch.device(device))
 
 

@@ -123,6 +123,18 @@ def cells(row: dict) -> list[str]:
     return texts + [f"{n:.2f}" for n in numbers]
 
 
+def summary(rows: list[dict]) -> str:
+    """A line for each family, mode and batch, with all K beside each other."""
+    lines, points = [], sorted({r["points"] for r in rows})
+    for case in dict.fromkeys((r["family"], r["mode"], r["batch"]) for r in rows):
+        here = [r for r in rows if (r["family"], r["mode"], r["batch"]) == case]
+        measured = [text for r in here for text in (shown(r), f"{r['ideal']:.2f}")]
+        shares = [100 * r["gather_share"] for r in here]
+        lines.append([case[0], case[1], str(case[2]), *measured, f"{min(shares):.1f} to {max(shares):.1f}"])
+    columns = [text for k in points for text in (f"alone / shared out, K = {k}", "ideal")]
+    return text_table(["family", "mode", "batch", *columns, "all-gather %"], lines, text_columns=2)
+
+
 @click.command()
 @click.option("--processes", type=click.IntRange(2), default=2, show_default=True)
 @click.option("--points", type=click.IntRange(1, 4), multiple=True, default=[2, 4], show_default=True, help="K.")
@@ -155,7 +167,7 @@ def main(processes: int, points, full: bool, family: str | None, layers: int | N
                 for mode in ("points", "points-cfg") if backend.guidance_doubles else ("points",):
                     rows.append(measure(backend, name, k, mode, size, repeats, ranks))
         if ranks.rank == 0:
-            click.echo(text_table(HEADER, [cells(r) for r in rows], text_columns=2))
+            click.echo(f"{text_table(HEADER, [cells(r) for r in rows], text_columns=2)}\n\n{summary(rows)}")
             write_json(out, {"full": full, "layers": layers, "processes": processes, "cores": os.cpu_count()}, rows, ranks.device)
 
 

@@ -28,7 +28,7 @@ from .compare_solvers import FIRST_SEED, TUNING_IMAGES, TUNING_SEED, names, numb
 from .full_size import in_memory
 from .report import mean_and_halfwidth, text_table, write_json
 from .theirs import SCHEDULERS, Theirs
-from .timing import in_turn, ratio, shown
+from .timing import in_turn, ratio, shown, spread
 
 FAMILIES = {"ldm": LDM, "sd3": SD3, "flux": Flux}
 GUIDANCE = {"ldm": 7.5, "sd3": 4.5, "flux": 3.5}
@@ -191,6 +191,18 @@ def table(rows: list[dict], batches: list[int]) -> str:
     return text_table(HEADER + times + (QUALITY if measured else []), lines, text_columns=3)
 
 
+def summary(rows: list[dict]) -> str:
+    """A line for each of our samplers: its ratios over families, depths and both schedulers."""
+    lines, batches = [], list(dict.fromkeys(r["batch"] for r in rows))
+    for ours in sorted(dict.fromkeys(r["ours"] for r in rows), key=lambda name: name not in SCHEDULERS):
+        here = [r for r in rows if r["ours"] == ours]
+        line = [ours, ", ".join(dict.fromkeys(r["family"] for r in here)), f"{here[0]['our_evaluations'] / here[0]['their_evaluations']:g}"]
+        line += [spread([r["ratio"] for r in here if r["batch"] == b]) for b in batches]
+        lines.append(line + ([spread([r["our_rmse"] / r["their_rmse"] for r in here])] if "our_rmse" in here[0] else []))
+    header = ["ours", "families", "evals, ours / theirs", *[f"time, ours / theirs, batch {b}" for b in batches]]
+    return text_table(header + (["RMSE, ours / theirs"] if "our_rmse" in rows[0] else []), lines, text_columns=2)
+
+
 def full_size(family: str, layers: int | None, resolution: int | None, device: torch.device) -> PipelineBackend:
     """The full-size architecture with random weights, in half precision on an accelerator."""
     dtype = resolve_dtype(None, device, family)
@@ -225,7 +237,7 @@ def main(families, depths, batches, repeats, count, intervals, full, layers, res
         for depth in tqdm(numbers("--depths", depths or DEPTHS[family]), desc=family, disable=None):
             rows += compare(backend, family, depth, sizes, repeats, exams)
         del backend, exams
-    click.echo(f"{NOTE}\n\n{table(rows, sizes)}")
+    click.echo(f"{NOTE}\n\n{table(rows, sizes)}\n\n{summary(rows)}")
     settings = {"full": full, "layers": layers, "repeats": repeats, "n": count, "intervals": intervals, "tuning_images": TUNING_IMAGES}
     write_json(out, settings, rows, place)
 

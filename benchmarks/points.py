@@ -45,6 +45,16 @@ def measure(backend: Backend, family: str, batch: int, repeats: int) -> list[dic
     return rows
 
 
+def summary(rows: list[dict]) -> str:
+    """A line for each family and batch."""
+    lines = []
+    for name, size in dict.fromkeys((r["family"], r["batch"]) for r in rows):
+        here = [r for r in rows if (r["family"], r["batch"]) == (name, size)]
+        line = [name, str(size), f"{1e3 * here[0]['level_seconds']:.1f}"]
+        lines.append(line + [shown(r[what]) for what in ("level", "trajectory") for r in here[1:]])
+    return text_table(HEADER, lines)
+
+
 @click.command()
 @measured_on
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "points.json", show_default=True)
@@ -55,12 +65,7 @@ def main(full: bool, family: str | None, layers: int | None, batch, repeats: int
         for name, backend in backbones(full, torch.device(device), family, layers):
             for size in batch:
                 rows += measure(backend, name, size, repeats)
-    lines = []
-    for name, size in dict.fromkeys((r["family"], r["batch"]) for r in rows):
-        here = [r for r in rows if (r["family"], r["batch"]) == (name, size)]
-        line = [name, str(size), f"{1e3 * here[0]['level_seconds']:.1f}"]
-        lines.append(line + [shown(r[what]) for what in ("level", "trajectory") for r in here[1:]])
-    click.echo(text_table(HEADER, lines))
+    click.echo(summary(rows))
     write_json(out, {"full": full, "layers": layers, "repeats": repeats}, rows, torch.device(device))
 
 

@@ -44,3 +44,8 @@ def ratio(times: Tensor, base: Tensor) -> dict[str, float]:
 def shown(row: dict) -> str:
     """A ratio and its interval."""
     return f"{row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def spread(values: list[float]) -> str:
+    """The least and the largest."""
+    return f"{min(values):.2f} to {max(values):.2f}"

@@ -1,0 +1,43 @@
+"""The figures of the README are those that the benchmarks print from the committed results."""
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import distillation, speed
+
+README = (distillation.ROOT / "README.md").read_text()
+SPEED = README[README.index("## Speed") : README.index("## Rewards")]
+
+
+def printed(command, *arguments: str) -> str:
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.output
+
+
+def figures(text: str) -> list[str]:
+    """Lines of tables, and lines of ratios."""
+    return [
+        line.strip() for line in text.splitlines() if line.startswith("|") or " / " in line.split(":")[0] or line.startswith("--offload")
+    ]
+
+
+@pytest.mark.parametrize("name", speed.PARTS)
+def test_what_a_speed_benchmark_prints_is_in_the_readme(name, tmp_path):
+    (tmp_path / f"{name}.json").write_text((speed.RESULTS / f"{name}.json").read_text())
+    found = figures(printed(speed.main, "--results", str(tmp_path)))
+    assert found
+    assert not [line for line in found if line not in SPEED]
+
+
+def test_the_tables_on_speed_hold_nothing_else():
+    lines = printed(speed.main).splitlines()
+    tables = [line for line in SPEED.splitlines() if line.startswith("|")]
+    assert tables
+    assert not [line for line in tables if line not in lines]
+
+
+def test_the_grid_of_the_readme_is_what_show_prints():
+    found = figures(printed(distillation.main, "show"))
+    assert len(found) == 2 * (2 + 12)
+    assert not [line for line in found if line not in README.splitlines()]
