@@ -20,7 +20,7 @@ import torch
 
 from backends import load_backend
 from backends.digits.judge import Judge
-from solvers import Spec, UserError, load_predictor
+from solvers import Spec, UserError
 from solvers.errors import run_command
 
 from .bench import TEACHER_INTERVALS, Bench
@@ -48,7 +48,7 @@ class Cell:
         return f"{self.kind}-g{self.guidance:g}-d{self.depth}"
 
     def arguments(self, folder: Path) -> list[str]:
-        """The configuration of training.distill.launch; a wide tableau starts from a narrower one of the folder."""
+        """The configuration of training.distill.launch; a wide tableau starts from the one before it, in the folder."""
         overrides = [f"guidance_scale={self.guidance}", "evaluation.depths=[]"]
         if self.kind in ("epd", "plugin"):
             order = [f"student.max_order={2 if self.kind == 'plugin' else 1}"]
@@ -56,8 +56,8 @@ class Cell:
         points = int(self.kind[-1])
         overrides += [f"student.depth={self.depth}", f"student.num_points={points}"]
         if self.kind.startswith("wide"):
-            narrower = os.path.relpath(self.narrower(folder), ROOT)
-            start = [f"student.start={narrower}", "student.widen=true", f"student.first_points={points}"]
+            narrower = folder / replace(self, kind=WIDE_STARTS[self.kind]).name / "network-snapshot-export-best.pkl"
+            start = [f"student.start={os.path.relpath(narrower, ROOT)}", "student.widen=true", f"student.first_points={points}"]
             # near an optimum a step of Adam harms the more, the more numbers it moves
             lr = min(0.05, 6 / (points * self.depth) ** 2)
             paced = {"lr": lr, "steps": 80, "batch": 32} if points == 2 else {"lr": lr, "steps": 40, "batch": 16}
@@ -71,12 +71,6 @@ class Cell:
         pace = [] if steep else ["train.lr=0.1", "student.resolution=0.1", "train.steps=200"]
         return arguments("digits_tableau", [*overrides, *pace])
 
-    def narrower(self, folder: Path) -> Path:
-        """The table from which a wide tableau starts: the one before it, or the better of the two that started from a baseline."""
-        kinds = WIDE_STARTS[self.kind]
-        paths = [folder / replace(self, kind=kind).name / "network-snapshot-export-best.pkl" for kind in kinds]
-        return min(paths, key=lambda path: load_predictor(path).provenance["heldout_rmse"])
-
 
 def arguments(config: str, overrides: list[str]) -> list[str]:
     """A shipped configuration and overrides as command-line arguments."""
@@ -84,7 +78,7 @@ def arguments(config: str, overrides: list[str]) -> list[str]:
 
 
 KINDS = ("epd", "plugin", "tableau1", "tableau2", "wide2", "wide3", "wide4")
-WIDE_STARTS = {"wide2": ("tableau1", "tableau2"), "wide3": ("wide2",), "wide4": ("wide3",)}
+WIDE_STARTS = {"wide2": "tableau2", "wide3": "wide2", "wide4": "wide3"}
 CELLS = [Cell(kind, g, d) for g in GUIDANCES[::-1] for d in DEPTHS for kind in KINDS]
 
 
@@ -151,9 +145,12 @@ def measure(count: int, guidance: str | None, batch: int, folder: Path, out: Pat
 
 @main.command()
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS)
-def show(results: Path) -> None:
+@click.option("--whole", is_flag=True, help="Every solver's row as well.")
+def show(results: Path, whole: bool) -> None:
     """Print the measured grid: learned solvers over the best baseline of the same serial depth, then of as many evaluations."""
     rows = json.loads(results.read_text())["rows"]
+    if whole:
+        click.echo(text_table(HEADER, [cells_of(r) for r in rows], text_columns=3) + "\n")
     click.echo(summary(rows, KINDS, "depth"))
     click.echo(summary(rows, KINDS, "evaluations"))
 

@@ -17,7 +17,7 @@ from training.distill.bank import rmse_per_image
 from .bench import SCHEDULES, Bench, has_depth, sampler_of
 from .report import mean_and_halfwidth, text_table
 
-SAME_EVALUATIONS = ("euler", "dpmpp", "unipc")  # one evaluation a step: any number of them
+SAME_EVALUATIONS = ("euler", "ipndm2", "ipndm3", "ipndm", "dpmpp", "dpmpp3", "unipc", "unipc3")  # one evaluation a step: any number of them
 RIVALS = {"depth": "of the same depth", "evaluations": "of as many evaluations"}
 
 

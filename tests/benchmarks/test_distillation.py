@@ -1,7 +1,6 @@
 """The grid of learned and classical solvers, on a few images; how its cells are made."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,36 +8,39 @@ from click.testing import CliRunner
 
 from benchmarks import bench, distillation, grid
 from benchmarks.distillation import CELLS, Cell
-from solvers import load_predictor, save_predictor
 from training.config import load_config
 from training.distill.config import DistillConfig, check
 
 SHIPPED = distillation.ROOT / "exps" / "digits-distilled"
-FILE = "network-snapshot-export-best.pkl"
 
 
-def test_every_cell_has_a_configuration_that_passes(tmp_path, monkeypatch):
-    monkeypatch.setattr(Cell, "narrower", lambda self, folder: tmp_path)
-    costs = {}
+def configuration(cell: Cell) -> DistillConfig:
+    arguments = cell.arguments(SHIPPED)
+    return load_config(DistillConfig, Path(arguments[1]), [arguments[i + 1] for i, a in enumerate(arguments) if a == "--override"])
+
+
+def test_every_cell_has_a_configuration_that_passes():
+    students = {}
     for cell in [c for c in CELLS if (c.guidance, c.depth) in ((7.5, 6), (1.0, 4))]:
-        arguments = cell.arguments(tmp_path)
-        overrides = [arguments[i + 1] for i, a in enumerate(arguments) if a == "--override"]
-        config = load_config(DistillConfig, Path(arguments[1]), overrides)
+        config = configuration(cell)
         check(config)
         assert config.guidance_scale == cell.guidance
-        costs[cell.kind] = config.student
-    assert costs["plugin"].max_order == 2
-    assert costs["epd"].max_order == 1
-    assert [costs[f"wide{k}"].first_points for k in (2, 3, 4)] == [costs[f"wide{k}"].num_points for k in (2, 3, 4)] == [2, 3, 4]
+        students[cell.kind] = config.student
+    assert students["plugin"].max_order == 2
+    assert students["epd"].max_order == 1
+    wide = [students[f"wide{k}"] for k in (2, 3, 4)]
+    assert [s.first_points for s in wide] == [s.num_points for s in wide] == [2, 3, 4]
 
 
-def test_a_wide_tableau_starts_from_the_better_narrow_one(tmp_path):
-    cell = Cell("wide2", 3.0, 4)
-    for kind, error in (("tableau1", 0.3), ("tableau2", 0.2)):
-        predictor = load_predictor(SHIPPED / f"{kind}-g3-d4" / FILE)
-        told = replace(predictor, provenance=predictor.provenance | {"heldout_rmse": error})
-        save_predictor(told, tmp_path / f"{kind}-g3-d4" / FILE)
-    assert cell.narrower(tmp_path) == tmp_path / "tableau2-g3-d4" / FILE
+@pytest.mark.parametrize("kind, before", [("wide2", "tableau2"), ("wide3", "wide2"), ("wide4", "wide3")])
+def test_a_wide_tableau_starts_from_the_one_before_it(kind, before):
+    start = configuration(Cell(kind, 3.0, 8)).student.start
+    assert start == f"exps/digits-distilled/{before}-g3-d8/network-snapshot-export-best.pkl"
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
+def test_the_shipped_tables_were_made_with_these_configurations(cell):
+    assert load_config(DistillConfig, SHIPPED / cell.name / "resolved_config.yaml", []) == configuration(cell)
 
 
 @pytest.fixture(scope="module")
