@@ -54,21 +54,47 @@ class Tableau(Solver):
     def num_steps(self, sigmas):
         return 1
 
+    def on(self, sigmas):
+        rows = [_terms(row) for row in self.stages]
+        levels = tuple((self.sigmas[list(level)], tuple(rows[s] for s in level)) for level in self.levels)
+        return _PlacedTableau(self, levels, _terms(self.output))
+
     def step(self, velocity, x, sigmas, n, history):
-        gradients: list[Tensor | None] = [None] * self.evaluations
-        for level in self.levels:
-            inputs = torch.cat([_combine(self.stages[s], x, gradients) for s in level])
-            slopes = velocity(inputs, self.sigmas[list(level)].repeat_interleave(len(x)))
-            for s, slope in zip(level, slopes.split(len(x)), strict=True):
-                gradients[s] = slope
-        return _combine(self.output, x, gradients), ()
+        return self.on(sigmas).step(velocity, x, sigmas, n, history)
 
 
-def _combine(row: Tensor, x: Tensor, gradients: list[Tensor | None]) -> Tensor:
-    """row[0] x + sum_j row[1 + j] gradients[j] over the entries that are not 0."""
-    total = row[0] * x
-    for j in row[1:].nonzero()[:, 0].tolist():
-        total = total + row[1 + j] * gradients[j]
+Terms = tuple[tuple[int, float | Tensor], ...]
+
+
+@dataclass(frozen=True)
+class _PlacedTableau(Solver):
+    """A tableau with its rows as terms: the noise levels and rows of each level, and the output row."""
+
+    tableau: Tableau
+    levels: tuple[tuple[Tensor, tuple[Terms, ...]], ...]
+    output: Terms
+
+    def step(self, velocity, x, sigmas, n, history):
+        values: list[Tensor | None] = [x, *[None] * self.tableau.evaluations]
+        for numbers, (levels, rows) in zip(self.tableau.levels, self.levels, strict=True):
+            slopes = velocity(torch.cat([_combine(row, values) for row in rows]), levels.repeat_interleave(len(x)))
+            for s, slope in zip(numbers, slopes.split(len(x)), strict=True):
+                values[1 + s] = slope
+        return _combine(self.output, values), ()
+
+
+def _terms(row: Tensor) -> Terms:
+    """The start's entry of a row, and those after it that are not 0; numbers, or tensors where they are learned."""
+    weights = row.unbind() if row.requires_grad else row.tolist()
+    return tuple((j, weights[j]) for j in [0, *(row[1:].nonzero()[:, 0] + 1).tolist()])
+
+
+def _combine(terms: Terms, values: list[Tensor | None]) -> Tensor:
+    """The sum of weight x value."""
+    (first, weight), *others = terms
+    total = weight * values[first]
+    for j, weight in others:
+        total = torch.add(total, values[j], alpha=weight) if isinstance(weight, float) else total + weight * values[j]
     return total
 
 
