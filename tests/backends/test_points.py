@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from backends import BackendError, load_backend
+from backends import BackendError, Condition, load_backend
 from backends.points import Points
 from solvers import EPD, SolverTable, Spec, compile_tableau, sample
 
@@ -17,8 +17,12 @@ ROOT = Path(__file__).parents[2]
 NODES = torch.tensor([0.9, 0.6, 0.3, 0.1], dtype=torch.float64)
 
 
+def some_images(count: int) -> Condition:
+    return Condition({"text": torch.arange(1.0, count + 1)}, None, 1.0)
+
+
 class Memory:
-    """A velocity of 2 images on a device that holds no more than `limit` rows."""
+    """A velocity that depends on the condition, on a device that holds no more than `limit` rows."""
 
     def __init__(self, limit: int):
         self.limit, self.rows = limit, []
@@ -28,37 +32,51 @@ class Memory:
             self.rows.append(len(x))
             if len(x) > self.limit:
                 raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate much")
-            return torch.sin(3 * x) * sigma.expand(len(x)).view(-1, 1)
+            told = condition.repeat(len(x) // len(condition)).positive["text"]
+            return torch.sin(3 * x) * (told * sigma.expand(len(x))).view(-1, 1)
 
         return velocity
 
 
-@pytest.mark.parametrize("limit, sizes", [(8, {2, 8}), (7, {2, 4}), (4, {2, 4}), (3, {2})])
+@pytest.mark.parametrize("limit, sizes", [(12, {3, 12}), (11, {3, 6}), (6, {3, 6}), (5, {3}), (2, {2, 1}), (1, {1})])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_calls_are_halved_where_memory_ends(limit, sizes, compiled):
-    x, solver = torch.randn(2, 5, generator=torch.Generator().manual_seed(0)), EPD(SolverTable.uniform(3, 4))
+    """First to fewer points, then to fewer images."""
+    x, solver = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)), EPD(SolverTable.uniform(3, 4))
     if compiled:
         solver = compile_tableau(solver, NODES)
-    whole = sample(solver, Points().velocity(Memory(100), [0, 1]), x, NODES)
+    whole = sample(solver, Points().velocity(Memory(100), some_images(3)), x, NODES)
     small, points = Memory(limit), Points()
-    assert torch.equal(sample(solver, points.velocity(small, [0, 1]), x, NODES), whole)
+    assert torch.equal(sample(solver, points.velocity(small, some_images(3)), x, NODES), whole)
     assert {n for n in small.rows if n <= limit} == sizes
     failures = sum(n > limit for n in small.rows)
-    sample(solver, points.velocity(small, [0, 1]), x, NODES)
+    sample(solver, points.velocity(small, some_images(3)), x, NODES)
     assert sum(n > limit for n in small.rows) == failures  # it remembers
 
 
 def test_an_odd_number_of_points_is_halved_upwards():
     memory, points = Memory(3), Points()
     x = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(points.velocity(memory, [0])(x, NODES[0]), Memory(9).velocity([0])(x, NODES[0]))
+    assert torch.equal(points.velocity(memory, some_images(1))(x, NODES[0]), Memory(9).velocity(some_images(1))(x, NODES[0]))
     assert memory.rows == [5, 3, 2]
 
 
-def test_one_point_that_does_not_fit_is_told_in_a_line():
-    with pytest.raises(BackendError, match="out of memory with 2 images in a call: use smaller batches") as error:
-        sample(EPD(SolverTable.uniform(3, 4)), Points().velocity(Memory(1), [0, 1]), torch.zeros(2, 5), NODES)
+def test_one_image_that_does_not_fit_is_told_in_a_line():
+    with pytest.raises(BackendError, match="out of memory with one image in a call") as error:
+        sample(EPD(SolverTable.uniform(3, 4)), Points().velocity(Memory(0), some_images(2)), torch.zeros(2, 5), NODES)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("family", ["ldm", "flux"])
+def test_parts_of_a_real_batch_are_the_batch(family):
+    """Captions and levels go with their images, whatever a call holds."""
+    backend = load_backend(Spec(backend="digits", backend_config={"family": family}), "cpu")
+    condition = backend.encode(["a red handwritten seven", "a bold six", "a thin blue two"], backend.default_guidance)
+    x, levels = backend.start(range(6), 0.5), torch.tensor([0.5, 0.4, 0.3, 0.2, 0.1, 0.6], dtype=torch.float64)
+    with torch.inference_mode():
+        whole = backend.velocity(condition)(x, levels)
+        for rows in (3, 2, 1):
+            torch.testing.assert_close(Points(rows=rows).velocity(backend, condition)(x, levels), whole, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["ldm", "sd3"])
