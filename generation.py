@@ -115,8 +115,9 @@ def generate(sampler: Sampler, prompts: Sequence[str], seeds: Sequence[int], out
         manifest = Manifest(output.outdir, ranks.rank, settings)
         records = [{"file": output.name(s), "seed": s, "prompt": prompts[i % len(prompts)]} | settings for i, s in enumerate(seeds)]
         batches = [records[i : i + output.batch] for i in range(0, len(records), output.batch)]
-        todo = [(i, batch) for i, batch in enumerate(batches) if not complete(manifest, i, batch, output, sampler.steps)]
-        ranks.barrier()  # every rank has read the parts of an earlier run, and all agree on what is left to do
+        missing = [i for i, batch in enumerate(batches) if not complete(manifest, i, batch, output, sampler.steps)]
+        ranks.barrier()  # every rank has read the parts of an earlier run
+        todo = [(i, batches[i]) for i in ranks.agreed(missing)]
         if ranks.rank == 0:
             Manifest.merge(output.outdir)
         ranks.barrier()

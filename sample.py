@@ -10,7 +10,7 @@ from torch import Tensor
 
 import backends
 from backends import SCHEDULES, check_backend, load_backend
-from backends.distributed import Ranks, process_group
+from backends.distributed import Ranks, process_group, tell_of_sigterm
 from backends.points import Points
 from backends.prompts import parse_seeds, read_prompts
 from generation import Output, Sampler, generate
@@ -149,8 +149,11 @@ def make_sampler(decision: Decision, choice: Choice, ranks: Ranks) -> Sampler:
 def share_points(sampler: Sampler, parallel: str, ranks: Ranks) -> Sampler:
     """The sampler whose points, and with "points-cfg" guidance branches, are shared out over the ranks."""
     branches = sampler.guidance_rows if parallel == "points-cfg" else 1
-    useful = branches * max(len(level) for level in sampler.cost.levels)
-    if ranks.rank == 0 and ranks.world > useful:
+    tasks = branches * max(len(level) for level in sampler.cost.levels)
+    useful = -(-tasks // -(-tasks // ranks.world))  # each rank takes as many as the busiest one, until there are none left
+    if ranks.rank == 0 and ranks.world == 1:
+        click.echo(f"note: --parallel {parallel} has one process: start up to {tasks} with torchrun", err=True)
+    elif ranks.rank == 0 and ranks.world > useful:
         click.echo(f"note: --parallel {parallel} gives work to {useful} of {ranks.world} processes: start {useful}", err=True)
     return replace(sampler, points=Points(ranks if ranks.world > 1 else None, branches == 2))
 
@@ -244,6 +247,8 @@ def produce(choice: Choice, seeds: list[int], told: tuple[str | None, Path | Non
     if choice.guidance is not None and not math.isfinite(choice.guidance):
         raise UserError(f"--guidance {choice.guidance}: expected a finite number")
     with process_group(device) as ranks:
+        if ranks.world > 1 and ranks.rank == 0:
+            tell_of_sigterm()
         decision = decide(choice)
         prompts = choose_prompts(*told, decision.spec.backend)
         sampler = make_sampler(decision, choice, ranks)

@@ -1,16 +1,20 @@
 """The process group of a torchrun launch, or the single process without one."""
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from .base import BackendError
 
+KEPT = "what is complete is kept, run the same command again"
 PATIENCE = timedelta(days=1)  # a rank may have much more left to do than another; torchrun ends all when one dies
 
 
@@ -28,17 +32,46 @@ class Ranks:
             with lost_ranks_told():
                 dist.barrier()
 
+    def agreed(self, value: Any) -> Any:
+        """What rank 0 says, on every rank."""
+        told = [value]
+        if self.world > 1:
+            with lost_ranks_told():
+                dist.broadcast_object_list(told)
+        return told[0]
+
 
 @contextmanager
 def lost_ranks_told() -> Iterator[None]:
     """Make the failure of a collective, which means that another rank has ended, one line for the user."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
+        signal.set_wakeup_fd(-1)  # this line is enough
         reason = " ".join(str(error).split())[:120]
-        raise BackendError(
-            f"another process of this run has ended; what is complete is kept, run the same command again ({reason})"
-        ) from None
+        raise BackendError(f"another process of this run has ended; {KEPT} ({reason})") from None
+
+
+def tell_of_sigterm() -> None:
+    """Make SIGTERM one line and exit status 2, even while this process waits for a device.
+
+    torchrun sends it when another rank has ended. Under gloo the next collective fails and says so before; under nccl
+    the device waits without an end.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)  # told at once, whatever this process is doing
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+
+    def wait() -> None:
+        while os.read(read, 1)[0] != signal.SIGTERM:
+            pass
+        os.write(2, f"error: another process of this run has ended, or SIGTERM stopped this one; {KEPT}\n".encode())
+        os._exit(2)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager
@@ -50,10 +83,14 @@ def process_group(device: str | None = None) -> Iterator[Ranks]:
     if world == 1:
         yield Ranks(0, 1, torch.device(kind))
         return
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise BackendError(f"WORLD_SIZE is {world}, but {name} is not set: start with torchrun, or unset WORLD_SIZE")
     if kind.startswith("cuda:"):
         raise BackendError(f"--device {kind}: under torchrun every rank has a device of its own; give --device cuda")
     if kind == "cuda":
         kind = f"cuda:{os.environ['LOCAL_RANK']}"
+        check_device(kind)
         torch.cuda.set_device(torch.device(kind))
     dist.init_process_group("nccl" if kind.startswith("cuda") else "gloo", timeout=PATIENCE)
     yield Ranks(dist.get_rank(), world, torch.device(kind))

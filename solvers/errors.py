@@ -3,6 +3,7 @@
 import sys
 
 import click
+import torch
 
 
 class UserError(ValueError):
@@ -10,7 +11,7 @@ class UserError(ValueError):
 
 
 def run_command(command: click.Command) -> None:
-    """Run a command line; a UserError, or a file that cannot be used, becomes one line on standard error and exit status 2."""
+    """Run a command line; a UserError, a file that cannot be used or memory that ends becomes one line and exit status 2."""
     try:
         command()
     except UserError as error:
@@ -20,4 +21,8 @@ def run_command(command: click.Command) -> None:
         if error.filename is None:
             raise
         click.echo(f"error: {error.filename}: {error.strerror}", err=True)
+        sys.exit(2)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0][:200]
+        click.echo(f"error: the device's memory is full: make smaller batches, use a smaller dtype, or offload ({reason})", err=True)
         sys.exit(2)

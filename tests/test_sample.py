@@ -301,7 +301,7 @@ def test_a_file_in_the_way_is_named(tmp_path, table):
 
 @pytest.mark.parametrize(
     "parallel, guidance, world, useful",
-    [("points", 2.0, 3, 2), ("points-cfg", 2.0, 5, 4), ("points-cfg", 1.0, 4, 2), ("points-cfg", 2.0, 4, 0)],
+    [("points", 2.0, 3, 2), ("points-cfg", 2.0, 5, 4), ("points-cfg", 1.0, 4, 2), ("points-cfg", 2.0, 3, 2), ("points-cfg", 2.0, 4, 0)],
 )
 def test_processes_without_work_are_told(table, capsys, parallel, guidance, world, useful):
     """K = 2 points, and two halves where guidance has them."""
@@ -313,7 +313,8 @@ def test_processes_without_work_are_told(table, capsys, parallel, guidance, worl
     assert capsys.readouterr().err == told
 
 
-def test_one_process_shares_nothing_out(table):
+def test_one_process_shares_nothing_out(table, capsys):
     predictor, gaussian = load_predictor(table), load_backend(Spec(backend="gaussian"), "cpu")
     sampler = sample.Sampler(gaussian, predictor.solver(), "epd", gaussian.sigmas(predictor.spec), 2.0)
-    assert sample.share_points(sampler, "points", sample.Ranks(0, 1, torch.device("cpu"))).points.ranks is None
+    assert sample.share_points(sampler, "points-cfg", sample.Ranks(0, 1, torch.device("cpu"))).points.ranks is None
+    assert capsys.readouterr().err == "note: --parallel points-cfg has one process: start up to 4 with torchrun\n"

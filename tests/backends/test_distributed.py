@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from backends.distributed import process_group
+from backends import BackendError
+from backends.distributed import lost_ranks_told, process_group
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -69,3 +70,38 @@ def test_two_processes(tmp_path):
     assert done.returncode == 0, done.stderr
     for rank in range(2):
         assert (tmp_path / f"rank{rank}").read_text() == "2 cpu True 3 gloo"
+
+
+WAITS = """
+import ctypes
+from backends.distributed import tell_of_sigterm
+
+tell_of_sigterm()
+print("ready", flush=True)
+while True:
+    ctypes.CDLL(None).sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no SIGTERM")
+def test_sigterm_ends_a_process_that_waits_for_its_device_in_a_line():
+    """Outside Python's own loop a handler in Python would wait for ever."""
+    process = subprocess.Popen([sys.executable, "-c", WAITS], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert told.startswith("error: another process of this run has ended, or SIGTERM stopped this one; what is complete is kept")
+    assert told.count("\n") == 1
+
+
+def test_a_process_that_torchrun_did_not_start_is_told(alone, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    message = "WORLD_SIZE is 2, but RANK is not set: start with torchrun, or unset WORLD_SIZE"
+    with pytest.raises(BackendError, match=message), process_group("cpu"):
+        pass
+
+
+def test_memory_that_ends_in_a_collective_is_no_lost_rank():
+    with pytest.raises(torch.OutOfMemoryError), lost_ranks_told():
+        raise torch.OutOfMemoryError("CUDA out of memory")
