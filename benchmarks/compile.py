@@ -12,11 +12,10 @@ from backends.compiled import compilations, compile_blocks
 from solvers import EPD, SolverTable, Spec, sample
 from solvers.errors import run_command
 
-from .families import FAMILIES, condition_of, digits, full_size, network_of
-from .report import text_table, write_json
+from .families import FAMILIES, condition_of, device_option, digits, free, full_size, network_of, out_option
+from .report import result_path, text_table, write_json
 from .timing import in_turn, ratio, seconds, shown
 
-RESULTS = Path(__file__).parent / "results"
 INTERVALS = 2
 HEADER = ["family", "batch", "compiled / eager", "eager ms", "compilations", "recompilations", "s to compile", "largest difference"]
 
@@ -69,18 +68,19 @@ def summary(rows: list[dict]) -> str:
 @click.option("--layers", type=click.IntRange(1), help="Of the full-size transformers; all by default.")
 @click.option("--batch", type=click.IntRange(1, 4), default=4, show_default=True)
 @click.option("--repeats", type=click.IntRange(3), default=15, show_default=True)
-@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "compile.json", show_default=True)
-def main(full: bool, family: str | None, layers: int | None, batch: int, repeats: int, device: str, out: Path) -> None:
+@device_option
+@out_option
+def main(full: bool, family: str | None, layers: int | None, batch: int, repeats: int, device, out: Path | None) -> None:
     """Time an EPD trajectory with each family's network, eager and compiled in turns."""
     rows = []
     torch._inductor.config.force_disable_caches = True  # seconds to compile are those of a machine that never did
     with torch.inference_mode():
         for name in FAMILIES if family is None else (family,):
             torch._dynamo.reset()
-            rows.append(measure(name, *pair(name, full, layers, torch.device(device)), batch, repeats))
+            rows.append(measure(name, *pair(name, full, layers, device), batch, repeats))
+            free(device)
+            write_json(result_path("compile", full, out), {"full": full, "layers": layers, "repeats": repeats}, rows, device)
     click.echo(summary(rows))
-    write_json(out, {"full": full, "layers": layers, "repeats": repeats}, rows, torch.device(device))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The backbones that benchmarks are run on: the digits families, or the full-size networks with random weights."""
 
+import gc
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import click
 import torch
@@ -8,6 +10,7 @@ from diffusers import FluxPipeline, StableDiffusion3Pipeline, StableDiffusionPip
 from torch import nn
 
 from backends import Backend, Condition, load_backend
+from backends.distributed import check_device
 from backends.flux import Flux
 from backends.ldm import LDM
 from backends.sd3 import SD3
@@ -36,7 +39,7 @@ def full_size(family: str, device: torch.device, layers: int | None = None, pixe
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16 if family == "flux" else torch.float16
     made = parts_of(family, layers, pixels)
     with torch.device(device):
-        vae, network = (randomised(made[name](), dtype) for name in ("vae", NETWORKS[family]))
+        vae, network = (randomised(made[name], dtype) for name in ("vae", NETWORKS[family]))
     scheduler = scheduler_of(family)
     if family == "ldm":
         return LDM(
@@ -47,10 +50,20 @@ def full_size(family: str, device: torch.device, layers: int | None = None, pixe
     return Flux(FluxPipeline(scheduler, vae, None, None, None, None, network), device, {}, family)
 
 
-def backbones(full: bool, device: torch.device, only: str | None = None, layers: int | None = None) -> Iterator[tuple[str, Backend]]:
-    """The families in turn, each with its backbone; only one is held at a time."""
+def on_backbones(
+    work: Callable[[str, Backend], list[dict]], full: bool, device: torch.device, only: str | None = None, layers: int | None = None
+) -> Iterator[list[dict]]:
+    """The rows that some work gives on each family's backbone in turn; each is freed before the next one is made."""
     for family in FAMILIES if only is None else (only,):
-        yield family, full_size(family, device, layers) if full else digits(family, device)
+        yield work(family, full_size(family, device, layers) if full else digits(family, device))
+        free(device)
+
+
+def free(device: torch.device) -> None:
+    """Give back what nothing refers to any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def condition_of(backend: Backend, family: str, batch: int) -> Condition:
@@ -70,16 +83,30 @@ def network_of(backend: Backend, family: str) -> nn.Module:
     return backend.pipe.components[NETWORKS[family]]
 
 
+def existing(context, parameter, name: str) -> torch.device:
+    """A device that this machine has."""
+    check_device(name)
+    return torch.device(name)
+
+
+device_option = click.option(
+    "--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True, callback=existing, help="cpu, cuda or cuda:N."
+)
+out_option = click.option(
+    "--out", type=click.Path(path_type=Path), help="JSON file; benchmarks/results/NAME.json by default, NAME_full.json with --full."
+)
+
+
 def measured_on(command: Callable) -> Callable:
     """The options of a benchmark of times: which backbones, at which batches, how often and where."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     for option in (
-        click.option("--device", default=device, show_default=True),
+        device_option,
         click.option("--repeats", type=click.IntRange(3), default=15, show_default=True),
         click.option("--batch", type=click.IntRange(1, 4), multiple=True, default=[1, 4], show_default=True),
         click.option("--layers", type=click.IntRange(1), help="Of the full-size transformers; all by default."),
         click.option("--family", type=click.Choice(FAMILIES), help="Only this one."),
         click.option("--full", is_flag=True, help="The full-size networks with random weights, on a GPU."),
+        out_option,
     ):
         command = option(command)
     return command

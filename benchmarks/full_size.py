@@ -109,18 +109,24 @@ def parts_of(family: str, layers: int | None, pixels: int) -> dict[str, Callable
     return {"transformer": partial(FluxTransformer2DModel, **FLUX, **depth), "vae": vae(16, 0.3611, 0.1159), **encoders}
 
 
-def randomised(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The network with random weights of a number type."""
+def randomised(make: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
+    """A network with random weights, made in its number type so that it never needs the memory of another."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        network = make()
+    finally:
+        torch.set_default_dtype(before)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_(0, 0.02)
     return network.to(dtype)
 
 
-def save_network(network: nn.Module, folder: Path, published: bool) -> None:
-    """Random weights in float16; a CLIP text encoder's with the names that its published files have."""
-    randomised(network, torch.float16).save_pretrained(folder)
-    if published:
+def save_network(network: nn.Module, folder: Path) -> None:
+    """Its weights; a CLIP text encoder's with the names that its published files have."""
+    network.save_pretrained(folder)
+    if isinstance(network, CLIPTextModel | CLIPTextModelWithProjection):
         path = folder / "model.safetensors"
         names = {k: k if k.startswith(("text_model.", "text_projection.")) else f"text_model.{k}" for k in load_file(path)}
         save_file({names[k]: v for k, v in load_file(path).items()}, path, {"format": "pt"})
@@ -146,7 +152,7 @@ def tokenizer_of(t5: bool, folder: Path) -> PreTrainedTokenizerBase:
 def in_memory(family: str, layers: int | None, pixels: int, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
     """The pipeline with random weights made on the device, without a folder."""
     with torch.device(device):
-        parts = {name: randomised(make(), dtype) for name, make in parts_of(family, layers, pixels).items()}
+        parts = {name: randomised(make, dtype) for name, make in parts_of(family, layers, pixels).items()}
     with tempfile.TemporaryDirectory() as tmp:
         for encoder in [n for n in parts if n.startswith("text_encoder")]:
             t5 = isinstance(parts[encoder], T5EncoderModel)
@@ -161,9 +167,9 @@ def save_folder(family: str, layers: int | None, pixels: int, folder: Path) -> d
     index: dict = {"_class_name": CLASSES[family].__name__, "_diffusers_version": "0.30.0"}
     counts = {}
     for name, make in parts_of(family, layers, pixels).items():
-        network = make()
+        network = randomised(make, torch.float16)
         counts[name] = sum(p.numel() for p in network.parameters())
-        save_network(network, folder / name, published=isinstance(network, CLIPTextModel | CLIPTextModelWithProjection))
+        save_network(network, folder / name)
         index[name] = ["transformers" if name.startswith("text") else "diffusers", type(network).__name__]
         del network
     if family == "ldm":

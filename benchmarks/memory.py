@@ -8,6 +8,7 @@ peak is reset before sampling.
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,32 +24,39 @@ from solvers import BASELINES, EPD, SolverTable, Spec, compile_tableau, sample
 from solvers.errors import run_command
 from training.distill.losses import checkpointed
 
-from .families import FAMILIES, backbones, condition_of
+from .families import FAMILIES, condition_of, device_option, free, on_backbones, out_option
 from .full_size import save_folder
 from .overhead import solvers_of
-from .report import text_table, write_json
+from .report import result_path, text_table, write_json
 from .timing import spread
 
-RESULTS = Path(__file__).parent / "results"
 DEPTH = 6
 CAPTIONS = ("a bold red handwritten seven", "a thin blue handwritten three")
 HEADERS = {
     "trajectory": ["family", "solver", "batch", "points", "call MB", "trajectory MB", "trajectory / call"],
     "training": ["family", "batch", "calls computed again", "points in one call", "peak MB"],
-    "offload": ["offload", "loaded MB", "peak of loading MB", "sampling MB", "peak of sampling MB"],
+    "offload": ["offload", "loaded MB", "peak until encoded MB", "sampling MB", "peak of sampling MB"],
 }
-OFFLOADED = {"while sampling": "sampling", "peak": "peak_sampling", "peak on the device": "peak_device"}
+OFFLOADED = {
+    "whole process": ("peak_before", "peak_sampling"),
+    "while sampling": ("peak_sampling",),
+    "on the device": ("peak_device",),
+}
 
 
-def peak_above(call: Callable[[], object], device: torch.device) -> int:
-    """The most bytes that a call has allocated at one time, above what was allocated before it."""
+def peak_above(call: Callable[[], object], device: torch.device) -> int | None:
+    """The most bytes that a call has allocated at one time, above what was allocated before it; None where memory ends."""
     if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        free(device)
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        try:
+            call()
+        except torch.OutOfMemoryError:
+            return None
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it says when each profile starts and stops
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         call()
@@ -60,7 +68,7 @@ def peak_above(call: Callable[[], object], device: torch.device) -> int:
     return most
 
 
-def trajectories(family: str, backend: Backend, batch: int) -> list[dict]:
+def trajectories(batch: int, family: str, backend: Backend) -> list[dict]:
     """A whole trajectory of each solver, and the largest of its network calls by itself."""
     rows, condition = [], condition_of(backend, family, batch)
     start = backend.start(list(range(batch)), backend.sigma_max)
@@ -76,14 +84,14 @@ def trajectories(family: str, backend: Backend, batch: int) -> list[dict]:
             with torch.inference_mode():
                 sample(solver, velocity, start, nodes)
 
-        one()
-        whole()  # both have their conditions repeated and their times told
+        for call in (one, whole):  # both have their conditions repeated and their times told
+            peak_above(call, backend.device)
         row = {"family": family, "solver": name, "batch": batch, "points": points}
         rows.append(row | {"call": peak_above(one, backend.device), "trajectory": peak_above(whole, backend.device)})
     return rows
 
 
-def training(family: str, backend: Backend, batch: int) -> list[dict]:
+def training(batch: int, family: str, backend: Backend) -> list[dict]:
     """Forward and backward of an EPD trajectory, K = 2, with all activations kept and with network calls computed again."""
     rows, condition = [], condition_of(backend, family, batch)
     nodes = backend.sigmas(Spec(num_steps=DEPTH // 2 + 1))
@@ -116,13 +124,14 @@ def sampling(folder: Path, offload: bool, device_name: str) -> dict:
     spec = Spec(backend="sd3", backend_config={"model_name_or_path": str(folder), "offload": offload}, num_steps=3)
     backend = load_backend(spec, device, "bfloat16")
     sampler = Sampler(backend, BASELINES["euler"], "euler", backend.sigmas(spec), 4.5)
-    row = {"offload": offload, "loaded": resident("VmRSS"), "peak_loading": resident("VmHWM")}
+    row = {"offload": offload, "loaded": resident("VmRSS")}
     backend.encode_ahead(CAPTIONS, 4.5)
+    row["peak_before"] = resident("VmHWM")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     with TemporaryDirectory() as out:
         generate(sampler, CAPTIONS, [0, 1], Output(Path(out), 1), Ranks(0, 1, device))
     row |= {"sampling": resident("VmRSS"), "peak_sampling": resident("VmHWM")}
-    return row | ({"peak_device": torch.cuda.max_memory_allocated()} if device.type == "cuda" else {})
+    return row | ({"peak_device": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {})
 
 
 def offloaded(device: torch.device, layers: int | None, pixels: int) -> list[dict]:
@@ -139,26 +148,34 @@ def offloaded(device: torch.device, layers: int | None, pixels: int) -> list[dic
 def cells(part: str, row: dict) -> list[str]:
     """A row of a part's table, in megabytes (10^6 bytes)."""
     if part == "trajectory":
-        memory = [f"{row[k] / 1e6:.2f}" for k in ("call", "trajectory")]
-        return [row["family"], row["solver"], str(row["batch"]), str(row["points"]), *memory, f"{row['trajectory'] / row['call']:.3f}"]
+        over = f"{row['trajectory'] / row['call']:.3f}" if row["call"] and row["trajectory"] else ""
+        told = [row["family"], row["solver"], str(row["batch"]), str(row["points"])]
+        return [*told, megabytes(row["call"]), megabytes(row["trajectory"]), over]
     if part == "training":
-        return [row["family"], *(str(row[k]) for k in ("batch", "again", "parallel_points")), f"{row['peak'] / 1e6:.1f}"]
-    return [str(row["offload"]), *(f"{row[k] / 1e6:.0f}" for k in ("loaded", "peak_loading", "sampling", "peak_sampling"))]
+        return [row["family"], *(str(row[k]) for k in ("batch", "again", "parallel_points")), megabytes(row["peak"])]
+    return [str(row["offload"]), *(megabytes(row[k]) for k in ("loaded", "peak_before", "sampling", "peak_sampling"))]
+
+
+def megabytes(count: int | None) -> str:
+    """A number of bytes, or that there were not enough."""
+    return "out of memory" if count is None else f"{count / 1e6:.{2 if count < 1e8 else 0}f}"
 
 
 def summary(rows: list[dict]) -> str:
     """What the parts say in ratios: trajectory over call, computed again over all activations, with over without --offload."""
     lines, parts = [], {name: [r for r in rows if r["part"] == name] for name in HEADERS}
-    if parts["trajectory"]:
-        lines.append(f"trajectory / its largest network call: {spread([r['trajectory'] / r['call'] for r in parts['trajectory']])}")
-    if parts["training"]:
-        kept, again, apart = (parts["training"][i::3] for i in range(3))
-        found = [spread([b["peak"] / a["peak"] for a, b in zip(kept, other, strict=True)]) for other in (again, apart)]
-        lines.append(f"calls computed again / all activations kept: {found[0]}, point by point {found[1]}")
+    if found := [r["trajectory"] / r["call"] for r in parts["trajectory"] if r["trajectory"] and r["call"]]:
+        lines.append(f"trajectory / its largest network call: {spread(found)}")
+    kept, again, apart = (parts["training"][i::3] for i in range(3))
+    for name, others in {"calls computed again": again, "calls computed again, point by point": apart}.items():
+        if found := [b["peak"] / a["peak"] for a, b in zip(kept, others, strict=True) if a["peak"] and b["peak"]]:
+            lines.append(f"{name} / all activations kept: {spread(found)}")
     if parts["offload"]:
-        kept, freed = parts["offload"]
-        told = [f"{name} {kept[key] / 1e6:.0f} to {freed[key] / 1e6:.0f} MB" for name, key in OFFLOADED.items() if key in kept]
-        lines.append(f"--offload: {', '.join(told)}")
+        without, freed = parts["offload"]
+        for name, keys in OFFLOADED.items():
+            if keys[0] in without:
+                peaks = [max(row[k] for k in keys) / 1e6 for row in (freed, without)]
+                lines.append(f"--offload / without, peak {name}: {peaks[0] / peaks[1]:.2f} ({peaks[0]:.0f} / {peaks[1]:.0f} MB)")
     return "\n".join(lines)
 
 
@@ -170,22 +187,27 @@ def summary(rows: list[dict]) -> str:
     "--layers", type=click.IntRange(1), help="Of full-size transformers and text encoders; all by default, 1 for offload on a CPU."
 )
 @click.option("--batch", type=click.IntRange(1, 4), default=4, show_default=True)
-@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "memory.json", show_default=True)
-def main(full: bool, family: str | None, part, layers: int | None, batch: int, device: str, out: Path) -> None:
+@device_option
+@out_option
+def main(full: bool, family: str | None, part, layers: int | None, batch: int, device, out: Path | None) -> None:
     """Measure each part, print it and write all of them."""
-    place, rows = torch.device(device), {name: [] for name in part}
+    rows: dict[str, list[dict]] = {name: [] for name in part}
+
+    def write() -> list[dict]:
+        every = [{"part": n} | r for n in rows for r in rows[n]]
+        write_json(result_path("memory", full, out), {"full": full, "layers": layers, "batch": batch}, every, device)
+        return every
+
     for name, measured in (("trajectory", trajectories), ("training", training)):
         if name in part:
-            for which, backend in backbones(full, place, family, layers):
-                rows[name] += measured(which, backend, batch)
+            for found in on_backbones(partial(measured, batch), full, device, family, layers):
+                rows[name] += found
+                write()
     if "offload" in part:
-        rows["offload"] = offloaded(place, layers or (1 if place.type == "cpu" else None), 256 if place.type == "cpu" else 1024)
+        rows["offload"] = offloaded(device, layers or (1 if device.type == "cpu" else None), 256 if device.type == "cpu" else 1024)
     for name, found in rows.items():
         click.echo(text_table(HEADERS[name], [cells(name, r) for r in found], text_columns=2 if name == "trajectory" else 1) + "\n")
-    every = [{"part": n} | r for n in rows for r in rows[n]]
-    click.echo(summary(every))
-    write_json(out, {"full": full, "layers": layers, "batch": batch}, every, place)
+    click.echo(summary(write()))
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from backends import Backend
-from solvers import EPD, Solver, SolverTable, Spec, baseline_of, compile_tableau, sample
+from solvers import EPD, Solver, SolverTable, Spec, Tableau, UserError, baseline_of, compile_tableau, sample
 from solvers.errors import run_command
 
-from .families import backbones, condition_of, measured_on, network_of
-from .report import text_table, write_json
+from .families import condition_of, measured_on, network_of, on_backbones
+from .report import result_path, text_table, write_json
 from .timing import in_turn, ratio, shown
 
-RESULTS = Path(__file__).parent / "results"
 DEPTH = 6
 HEADER = ["family", "solver", "batch", "depth", "evals", "network calls", "whole / bare", "ms a trajectory"]
 
@@ -29,7 +28,17 @@ def solvers_of(backend: Backend, depth: int) -> dict[str, tuple[Solver, Tensor]]
     table = SolverTable.uniform(depth // 2, 2)
     found = {name: (baseline_of(name, backend.flow), nodes[depth + 1]) for name in ("euler", "ipndm", "dpmpp", "unipc")}
     found |= {"epd": (EPD(table), nodes[depth // 2 + 1]), "epd-plugin": (EPD(table, max_order=2), nodes[depth // 2 + 1])}
-    return found | {"tableau": (compile_tableau(EPD(table), nodes[depth // 2 + 1]), nodes[depth // 2 + 1])}
+    return found | {"tableau": (dense_tableau(nodes[depth + 1]), nodes[depth + 1])}
+
+
+def dense_tableau(nodes: Tensor, points: int = 2) -> Tableau:
+    """A tableau with some stages in each level and no zero: as much work beside the network as a learned one can be."""
+    sigmas = nodes[:-1].repeat_interleave(points)
+    known = torch.arange(len(sigmas)) // points * points  # gradients of earlier levels
+    before = torch.arange(len(sigmas)) < known[:, None]
+    stages = torch.cat([torch.ones(len(sigmas), 1), -0.01 * before], 1).double()
+    levels = tuple(tuple(range(i, i + points)) for i in range(0, len(sigmas), points))
+    return Tableau(sigmas, stages, torch.tensor([1.0, *[-0.01] * len(sigmas)], dtype=torch.float64), levels)
 
 
 def recorded_calls(network: nn.Module, work: Callable[[], object]) -> list[tuple[tuple, dict]]:
@@ -72,20 +81,24 @@ def summary(rows: list[dict]) -> str:
 @click.command()
 @measured_on
 @click.option("--depth", type=click.IntRange(2), default=DEPTH, show_default=True, help="Serial depth, even.")
-@click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "overhead.json", show_default=True)
-def main(full: bool, family: str | None, layers: int | None, batch, depth: int, repeats: int, device: str, out: Path) -> None:
+def main(full: bool, family: str | None, layers: int | None, batch, depth: int, repeats: int, device, out: Path | None) -> None:
     """Time every solver on every family, beside its bare network calls."""
-    rows = []
+    if depth % 2:
+        raise UserError(f"--depth {depth}: expected an even number, which all solvers here can have")
+    rows: list[dict] = []
+
+    def work(name: str, backend: Backend) -> list[dict]:
+        return [row for size in batch for row in measure(backend, name, size, depth, repeats)]
+
     with torch.inference_mode():
-        for name, backend in backbones(full, torch.device(device), family, layers):
-            for size in batch:
-                rows += measure(backend, name, size, depth, repeats)
+        for found in on_backbones(work, full, device, family, layers):
+            rows += found
+            write_json(result_path("overhead", full, out), {"full": full, "layers": layers, "repeats": repeats}, rows, device)
     lines = [
         [r["family"], r["solver"], *map(str, (r["batch"], r["depth"], r["evaluations"], r["calls"])), shown(r), f"{1e3 * r['seconds']:.1f}"]
         for r in rows
     ]
     click.echo(f"{text_table(HEADER, lines, text_columns=2)}\n\n{summary(rows)}")
-    write_json(out, {"full": full, "layers": layers, "repeats": repeats}, rows, torch.device(device))
 
 
 if __name__ == "__main__":

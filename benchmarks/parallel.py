@@ -21,11 +21,10 @@ from backends.points import Points
 from solvers import EPD, SolverTable, Spec, UserError, sample
 from solvers.errors import run_command
 
-from .families import FAMILIES, backbones, condition_of
-from .report import text_table, write_json
+from .families import FAMILIES, condition_of, device_option, on_backbones, out_option
+from .report import result_path, text_table, write_json
 from .timing import in_turn, ratio, seconds, shown
 
-RESULTS = Path(__file__).parent / "results"
 INTERVALS = 3
 HEADER = [
     "family",
@@ -78,19 +77,17 @@ def measure(backend: Backend, family: str, points: int, mode: str, batch: int, r
     start, nodes = backend.start(list(range(batch)), backend.sigma_max), backend.sigmas(Spec(num_steps=INTERVALS + 1))
     solver = EPD(SolverTable.uniform(INTERVALS, points))
 
-    def alone() -> Tensor:
+    def alone() -> None:
         if ranks.rank == 0:  # the others wait, so that it has the machine to itself
             sample(solver, backend.velocity(condition), start, nodes)
-        ranks.barrier()
 
     def together() -> Tensor:
         return sample(solver, Points(ranks, split).velocity(backend, condition), start, nodes)
 
     def crowded() -> Tensor:
-        ranks.barrier()
         return sample(solver, backend.velocity(condition), start, nodes)
 
-    times = in_turn([alone, together, crowded], repeats, backend.device)
+    times = in_turn([alone, together, crowded], repeats, backend.device, before=ranks.barrier)
     timed = Timed(ranks, split)
     levels: list[tuple[int, float, float]] = []
     for _ in range(repeats):
@@ -143,11 +140,11 @@ def summary(rows: list[dict]) -> str:
 @click.option("--layers", type=click.IntRange(1), help="Of the full-size transformers; all by default.")
 @click.option("--batch", type=click.IntRange(1, 4), multiple=True, default=[1, 4], show_default=True)
 @click.option("--repeats", type=click.IntRange(3), default=11, show_default=True)
-@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True, help="cuda or cpu.")
-@click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "parallel.json", show_default=True)
-def main(processes: int, points, full: bool, family: str | None, layers: int | None, batch, repeats: int, device: str, out: Path) -> None:
+@device_option
+@out_option
+def main(processes: int, points, full: bool, family: str | None, layers: int | None, batch, repeats: int, device, out: Path | None) -> None:
     """Time EPD trajectories shared out over processes; on a CPU each process has one thread."""
-    if device == "cuda" and torch.cuda.device_count() < processes:
+    if device.type == "cuda" and torch.cuda.device_count() < processes:
         raise UserError(f"--processes {processes}: this machine has {torch.cuda.device_count()} GPUs")
     if "RANK" not in os.environ:
         launch = [
@@ -160,15 +157,19 @@ def main(processes: int, points, full: bool, family: str | None, layers: int | N
             "benchmarks.parallel",
         ]
         sys.exit(subprocess.run([*launch, *sys.argv[1:]], env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode)
-    rows = []
-    with process_group(device) as ranks, torch.inference_mode():
-        for name, backend in backbones(full, ranks.device, family, layers):
-            for size, k in [(size, k) for size in batch for k in points]:
-                for mode in ("points", "points-cfg") if backend.guidance_doubles else ("points",):
-                    rows.append(measure(backend, name, k, mode, size, repeats, ranks))
+    rows: list[dict] = []
+    with process_group(str(device)) as ranks, torch.inference_mode():
+
+        def work(name: str, backend: Backend) -> list[dict]:
+            modes = ("points", "points-cfg") if backend.guidance_doubles else ("points",)
+            return [measure(backend, name, k, mode, size, repeats, ranks) for size in batch for k in points for mode in modes]
+
+        for found in on_backbones(work, full, ranks.device, family, layers):
+            rows += found
         if ranks.rank == 0:
             click.echo(f"{text_table(HEADER, [cells(r) for r in rows], text_columns=2)}\n\n{summary(rows)}")
-            write_json(out, {"full": full, "layers": layers, "processes": processes, "cores": os.cpu_count()}, rows, ranks.device)
+            settings = {"full": full, "layers": layers, "processes": processes, "cores": os.cpu_count()}
+            write_json(result_path("parallel", full, out), settings, rows, ranks.device)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ Both have the same networks, prompts, noise, guidance and machine, encode the te
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import click
 import torch
@@ -25,8 +24,9 @@ from training.distill.bank import rmse_per_image
 
 from .bench import sampler_of, schedules_of, shipped, teacher_sampler
 from .compare_solvers import FIRST_SEED, TUNING_IMAGES, TUNING_SEED, names, numbers
+from .families import device_option, free, out_option
 from .full_size import in_memory
-from .report import mean_and_halfwidth, text_table, write_json
+from .report import mean_and_halfwidth, result_path, text_table, write_json
 from .theirs import SCHEDULERS, Theirs
 from .timing import in_turn, ratio, shown, spread
 
@@ -34,7 +34,6 @@ FAMILIES = {"ldm": LDM, "sd3": SD3, "flux": Flux}
 GUIDANCE = {"ldm": 7.5, "sd3": 4.5, "flux": 3.5}
 DEPTHS = {"ldm": "4,6,8,10", "sd3": "4", "flux": "4"}
 LEARNED = ("epd distilled", "tableau1 distilled", "wide2 distilled")
-RESULT = Path(__file__).parent / "results" / "pipelines.json"
 
 
 @dataclass(frozen=True)
@@ -220,26 +219,26 @@ def full_size(family: str, layers: int | None, resolution: int | None, device: t
 @click.option("--full", is_flag=True, help="Full-size architectures with random weights instead of digits; times only.")
 @click.option("--layers", type=click.IntRange(1), help="With --full: of the transformers and the text encoders; all by default.")
 @click.option("--resolution", type=click.IntRange(64), help="With --full: pixels a side.")
-@click.option("--device", help="The CPU by default; with --full CUDA where there is one.")
-@click.option("--out", type=click.Path(path_type=Path), default=RESULT)
+@device_option
+@out_option
 def main(families, depths, batches, repeats, count, intervals, full, layers, resolution, device, out) -> None:
     """Time and quality of our samplers and of diffusers' pipelines at the same number of network calls one after the other."""
-    place = torch.device(device or ("cuda" if full and torch.cuda.is_available() else "cpu"))
     rows, sizes = [], numbers("--batches", batches)
+    settings = {"full": full, "layers": layers, "repeats": repeats, "n": count, "intervals": intervals, "tuning_images": TUNING_IMAGES}
     for family in names("--families", families, list(FAMILIES)):
         exams = []
         if full:
-            backend = full_size(family, layers, resolution, place)
+            backend = full_size(family, layers, resolution, device)
         else:
-            backend = load_backend(Spec(backend="digits", backend_config={"family": family}), place)
+            backend = load_backend(Spec(backend="digits", backend_config={"family": family}), device)
             for n, first in ((TUNING_IMAGES, TUNING_SEED), (count, FIRST_SEED)):
                 exams.append(Exam.make(backend, GUIDANCE[family], n, first, 64, intervals))
         for depth in tqdm(numbers("--depths", depths or DEPTHS[family]), desc=family, disable=None):
             rows += compare(backend, family, depth, sizes, repeats, exams)
         del backend, exams
+        free(device)
+        write_json(result_path("pipelines", full, out), settings, rows, device)
     click.echo(f"{NOTE}\n\n{table(rows, sizes)}\n\n{summary(rows)}")
-    settings = {"full": full, "layers": layers, "repeats": repeats, "n": count, "intervals": intervals, "tuning_images": TUNING_IMAGES}
-    write_json(out, settings, rows, place)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,10 @@ from backends import Backend
 from solvers import EPD, SolverTable, Spec, sample
 from solvers.errors import run_command
 
-from .families import backbones, condition_of, measured_on
-from .report import text_table, write_json
+from .families import condition_of, measured_on, on_backbones
+from .report import result_path, text_table, write_json
 from .timing import in_turn, ratio, shown
 
-RESULTS = Path(__file__).parent / "results"
 POINTS = (1, 2, 3, 4)
 INTERVALS = 3
 HEADER = ["family", "batch", "ms a level, K = 1", *[f"{what}, K = {k}" for what in ("level", "trajectory") for k in POINTS[1:]]]
@@ -57,16 +56,18 @@ def summary(rows: list[dict]) -> str:
 
 @click.command()
 @measured_on
-@click.option("--out", type=click.Path(path_type=Path), default=RESULTS / "points.json", show_default=True)
-def main(full: bool, family: str | None, layers: int | None, batch, repeats: int, device: str, out: Path) -> None:
+def main(full: bool, family: str | None, layers: int | None, batch, repeats: int, device, out: Path | None) -> None:
     """Time levels and trajectories of 1 to 4 points on every family."""
-    rows = []
+    rows: list[dict] = []
+
+    def work(name: str, backend: Backend) -> list[dict]:
+        return [row for size in batch for row in measure(backend, name, size, repeats)]
+
     with torch.inference_mode():
-        for name, backend in backbones(full, torch.device(device), family, layers):
-            for size in batch:
-                rows += measure(backend, name, size, repeats)
+        for found in on_backbones(work, full, device, family, layers):
+            rows += found
+            write_json(result_path("points", full, out), {"full": full, "layers": layers, "repeats": repeats}, rows, device)
     click.echo(summary(rows))
-    write_json(out, {"full": full, "layers": layers, "repeats": repeats}, rows, torch.device(device))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,13 @@ from torch import Tensor
 from evaluation.tables import text_table
 from solvers.files import write_atomically
 
-__all__ = ["device_name", "mean_and_halfwidth", "text_table", "write_json"]
+__all__ = ["RESULTS", "device_name", "mean_and_halfwidth", "result_path", "text_table", "write_json"]
+RESULTS = Path(__file__).parent / "results"
+
+
+def result_path(name: str, full: bool, out: Path | None) -> Path:
+    """Where a benchmark writes unless it was told: full-size networks have a file of their own."""
+    return out or RESULTS / f"{name}{'_full' if full else ''}.json"
 
 
 def mean_and_halfwidth(values: Tensor) -> tuple[float, float]:

@@ -8,8 +8,8 @@ import click
 from solvers.errors import run_command
 
 from . import compile, memory, overhead, parallel, pipelines, points
+from .report import RESULTS
 
-RESULTS = Path(__file__).parent / "results"
 PARTS = {
     "overhead": overhead.summary,
     "memory": memory.summary,
@@ -23,12 +23,13 @@ PARTS = {
 @click.command()
 @click.option("--results", type=click.Path(exists=True, file_okay=False, path_type=Path), default=RESULTS, show_default=True)
 def main(results: Path) -> None:
-    """Print the summary of each result that the folder holds."""
-    for name, summary in PARTS.items():
-        if (results / f"{name}.json").is_file():
-            found = json.loads((results / f"{name}.json").read_text())
-            told = {**found["machine"], **found["settings"]}
-            click.echo(f"benchmarks.{name} ({', '.join(f'{k} {v}' for k, v in told.items())})\n\n{summary(found['rows'])}\n")
+    """Print the summary of each result that the folder holds: of the digits, and of full-size networks where they were measured."""
+    for name, kind in [(name, kind) for kind in ("", "_full") for name in PARTS]:
+        path = results / f"{name}{kind}.json"
+        if path.is_file():
+            found = json.loads(path.read_text())
+            told = ", ".join(f"{k} {v}" for k, v in (found["machine"] | found["settings"]).items())
+            click.echo(f"benchmarks.{name} ({told})\n\n{PARTS[name](found['rows'])}\n")
 
 
 if __name__ == "__main__":

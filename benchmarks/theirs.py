@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from backends import initial_noise, quiet  # noqa: F401  isort: skip
@@ -76,7 +77,8 @@ class Theirs:
         told = {"height": pixels, "width": pixels, "guidance_scale": self.guidance, "output_type": output}
         if "max_sequence_length" in self.backend.config:
             told["max_sequence_length"] = self.backend.config["max_sequence_length"]
-        return self.pipe(list(prompts), num_inference_steps=self.steps, latents=self._noise(seeds), **told).images
+        with torch.inference_mode():  # as ours are run
+            return self.pipe(list(prompts), num_inference_steps=self.steps, latents=self._noise(seeds), **told).images
 
     def images(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] of B prompts and seeds."""

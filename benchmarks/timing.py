@@ -20,14 +20,18 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
-def in_turn(jobs: list[Callable[[], object]], repeats: int, device: torch.device) -> Tensor:
-    """Seconds [jobs, repeats] of jobs that take turns, in an order that turns round each time, after one untimed round."""
+def in_turn(jobs: list[Callable[[], object]], repeats: int, device: torch.device, before: Callable[[], object] = lambda: None) -> Tensor:
+    """Seconds [jobs, repeats] of jobs that take turns, in an order that turns round each time, after one untimed round.
+
+    `before` runs ahead of each job, untimed.
+    """
     found = torch.zeros(len(jobs), repeats, dtype=torch.float64)
     for job in jobs:
         job()
     for i in range(repeats):
         order = range(len(jobs)) if i % 2 == 0 else range(len(jobs))[::-1]
         for j in order:
+            before()
             found[j, i] = seconds(jobs[j], device)
     return found
 

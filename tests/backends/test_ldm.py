@@ -225,6 +225,32 @@ def test_decode_in_chunks(digits):
         close(digits.decode(latents), (raw / 2 + 0.5).clamp(0, 1), 1e-5)
 
 
+def test_decoding_is_halved_where_memory_ends(digits, monkeypatch):
+    latents, decode, sizes = digits.start(range(5), 1.0), digits.pipe.vae.decode, []
+    with torch.inference_mode():
+        whole = digits.decode(latents)
+
+    def small(part):
+        sizes.append(len(part))
+        if len(part) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(part)
+
+    monkeypatch.setattr(digits.pipe.vae, "decode", small)
+    with torch.inference_mode():
+        torch.testing.assert_close(digits.decode(latents), whole, rtol=0, atol=1e-4)
+    assert sizes == [5, 3, 2, 1, 2]
+
+
+def test_an_image_that_cannot_be_decoded_ends_the_run(digits, monkeypatch):
+    def full(part):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(digits.pipe.vae, "decode", full)
+    with torch.inference_mode(), pytest.raises(torch.OutOfMemoryError):
+        digits.decode(digits.start([0, 1], 1.0))
+
+
 def test_resolution(tiny_folder):
     backend = load_tiny(tiny_folder, resolution=96)
     assert backend.latent_shape == (4, 12, 12)

@@ -28,6 +28,12 @@ def shipped(family: str):
     return predictor.solver(), predictor.sigmas
 
 
+def solvers_like(learned: EPD, nodes) -> list[Solver]:
+    """A learned table, the same for each of two images by itself and as a tableau, and all baselines."""
+    per_image = EPD(SolverTable(*(t.expand(2, -1, -1) for t in learned.table.rows())), max_order=2)
+    return [learned, per_image, compile_tableau(learned, nodes), *BASELINES.values()]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_whole_trajectory_runs_without_any_values(family):
     """On the meta device tensors have no values: whatever waited to read one would fail."""
@@ -41,9 +47,8 @@ def test_a_whole_trajectory_runs_without_any_values(family):
     )
     x = torch.empty(2, *meta.latent_shape, device="meta")
     learned, nodes = shipped(family)
-    per_image = EPD(SolverTable(*(t.expand(2, -1, -1) for t in learned.table.rows())), max_order=2)
     with torch.inference_mode():
-        for solver in [learned, per_image, compile_tableau(learned, nodes), *BASELINES.values()]:
+        for solver in solvers_like(learned, nodes):
             assert sample(solver, meta.velocity(condition), x, nodes, finish="euler").shape == x.shape
         with pytest.raises(RuntimeError, match="meta"):
             sample(ReadsBack(), meta.velocity(condition), x, nodes)
@@ -118,14 +123,18 @@ def test_levels_that_are_learned_are_told_anew():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_gpu_is_never_waited_for(family):
+    """Not even to tell it of levels that it was never told of."""
     backend = load_backend(Spec(backend="digits", backend_config={"family": family}), "cuda")
     solver, nodes = shipped(family)
-    velocity = backend.velocity(backend.encode(["a red handwritten seven"], backend.default_guidance))
-    x = backend.start([0], nodes[0])
+    condition = backend.encode(["a red handwritten seven"] * 2, backend.default_guidance)
+    x = backend.start([0, 1], nodes[0])
     with torch.inference_mode():
-        sample(solver, velocity, x, nodes)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            sample(solver, velocity, x, nodes)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+        for each in solvers_like(solver, nodes):
+            velocity = backend.velocity(condition)
+            sample(each, velocity, x, nodes, finish="euler")  # conditions are repeated once for each number of rows
+            backend._told.known.clear()
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                sample(each, velocity, x, nodes, finish="euler")
+            finally:
+                torch.cuda.set_sync_debug_mode("default")

@@ -3,7 +3,7 @@
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import distillation, speed
+from benchmarks import distillation, report, speed
 
 README = (distillation.ROOT / "README.md").read_text()
 SPEED = README[README.index("## Speed") : README.index("## Rewards")]
@@ -24,7 +24,7 @@ def figures(text: str) -> list[str]:
 
 @pytest.mark.parametrize("name", speed.PARTS)
 def test_what_a_speed_benchmark_prints_is_in_the_readme(name, tmp_path):
-    (tmp_path / f"{name}.json").write_text((speed.RESULTS / f"{name}.json").read_text())
+    (tmp_path / f"{name}.json").write_text((report.RESULTS / f"{name}.json").read_text())
     found = figures(printed(speed.main, "--results", str(tmp_path)))
     assert found
     assert not [line for line in found if line not in SPEED]
