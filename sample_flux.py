@@ -10,7 +10,7 @@ from huggingface_hub import get_token, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from backends.flux import DEFAULT_MODEL, default_model
-from sample import family_command
+from sample_family import family_command
 from solvers.errors import run_command
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate")

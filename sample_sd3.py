@@ -1,6 +1,6 @@
 """Sample images with Stable Diffusion 3: python sample_sd3.py --help."""
 
-from sample import family_command
+from sample_family import family_command
 from solvers.errors import run_command
 
 main = family_command(

@@ -13,9 +13,9 @@ LAYERS = {
     "evaluation": {"solvers", "backends", "rewards", "evaluation", "manifest"},
     "training": {"solvers", "backends", "rewards", "training"},
 }
-SCRIPTS = {"sample", "sample_sd3", "sample_flux", "evaluate"}
+SCRIPTS = {"sample", "sample_family", "sample_sd3", "sample_flux", "evaluate"}
 OURS = {*LAYERS, *SCRIPTS, "benchmarks", "generation", "manifest", "tests"}
-MAY_IMPORT_SCRIPTS = {("sample_sd3", "sample"), ("sample_flux", "sample")}
+MAY_IMPORT_SCRIPTS = {("sample_family", "sample"), ("sample_sd3", "sample_family"), ("sample_flux", "sample_family")}
 
 
 def imports(path: Path) -> set[str]:

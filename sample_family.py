@@ -1,0 +1,78 @@
+"""The command line of one family, made from sample.py's: what sample_sd3.py and sample_flux.py are."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+import backends
+from backends.prompts import parse_seeds
+from generation import Output
+from sample import ALIASES, COMPILE, OFFLOAD, PARALLEL, Choice, EitherSpelling, as_json, produce
+from solvers import BASELINES, FINISHES, UserError, load_predictor, resolve_predictor_path
+
+
+def family_command(family: str, title: str, seeds: str, batch: int, outdir: str, exps: dict[int, str], check=None) -> click.Command:
+    """The command line of one family: sample.py's, with the family's defaults and fewer options.
+
+    `exps` holds the default predictor of each resolution, the first one the default; `check` says what is missing.
+    """
+
+    @click.command(cls=EitherSpelling, help=title)
+    @click.option("--predictor", "--predictor-path", help=f"Learned table; by default {' or '.join(exps.values())}.")
+    @click.option("--solver", type=click.Choice(["epd", *BASELINES, *ALIASES]), default="epd", show_default=True)
+    @click.option("--model-path", "--model-id", help="Folder or hub id of the backbone.")
+    @click.option("--resolution", type=click.IntRange(1), help="Pixels a side; the predictor's by default.")
+    @click.option("--backend-config", callback=as_json, help="JSON object of backend options, over the predictor's.")
+    @click.option("--seeds", default=seeds, show_default=True, help='Such as "0,3,10-12"; a seed names one image.')
+    @click.option("--prompt", help="One prompt for all seeds.")
+    @click.option(
+        "--prompt-file", type=click.Path(path_type=Path), help="Text, CSV or COCO file; they pair with seeds by position and repeat."
+    )
+    @click.option("--max-batch-size", type=click.IntRange(1), default=batch, show_default=True, help="Images in a batch.")
+    @click.option("--num-steps", type=click.IntRange(2, 1000), help="Number of nodes, for a baseline.")
+    @click.option("--steps-match", is_flag=True, help="Give the baseline the predictor's serial depth.")
+    @click.option("--guidance", type=click.FloatRange(0), help="Guidance scale; the predictor's by default.")
+    @click.option("--finish", type=click.Choice(FINISHES), default="none", show_default=True, help="After the last node above 0.")
+    @click.option("--device", help="cpu, cuda, cuda:1, mps; CUDA where there is one by default.")
+    @click.option("--dtype", type=click.Choice(["auto", *backends.DTYPES]), default="auto", show_default=True, help="Of the network.")
+    @click.option("--parallel", **PARALLEL)
+    @click.option("--compile", is_flag=True, help=COMPILE)
+    @click.option("--offload", is_flag=True, help=OFFLOAD)
+    @click.option("--outdir", type=click.Path(path_type=Path), default=Path(outdir), show_default=True)
+    @click.option("--grid", is_flag=True, help="A grid of every batch beside the images.")
+    def command(
+        predictor,
+        model_path,
+        resolution,
+        backend_config,
+        seeds,
+        prompt,
+        prompt_file,
+        max_batch_size,
+        device,
+        outdir,
+        grid,
+        only_check=False,
+        **rest,
+    ):
+        if only_check:
+            check(model_path)
+            return
+        if predictor is None and (rest["solver"] == "epd" or rest["steps_match"]):
+            predictor = exps.get(resolution, next(iter(exps.values())))
+        config = (backend_config or {}) | ({} if resolution is None else {"resolution": resolution})
+        choice = Choice(predictor, backend_config=config, model_path=model_path, **rest)
+        if predictor is None:
+            choice = replace(choice, backend=family)
+        else:
+            spec = load_predictor(resolve_predictor_path(predictor)).spec
+            made_for = spec.backend_config.get("family", "ldm") if spec.backend == "digits" else spec.backend
+            if made_for != family:
+                raise UserError(f"--predictor {predictor} was made for {made_for}, but this command is for {family}; use sample.py")
+        produce(choice, parse_seeds(seeds), (prompt, prompt_file), device, Output(outdir, max_batch_size, grid=grid))
+
+    if check is None:
+        return command
+    help_text = "Say what is missing to run the real model, and do nothing else."
+    return click.option("--check", "only_check", is_flag=True, help=help_text)(command)
