@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,6 +95,7 @@ def process_group(device: str | None = None) -> Iterator[Ranks]:
         torch.cuda.set_device(torch.device(kind))
     dist.init_process_group("nccl" if kind.startswith("cuda") else "gloo", timeout=PATIENCE)
     yield Ranks(dist.get_rank(), world, torch.device(kind))
+    time.sleep(0.1)  # a thread of gloo may still let go of the last collective; the group must not end within it
     dist.destroy_process_group()  # not after an error: it would wait for the other ranks, which torchrun is about to end
 
 
