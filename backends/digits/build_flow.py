@@ -1,6 +1,7 @@
 """Training of the digits twins of Stable Diffusion 3 and FLUX.1, by flow matching on the latents of the digits VAE."""
 
 import copy
+import json
 import shutil
 from pathlib import Path
 
@@ -95,4 +96,7 @@ def build_family(family: str, work: Path, steps: dict[str, int], seed: int, fold
     folder = folder or FOLDERS[family]
     shutil.rmtree(folder, ignore_errors=True)
     net.pipeline(vae, clip, t5).to(dtype=torch.float16).save_pretrained(folder)
+    config = folder / "vae" / "config.json"
+    told = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}  # a path of the machine it was made on
+    config.write_text(json.dumps(told, indent=2) + "\n")
     return folder

@@ -169,3 +169,9 @@ def test_square_root_and_moments():
     root = sqrt_psd(cov)
     torch.testing.assert_close(root @ root, cov, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(root, root.T, rtol=0, atol=1e-12)
+
+
+def test_no_configuration_names_a_folder_of_the_machine_it_was_made_on():
+    texts = {path: path.read_text() for path in FOLDER.parent.rglob("*.json")}
+    assert texts
+    assert not [path for path, text in texts.items() if "_name_or_path" in text]
