@@ -247,7 +247,7 @@ def produce(choice: Choice, seeds: list[int], told: tuple[str | None, Path | Non
     if choice.guidance is not None and not math.isfinite(choice.guidance):
         raise UserError(f"--guidance {choice.guidance}: expected a finite number")
     with process_group(device) as ranks:
-        if ranks.world > 1 and ranks.rank == 0:
+        if ranks.world > 1:
             tell_of_sigterm()
         decision = decide(choice)
         prompts = choose_prompts(*told, decision.spec.backend)

@@ -157,9 +157,7 @@ def test_two_processes_and_a_resume_give_the_bits_of_one(tmp_path, config):
     assert outcome(two) == outcome(whole)
 
 
-@pytest.mark.parametrize(
-    "number, processes", [(signal.SIGTERM, 1), pytest.param(signal.SIGKILL, 1, marks=pytest.mark.slow), (signal.SIGKILL, 2)]
-)
+@pytest.mark.parametrize("number, processes", [(signal.SIGTERM, 1), (signal.SIGKILL, 1), (signal.SIGKILL, 2)])
 def test_a_run_that_is_stopped_or_killed_goes_on_to_the_same_end(tmp_path, config, number, processes):
     command = [sys.executable, *(launcher(processes) if processes > 1 else ["-m", "training.ppo.launch"])]
     command += ["--config", config, "--output-root", tmp_path / "exps", "--run-name", "cut"]
