@@ -92,7 +92,7 @@ def test_the_halves_of_guidance_are_conditions_of_their_own(family):
 
 
 SCRIPT = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 import torch
 import torch.distributed as dist
@@ -101,55 +101,71 @@ from backends.distributed import process_group
 from backends.points import Points
 from solvers import EPD, BASELINES, SolverTable, Spec, compile_tableau, sample
 
-out, found = Path(sys.argv[1]), []
-with process_group("cpu") as ranks:
-    gathers = []
-    all_gather = dist.all_gather
-    dist.all_gather = lambda parts, mine: gathers.append(mine.shape) or all_gather(parts, mine)
-    for family in sys.argv[2:]:
-        backend = load_backend(Spec(backend="digits", backend_config={"family": family}), "cpu")
-        condition = backend.encode(["a red handwritten seven", "a thin six"], backend.default_guidance)
-        nodes = backend.sigmas(Spec(num_steps=3))
-        x = backend.start([0, 1], nodes[0])
-        tables = {f"epd{k}": EPD(SolverTable.uniform(2, k)) for k in (1, 2, 3)}
-        solvers = tables | {"tableau": compile_tableau(tables["epd3"], nodes), "dpmpp": BASELINES["dpmpp"]}
-        for name, solver in solvers.items():
-            with torch.inference_mode():
-                alone = sample(solver, backend.velocity(condition), x, nodes)
-                for branches in (False, True):
-                    gathers.clear()
-                    state = sample(solver, Points(ranks, branches).velocity(backend, condition), x, nodes)
-                    states = [torch.empty_like(state) for _ in range(ranks.world)]
-                    all_gather(states, state)
-                    found.append({
-                        "case": f"{family} {name} branches={branches}",
-                        "off": ((state - alone).abs().max() / alone.abs().max()).item(),
-                        "same": all(torch.equal(s, state) for s in states),
-                        "gathers": len(gathers),
-                        "split": branches and condition.negative is not None,
-                        "levels": [len(level) for level in compile_tableau(solver, nodes).levels],
-                    })
-    if ranks.rank == 0:
-        out.write_text(json.dumps(found))
+def of_a_rank(rank, world, store, out, families):
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store}
+    os.environ.update({name: str(value) for name, value in told.items()})  # as torchrun does
+    found = []
+    with process_group("cpu") as ranks:
+        gathers = []
+        all_gather = dist.all_gather
+        dist.all_gather = lambda parts, mine: gathers.append(mine.shape) or all_gather(parts, mine)
+        for family in families:
+            backend = load_backend(Spec(backend="digits", backend_config={"family": family}), "cpu")
+            condition = backend.encode(["a red handwritten seven", "a thin six"], backend.default_guidance)
+            nodes = backend.sigmas(Spec(num_steps=3))
+            x = backend.start([0, 1], nodes[0])
+            tables = {f"epd{k}": EPD(SolverTable.uniform(2, k)) for k in (1, 2, 3)}
+            solvers = tables | {"tableau": compile_tableau(tables["epd3"], nodes), "dpmpp": BASELINES["dpmpp"]}
+            for name, solver in solvers.items():
+                with torch.inference_mode():
+                    alone = sample(solver, backend.velocity(condition), x, nodes)
+                    for branches in (False, True):
+                        gathers.clear()
+                        state = sample(solver, Points(ranks, branches).velocity(backend, condition), x, nodes)
+                        states = [torch.empty_like(state) for _ in range(ranks.world)]
+                        all_gather(states, state)
+                        found.append({
+                            "case": f"{family} {name} branches={branches}",
+                            "off": ((state - alone).abs().max() / alone.abs().max()).item(),
+                            "same": all(torch.equal(s, state) for s in states),
+                            "gathers": len(gathers),
+                            "split": branches and condition.negative is not None,
+                            "levels": [len(level) for level in compile_tableau(solver, nodes).levels],
+                        })
+        if ranks.rank == 0:
+            Path(out, f"found{world}.json").write_text(json.dumps([dist.get_backend(), found]))
+
+if __name__ == "__main__":
+    from torch.multiprocessing import start_processes
+    from torch.distributed import TCPStore
+    import backends.flux, backends.ldm, backends.sd3  # once, and then every rank is a fork of this process
+
+    for world, families in json.loads(sys.argv[2]):
+        port = TCPStore("127.0.0.1", 0, is_master=True).port  # a free one
+        start_processes(of_a_rank, (world, port, sys.argv[1], families), nprocs=world, start_method="fork")
 """
+WORLDS = {2: ["ldm", "sd3", "flux"], 3: ["sd3"], 4: ["sd3"]}
 
 
-def torchrun(processes: int, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone", *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-@pytest.mark.parametrize("processes, families", [(2, ["ldm", "sd3", "flux"]), (3, ["sd3"]), (4, ["sd3"])])
-def test_points_over_processes_give_the_same_state(tmp_path, processes, families):
-    """EPD's K points, uneven shares and idle ranks too: one all-gather for each level that is shared out, one state on all ranks."""
-    script = tmp_path / "script.py"
+@pytest.fixture(scope="module")
+def shared_out(tmp_path_factory) -> Path:
+    """What groups of processes found, a file for each size."""
+    folder = tmp_path_factory.mktemp("worlds")
+    script = folder / "script.py"
     script.write_text(SCRIPT)
-    process = torchrun(processes, script, tmp_path / "found.json", *families)
-    output = process.communicate(timeout=200)[0]
-    assert process.returncode == 0, output
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert len(found) == 10 * len(families)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, script, folder, json.dumps(list(WORLDS.items()))]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("processes", WORLDS)
+def test_points_over_processes_give_the_same_state(shared_out, processes):
+    """EPD's K points, uneven shares and idle ranks too: one all-gather for each level that is shared out, one state on all ranks."""
+    kind, found = json.loads((shared_out / f"found{processes}.json").read_text())
+    assert kind == "gloo"
+    assert len(found) == 10 * len(WORLDS[processes])
     for row in found:
         assert row["off"] < 2e-5, row
         assert row["same"], row

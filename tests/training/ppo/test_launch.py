@@ -50,12 +50,34 @@ NODES = discrete(3, load_backend(Spec(backend="digits"), "cpu").noise_schedule)
 SPEC = Spec(backend="digits", num_steps=3, num_points=2, schedule_type="discrete", guidance_rate=7.5)
 
 
+LONGER = ["--override", "ppo.steps=30", "--override", "evaluation.interval=15"]
+
+
+def write_config(folder: Path) -> Path:
+    """A small configuration and its start table."""
+    save_predictor(Predictor(SolverTable.uniform(2, 2), SPEC, NODES), folder / "start.pkl")
+    path = folder / "small.yaml"
+    path.write_text(SMALL.replace("FOLDER", str(folder)))
+    return path
+
+
 @pytest.fixture
 def config(tmp_path):
-    save_predictor(Predictor(SolverTable.uniform(2, 2), SPEC, NODES), tmp_path / "start.pkl")
-    path = tmp_path / "small.yaml"
-    path.write_text(SMALL.replace("FOLDER", str(tmp_path)))
-    return path
+    return write_config(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> RunFolder:
+    """A run of the small configuration that nothing stopped; not to be written to."""
+    folder = tmp_path_factory.mktemp("whole")
+    return start(folder, write_config(folder), "whole")
+
+
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory) -> RunFolder:
+    """The same over more steps."""
+    folder = tmp_path_factory.mktemp("longer")
+    return start(folder, write_config(folder), "whole", *LONGER)
 
 
 def invoke(*arguments, command=launch.main) -> str:
@@ -88,8 +110,8 @@ def outcome(run: RunFolder) -> dict[str, bytes]:
     return {"metrics": run.metrics.read_bytes(), "best": (run.export / "network-snapshot-export-best.pkl").read_bytes()} | tensors | moments
 
 
-def test_a_run_writes_all_it_promises(tmp_path, config):
-    run = start(tmp_path, config, "whole")
+def test_a_run_writes_all_it_promises(whole):
+    run = whole
     records = [json.loads(line, parse_constant=pytest.fail) for line in run.metrics.read_text().splitlines()]
     steps = [r for r in records if "reward" in r]
     assert [r["step"] for r in steps] == [1, 2, 3, 4, 5, 6]
@@ -111,8 +133,8 @@ def test_a_run_writes_all_it_promises(tmp_path, config):
     assert predictor.table.r.tolist() == best["table"]["r"]  # what is exported is what was measured
 
 
-def test_export_again_gives_the_same_table(tmp_path, config):
-    run = start(tmp_path, config, "whole")
+def test_export_again_gives_the_same_table(tmp_path, whole):
+    run = whole
     invoke(run.path, "--output-dir", tmp_path / "out", command=export_epd_predictor.main)
     best = load_predictor(run.export / "network-snapshot-export-best.pkl")
     found = load_predictor(resolve_predictor_path(str(tmp_path / "out")))
@@ -126,8 +148,7 @@ def test_export_again_gives_the_same_table(tmp_path, config):
     assert "step000004.pt" in refused(run.path, "--checkpoint", "x.pt", command=export_epd_predictor.main)
 
 
-def test_three_steps_and_three_more_are_six(tmp_path, config):
-    whole = start(tmp_path, config, "whole")
+def test_three_steps_and_three_more_are_six(tmp_path, config, whole):
     parts = start(tmp_path, config, "parts", "--max-steps", 3)
     with open(parts.metrics, "a") as file:  # what a killed run had done after its checkpoint
         file.write('{"step": 4, "reward": 1.0}\n{"step": 5, "rew')
@@ -147,8 +168,7 @@ def launched(*arguments, processes=2) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
 
 
-def test_two_processes_and_a_resume_give_the_bits_of_one(tmp_path, config):
-    whole = start(tmp_path, config, "whole")
+def test_two_processes_and_a_resume_give_the_bits_of_one(tmp_path, config, whole):
     done = launched("--config", config, "--output-root", tmp_path / "exps", "--run-name", "two", "--max-steps", 3)
     assert done.returncode == 0, done.stderr
     two = run_of(tmp_path, "two")
@@ -158,12 +178,11 @@ def test_two_processes_and_a_resume_give_the_bits_of_one(tmp_path, config):
 
 
 @pytest.mark.parametrize("number, processes", [(signal.SIGTERM, 1), (signal.SIGKILL, 1), (signal.SIGKILL, 2)])
-def test_a_run_that_is_stopped_or_killed_goes_on_to_the_same_end(tmp_path, config, number, processes):
+def test_a_run_that_is_stopped_or_killed_goes_on_to_the_same_end(tmp_path, config, longer, number, processes):
     command = [sys.executable, *(launcher(processes) if processes > 1 else ["-m", "training.ppo.launch"])]
     command += ["--config", config, "--output-root", tmp_path / "exps", "--run-name", "cut"]
-    longer = ["--override", "ppo.steps=30", "--override", "evaluation.interval=15"]
     options = {"cwd": ROOT, "env": ENVIRONMENT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([*map(str, command), *longer], **options)
+    process = subprocess.Popen([*map(str, command), *LONGER], **options)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not any(
         '"step": 5' in p.read_text() for p in (tmp_path / "exps").glob("*-cut/logs/metrics.jsonl")
@@ -178,7 +197,7 @@ def test_a_run_that_is_stopped_or_killed_goes_on_to_the_same_end(tmp_path, confi
     assert 0 < int(cut.latest_checkpoint().stem[4:]) < 30
     assert ("go on with --resume" in out) == (number == signal.SIGTERM)
     invoke("--resume", cut.path)
-    assert outcome(cut) == outcome(start(tmp_path, config, "whole", *longer))
+    assert outcome(cut) == outcome(longer)
 
 
 def test_dry_run_loads_and_writes_nothing(tmp_path, config):
@@ -259,9 +278,10 @@ def test_no_unknown_option_and_no_secret_reaches_a_file(tmp_path, config):
 
 
 def test_the_bits_do_not_depend_on_the_number_of_threads(tmp_path, config):
-    for name, threads in (("one", "1"), ("two", "2")):
-        command = [sys.executable, "-m", "training.ppo.launch", "--config", config, "--output-root", tmp_path / "exps", "--run-name", name]
-        told = [*map(str, command), "--max-steps", "2"]
-        done = subprocess.run(told, cwd=ROOT, env=ENVIRONMENT | {"OMP_NUM_THREADS": threads}, capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, done.stderr
-    assert outcome(run_of(tmp_path, "one")) == outcome(run_of(tmp_path, "two"))
+    one = start(tmp_path, config, "one", "--max-steps", 2)  # in this process, which has one
+    assert torch.get_num_threads() == 1
+    command = [sys.executable, "-m", "training.ppo.launch", "--config", config, "--output-root", tmp_path / "exps", "--run-name", "two"]
+    told = [*map(str, command), "--max-steps", "2"]
+    done = subprocess.run(told, cwd=ROOT, env=ENVIRONMENT | {"OMP_NUM_THREADS": "2"}, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert outcome(run_of(tmp_path, "two")) == outcome(one)
