@@ -99,11 +99,12 @@ class Bench:
         n: int,
         first_seed: int,
         batch: int,
-        intervals: int = TEACHER_INTERVALS,
+        intervals: int | None = None,
         keep: Path | None = None,
         prompts: list[str] | None = None,
     ) -> "Bench":
         """Run the teacher, by default on the evaluation prompts, or read from the folder `keep` what it gave before."""
+        intervals = TEACHER_INTERVALS if intervals is None else intervals
         prompts, seeds = prompts or evaluation_prompts(n, ALL_LABELS), list(range(first_seed, first_seed + n))
         facts = repr((backend.fingerprint(), guidance, intervals, seeds, prompts, batch)).encode()
         path = None if keep is None else keep / f"teacher-{hashlib.sha256(facts).hexdigest()[:16]}.pt"

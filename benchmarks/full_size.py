@@ -33,10 +33,12 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     T5Config,
     T5EncoderModel,
 )
+from transformers.initialization import no_init_weights
 
 from backends import load_backend
 from backends.digits import FOLDER
@@ -110,11 +112,14 @@ def parts_of(family: str, layers: int | None, pixels: int) -> dict[str, Callable
 
 
 def randomised(make: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
-    """A network with random weights, made in its number type so that it never needs the memory of another."""
+    """A network with random weights, drawn once and in its number type, so that it never needs the memory of another."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        network = make()
+        with no_init_weights():
+            network = make()
+        if isinstance(network, PreTrainedModel):
+            network.tie_weights()  # which is part of the initialisation left out
     finally:
         torch.set_default_dtype(before)
     with torch.no_grad():

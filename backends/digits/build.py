@@ -14,7 +14,7 @@ from . import FOLDER, REWARD_FOLDER, build_flow, data, judge, models
 from .fit import fit
 
 STEPS = {"judge": 2500, "vae": 2500, "unet": 9000, "reward": 3000}
-CHECK_STEPS = {"judge": 20, "vae": 20, "unet": 20, "reward": 20}
+CHECK_STEPS = {"judge": 6, "vae": 6, "unet": 6, "reward": 6}
 VIEWS = 3  # augmented views of each training scan whose latents the U-Net sees
 
 
@@ -158,7 +158,8 @@ def train_reward(steps: int, work: Path, seed: int, tokenizer):
         prompts = [data.random_caption(label, generator) for label in labels]
         tokens = tokenizer(prompts, padding="max_length", max_length=models.MAX_TOKENS, truncation=True, return_tensors="pt")
         logits = net(pixel_values=images, **tokens).logits_per_image
-        fits = torch.tensor([[data.fits(label, data.parse(prompt)) for prompt in prompts] for label in labels]).float()
+        asked = [data.parse(prompt) for prompt in prompts]
+        fits = torch.tensor([[data.fits(label, wish) for wish in asked] for label in labels]).float()
         ways = [(logits, fits), (logits.T, fits.T)]
         return sum(-(pairs / pairs.sum(1, keepdim=True) * way.log_softmax(1)).sum(1).mean() for way, pairs in ways) / 2
 
