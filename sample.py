@@ -1,6 +1,5 @@
 """Sample images from text prompts with a learned or a classical solver: python sample.py --help."""
 
-import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +13,9 @@ from backends.distributed import Ranks, process_group, tell_of_sigterm
 from backends.points import Points
 from backends.prompts import parse_seeds, read_prompts
 from generation import Output, Sampler, generate
+from sample_options import ALIASES, BATCH, SEEDS, SWITCH, EitherSpelling, sampling_options
 from solvers import (
     BASELINES,
-    FINISHES,
     Predictor,
     Solver,
     Spec,
@@ -28,8 +27,6 @@ from solvers import (
     resolve_predictor_path,
 )
 from solvers.errors import run_command
-
-ALIASES = {"ddim": "euler", "epd_parallel": "epd"}
 
 
 @dataclass(frozen=True)
@@ -170,67 +167,17 @@ def match_steps(choice: Choice, spec: Spec, predictor: Predictor | None, name: s
     return spec
 
 
-class EitherSpelling(click.Command):
-    """Options may be written with - or _."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, context_settings={"token_normalize_func": lambda t: t.replace("_", "-")}, **kwargs)
-
-
-def as_json(context, parameter, text: str | None) -> dict | None:
-    """A JSON object of an option."""
-    if text is None:
-        return None
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"--backend-config {text!r}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f'--backend-config {text!r}: expected a JSON object such as {{"resolution": 512}}')
-    return value
-
-
-PARALLEL = {
-    "type": click.Choice(["images", "points", "points-cfg"]),
-    "default": "images",
-    "show_default": True,
-    "help": "What the processes of torchrun share out: batches of images, the points of each level, or those and the halves of guidance.",
-}
-COMPILE = "Compile the network's repeated blocks, once for each shape: it takes a while before the first image, then less for each."
-OFFLOAD = "Encode all prompts first, free the text encoders, and only then put the network on the device."
-SWITCH = {"type": click.BOOL, "is_flag": False, "flag_value": "true", "default": False, "metavar": "[BOOL]"}
-
-
 @click.command(cls=EitherSpelling)
 @click.option("--predictor-path", help="Learned table: a .pkl, a run folder, a name or number under exps.")
-@click.option(
-    "--solver",
-    type=click.Choice(["epd", *BASELINES, *ALIASES]),
-    default="epd",
-    show_default=True,
-    help="epd is whatever the predictor describes.",
-)
 @click.option("--backend", type=click.Choice(backends.NAMES), help="Backbone; the predictor's by default, else digits.")
 @click.option("--model-path", help="Folder, hub id, or single .safetensors/.ckpt file of the backbone.")
-@click.option("--backend-config", callback=as_json, help="JSON object of backend options, over the predictor's.")
-@click.option("--seeds", default="0-63", show_default=True, help='Such as "0,3,10-12"; a seed names one image.')
-@click.option("--prompt", help="One prompt for all seeds.")
-@click.option("--prompt-file", type=click.Path(path_type=Path), help="Text, CSV or COCO file; they pair with seeds by position and repeat.")
-@click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Images in a batch.")
-@click.option("--num-steps", type=click.IntRange(2, 1000), help="Number of nodes, for a baseline.")
+@click.option("--seeds", default="0-63", show_default=True, help=SEEDS)
+@click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help=BATCH)
 @click.option("--schedule", type=click.Choice(SCHEDULES), help="How nodes are made, for a baseline.")
-@click.option("--steps-match", is_flag=True, help="Give the baseline the predictor's serial depth.")
-@click.option("--guidance", type=click.FloatRange(0), help="Guidance scale, 1 for none; the predictor's by default.")
-@click.option("--finish", type=click.Choice(FINISHES), default="none", show_default=True, help="After the last node above 0.")
-@click.option("--device", help="cpu, cuda, cuda:1, mps; CUDA where there is one by default.")
-@click.option("--dtype", type=click.Choice(["auto", *backends.DTYPES]), default="auto", show_default=True, help="Of the network.")
-@click.option("--parallel", **PARALLEL)
-@click.option("--compile", **SWITCH, help=COMPILE)
-@click.option("--offload", **SWITCH, help=OFFLOAD)
+@sampling_options
 @click.option("--use-fp16", **SWITCH, help="The same as --dtype float16.")
 @click.option("--outdir", type=click.Path(path_type=Path), help="Default: samples/BACKEND/SOLVER-depthD-evalsE.")
 @click.option("--subdirs/--no-subdirs", default=True, show_default=True, help="A folder for every 1000 seeds.")
-@click.option("--grid", **SWITCH, help="A grid of every batch beside the images.")
 @click.option("--return-inters", **SWITCH, help="The decoded state after every step beside the images.")
 def main(seeds, prompt, prompt_file, batch, device, use_fp16, outdir, subdirs, grid, return_inters, **choice) -> None:
     """Sample images from text prompts. Run again, it goes on where it stopped; torchrun shares the work out."""

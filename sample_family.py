@@ -5,11 +5,11 @@ from pathlib import Path
 
 import click
 
-import backends
 from backends.prompts import parse_seeds
 from generation import Output
-from sample import ALIASES, COMPILE, OFFLOAD, PARALLEL, Choice, EitherSpelling, as_json, produce
-from solvers import BASELINES, FINISHES, UserError, load_predictor, resolve_predictor_path
+from sample import Choice, produce
+from sample_options import BATCH, SEEDS, EitherSpelling, sampling_options
+from solvers import UserError, load_predictor, resolve_predictor_path
 
 
 def family_command(family: str, title: str, seeds: str, batch: int, outdir: str, exps: dict[int, str], check=None) -> click.Command:
@@ -20,27 +20,12 @@ def family_command(family: str, title: str, seeds: str, batch: int, outdir: str,
 
     @click.command(cls=EitherSpelling, help=title)
     @click.option("--predictor", "--predictor-path", help=f"Learned table; by default {' or '.join(exps.values())}.")
-    @click.option("--solver", type=click.Choice(["epd", *BASELINES, *ALIASES]), default="epd", show_default=True)
     @click.option("--model-path", "--model-id", help="Folder or hub id of the backbone.")
     @click.option("--resolution", type=click.IntRange(1), help="Pixels a side; the predictor's by default.")
-    @click.option("--backend-config", callback=as_json, help="JSON object of backend options, over the predictor's.")
-    @click.option("--seeds", default=seeds, show_default=True, help='Such as "0,3,10-12"; a seed names one image.')
-    @click.option("--prompt", help="One prompt for all seeds.")
-    @click.option(
-        "--prompt-file", type=click.Path(path_type=Path), help="Text, CSV or COCO file; they pair with seeds by position and repeat."
-    )
-    @click.option("--max-batch-size", type=click.IntRange(1), default=batch, show_default=True, help="Images in a batch.")
-    @click.option("--num-steps", type=click.IntRange(2, 1000), help="Number of nodes, for a baseline.")
-    @click.option("--steps-match", is_flag=True, help="Give the baseline the predictor's serial depth.")
-    @click.option("--guidance", type=click.FloatRange(0), help="Guidance scale; the predictor's by default.")
-    @click.option("--finish", type=click.Choice(FINISHES), default="none", show_default=True, help="After the last node above 0.")
-    @click.option("--device", help="cpu, cuda, cuda:1, mps; CUDA where there is one by default.")
-    @click.option("--dtype", type=click.Choice(["auto", *backends.DTYPES]), default="auto", show_default=True, help="Of the network.")
-    @click.option("--parallel", **PARALLEL)
-    @click.option("--compile", is_flag=True, help=COMPILE)
-    @click.option("--offload", is_flag=True, help=OFFLOAD)
+    @click.option("--seeds", default=seeds, show_default=True, help=SEEDS)
+    @click.option("--max-batch-size", type=click.IntRange(1), default=batch, show_default=True, help=BATCH)
+    @sampling_options
     @click.option("--outdir", type=click.Path(path_type=Path), default=Path(outdir), show_default=True)
-    @click.option("--grid", is_flag=True, help="A grid of every batch beside the images.")
     def command(
         predictor,
         model_path,

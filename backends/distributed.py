@@ -42,15 +42,27 @@ class Ranks:
         return told[0]
 
 
+def first_to_tell() -> bool:
+    """Whether no other rank has told of the end of this run: counted in torchrun's store, which outlives the ranks."""
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))
+        return store.add(f"lost rank told, start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
+    except (KeyError, RuntimeError):
+        return True  # there is none, or it ended with its rank
+
+
 @contextmanager
 def lost_ranks_told() -> Iterator[None]:
-    """Make the failure of a collective, which means that another rank has ended, one line for the user."""
+    """Make the failure of a collective, which means that another rank has ended, one line for the user and exit status 2."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         signal.set_wakeup_fd(-1)  # this line is enough
+        if not first_to_tell():
+            raise SystemExit(2) from None
         reason = " ".join(str(error).split())[:120]
         raise BackendError(f"another process of this run has ended; {KEPT} ({reason})") from None
 
@@ -69,7 +81,8 @@ def tell_of_sigterm() -> None:
     def wait() -> None:
         while os.read(read, 1)[0] != signal.SIGTERM:
             pass
-        os.write(2, f"error: another process of this run has ended, or SIGTERM stopped this one; {KEPT}\n".encode())
+        if first_to_tell():
+            os.write(2, f"error: another process of this run has ended, or SIGTERM stopped this one; {KEPT}\n".encode())
         os._exit(2)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -14,7 +14,7 @@ LAYERS = {
     "training": {"solvers", "backends", "rewards", "training"},
 }
 SCRIPTS = {"sample", "sample_family", "sample_sd3", "sample_flux", "evaluate"}
-OURS = {*LAYERS, *SCRIPTS, "benchmarks", "generation", "manifest", "tests"}
+OURS = {*LAYERS, *SCRIPTS, "sample_options", "benchmarks", "generation", "manifest", "tests"}
 MAY_IMPORT_SCRIPTS = {("sample_family", "sample"), ("sample_sd3", "sample_family"), ("sample_flux", "sample_family")}
 
 

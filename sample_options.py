@@ -1,0 +1,78 @@
+"""The options that all sampling command lines share: sample.py, sample_sd3.py and sample_flux.py."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from backends import DTYPES
+from solvers import BASELINES, FINISHES, UserError
+
+ALIASES = {"ddim": "euler", "epd_parallel": "epd"}
+SWITCH = {"type": click.BOOL, "is_flag": False, "flag_value": "true", "default": False, "metavar": "[BOOL]"}
+SEEDS = 'Such as "0,3,10-12"; a seed names one image.'
+BATCH = "Images in a batch."
+
+
+class EitherSpelling(click.Command):
+    """Options may be written with - or _."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, context_settings={"token_normalize_func": lambda t: t.replace("_", "-")}, **kwargs)
+
+
+def as_json(context, parameter, text: str | None) -> dict | None:
+    """A JSON object of an option."""
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"--backend-config {text!r}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f'--backend-config {text!r}: expected a JSON object such as {{"resolution": 512}}')
+    return value
+
+
+def choice(name: str, names, default: str, text: str) -> Callable:
+    """An option that is one of some names."""
+    return click.option(name, type=click.Choice(list(names)), default=default, show_default=True, help=text)
+
+
+SHARED = (
+    choice("--solver", ["epd", *BASELINES, *ALIASES], "epd", "epd is whatever the predictor describes."),
+    click.option("--backend-config", callback=as_json, help="JSON object of backend options, over the predictor's."),
+    click.option("--prompt", help="One prompt for all seeds."),
+    click.option(
+        "--prompt-file", type=click.Path(path_type=Path), help="Text, CSV or COCO file; they pair with seeds by position and repeat."
+    ),
+    click.option("--num-steps", type=click.IntRange(2, 1000), help="Number of nodes, for a baseline."),
+    click.option("--steps-match", is_flag=True, help="Give the baseline the predictor's serial depth."),
+    click.option("--guidance", type=click.FloatRange(0), help="Guidance scale, 1 for none; the predictor's by default."),
+    choice("--finish", FINISHES, "none", "After the last node above 0."),
+    click.option("--device", help="cpu, cuda, cuda:1, mps; CUDA where there is one by default."),
+    choice("--dtype", ["auto", *DTYPES], "auto", "Of the network."),
+    choice(
+        "--parallel",
+        ["images", "points", "points-cfg"],
+        "images",
+        "What the processes of torchrun share out: batches of images, the points of each level, or those and the halves of guidance.",
+    ),
+    click.option(
+        "--compile",
+        **SWITCH,
+        help="Compile the network's repeated blocks, once for each shape: it takes a while before the first image, then less for each.",
+    ),
+    click.option(
+        "--offload", **SWITCH, help="Encode all prompts first, free the text encoders, and only then put the network on the device."
+    ),
+    click.option("--grid", **SWITCH, help="A grid of every batch beside the images."),
+)
+
+
+def sampling_options(command: Callable) -> Callable:
+    """The shared options on a command line."""
+    for option in reversed(SHARED):
+        command = option(command)
+    return command
