@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -149,18 +150,19 @@ class UniPC(Exponential):
             ratios, differences = [*ratios, 1.0], [*differences, corrector - m0]
         gain = self.alpha(s_next) * math.expm1(-h)
         update = (s_next / s0) * x - gain * m0
-        for weight, difference in zip(_unipc_weights(ratios, h), differences, strict=True):
+        for weight, difference in zip(_unipc_weights(tuple(ratios), h), differences, strict=True):
             update = update - gain * weight * difference
         return update
 
 
-def _unipc_weights(ratios: list[float], h: float) -> list[float]:
-    """The weights a of UniPC's equation R a = b / B2(h); a single term takes its limit 1/2 (remark 3.3).
+@lru_cache(1024)
+def _unipc_weights(ratios: tuple[float, ...], h: float) -> tuple[float, ...]:
+    """The weights a of UniPC's equation R a = b / B2(h), kept for the next batch; a single term takes its limit 1/2 (remark 3.3).
 
     Pure noise is infinitely far away, and its weight 0.
     """
     if len(ratios) < 2:
-        return [0.5] * len(ratios)
+        return (0.5,) * len(ratios)
     phi, factorial, b = math.expm1(-h) / -h - 1, 1.0, []
     for i in range(1, len(ratios) + 1):
         b.append(phi * factorial / math.expm1(-h))
@@ -169,4 +171,4 @@ def _unipc_weights(ratios: list[float], h: float) -> list[float]:
     near = [r for r in ratios if math.isfinite(r)]
     powers = torch.tensor([[r**i for r in near] for i in range(len(near))], dtype=torch.float64)
     weights = iter(torch.linalg.solve(powers, torch.tensor(b[: len(near)], dtype=torch.float64)).tolist())
-    return [next(weights) if math.isfinite(r) else 0.0 for r in ratios]
+    return tuple(next(weights) if math.isfinite(r) else 0.0 for r in ratios)
