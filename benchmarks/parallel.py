@@ -100,7 +100,7 @@ def measure(backend: Backend, family: str, points: int, mode: str, batch: int, r
 
     gathered = sum(median(at, 2) for at in (0, 1))
     row = {"family": family, "mode": mode, "points": points, "processes": ranks.world, "batch": batch, "repeats": repeats}
-    row |= ratio(times[0], times[1]) | {"ideal": ideal(points, 2 if split else 1, ranks.world) if split else ideal(points, 1, ranks.world)}
+    row |= ratio(times[0], times[1]) | {"ideal": ideal(points, 2 if split else 1, ranks.world)}
     row |= {"crowding": (times[2] / times[0]).median().item()}
     row |= {"level1_seconds": median(0, 1), "level2_seconds": median(1, 1), "gather_seconds": gathered}
     return row | {"gather_share": gathered / (median(0, 1) + median(1, 1))}

@@ -114,6 +114,22 @@ def test_too_many_prompts_are_refused_at_the_first(folders):
     sampler.backend.encode_ahead(PROMPTS[:2], 4.0)
 
 
+def test_the_newest_embeddings_are_kept():
+    calls = []
+    cache = EmbeddingCache(lambda prompt: calls.append(prompt) or {"text": torch.zeros(1, 4)}, CPU, limit=2 * 4 * 4)
+    for prompt in "abcbc":
+        cache(prompt)
+    assert calls == ["a", "b", "c"]
+    assert list(cache.known) == ["b", "c"]
+
+
+def test_decoding_by_itself_places_the_decoder(folders, monkeypatch):
+    backend, placed = sampler_of(folders, "ldm", offload=True).backend, []
+    monkeypatch.setattr(type(backend.pipe), "to", lambda self, device: placed.append(device))
+    assert backend.decode(torch.zeros(1, *backend.latent_shape)).isfinite().all()
+    assert placed == [CPU]
+
+
 def test_the_cache_holds_a_long_run(folders):
     """FLUX.1's embeddings take 4 MB each: those of a thousand prompts fit."""
     assert EmbeddingCache(lambda prompt: {}, CPU).limit >= 1000 * 512 * 4096 * 2

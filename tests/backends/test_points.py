@@ -61,6 +61,13 @@ def test_an_odd_number_of_points_is_halved_upwards():
     assert memory.rows == [5, 3, 2]
 
 
+def test_calls_of_several_images_hold_whole_points():
+    memory, points = Memory(7), Points()
+    x = torch.randn(10, 5, generator=torch.Generator().manual_seed(0))
+    points.velocity(memory, some_images(2))(x, NODES[0])
+    assert memory.rows == [10, 6, 4]
+
+
 def test_one_image_that_does_not_fit_is_told_in_a_line():
     with pytest.raises(BackendError, match="out of memory with one image in a call") as error:
         sample(EPD(SolverTable.uniform(3, 4)), Points().velocity(Memory(0), some_images(2)), torch.zeros(2, 5), NODES)

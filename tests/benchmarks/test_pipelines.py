@@ -1,6 +1,7 @@
 """The comparison with diffusers' pipelines on few images, and that both define the same methods on the same nodes."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -51,15 +52,31 @@ def test_full_size_layouts_are_timed_alone(tmp_path):
 @pytest.mark.parametrize("scheduler", ["dpmpp", "unipc"])
 @pytest.mark.parametrize("family", ["sd3", "flux"])
 def test_latents_are_those_of_the_flow_matching_schedulers(family, scheduler):
-    """On their nodes, told their times (which they round down). Stable Diffusion 1's are compared in tests/backends/test_equality.py."""
+    """On their nodes, told their times, which they round down."""
     backend = load_backend(Spec(backend="digits", backend_config={"family": family}), "cpu")
     prompts, theirs = evaluation_prompts(2, ALL_LABELS), Theirs(backend, scheduler, "flow", 6, 3.5)
-    expected = theirs.latents(prompts, [0, 1])
+    assert theirs.pipe.scheduler.config.flow_shift == pytest.approx(math.exp(backend.flow_mu) if family == "flux" else backend.flow_shift)
+    expected = theirs.latents(prompts, [3, 5])
     nodes = theirs.pipe.scheduler.sigmas.double()
     times = dict(zip(nodes.tolist(), theirs.pipe.scheduler.timesteps.double() / 1000, strict=False))
     with torch.inference_mode():
         velocity = backend.velocity(backend.encode(prompts, 3.5))
-        start = initial_noise([0, 1], backend.latent_shape)
+        start = initial_noise([3, 5], backend.latent_shape)
         found = sample(baseline_of(scheduler, backend.flow), lambda x, sigma: velocity(x, times[sigma.item()]), start, nodes)
     print(f"largest difference {(found - expected).abs().max():.1e}")
     assert (found - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("scheduler", ["dpmpp", "unipc"])
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+def test_latents_are_those_of_the_schedulers_of_stable_diffusion_1(scheduler, spacing):
+    """Theirs is in the variance-preserving convention, x / sqrt(1 + sigma^2), ours in the variance-exploding one; both end at 0."""
+    backend = load_backend(Spec(backend="digits"), "cpu")
+    prompts, theirs = evaluation_prompts(2, ALL_LABELS), Theirs(backend, scheduler, spacing, 6, 7.5)
+    expected = theirs.latents(prompts, [3, 5])
+    nodes = theirs.pipe.scheduler.sigmas.double()
+    with torch.inference_mode():
+        velocity = backend.velocity(backend.encode(prompts, 7.5))
+        found = sample(baseline_of(scheduler, backend.flow), velocity, nodes[0] * initial_noise([3, 5], backend.latent_shape), nodes)
+    print(f"largest difference {(found - expected).abs().max():.1e}")
+    assert (found - expected).abs().max() < 1e-3

@@ -10,7 +10,6 @@ from backends.digits.data import evaluation_prompts, training_prompts
 from benchmarks import rdpo
 from benchmarks.cma_es import Logits, cma_es
 from benchmarks.exam import fresh_prompts
-from benchmarks.report import mean_and_halfwidth
 from solvers import load_predictor
 
 
@@ -71,9 +70,3 @@ def test_the_exam_has_prompts_that_nothing_was_trained_or_chosen_on():
     own = fresh_prompts()
     assert len(own) == len(set(own)) == 72
     assert not set(own) & {*training_prompts(10**4), *evaluation_prompts(256)}
-
-
-def test_half_a_confidence_interval():
-    mean, half = mean_and_halfwidth(torch.tensor([1.0, 2.0, 3.0, 4.0]))
-    assert mean == 2.5
-    assert half == pytest.approx(1.96 * (5 / 3) ** 0.5 / 2)

@@ -82,8 +82,8 @@ def test_the_ideal_of_points_over_processes(k, branches, world, expected):
 
 
 def test_points_over_processes(tmp_path):
-    path = tmp_path / "p.json"
     """Under torchrun, as the benchmark starts itself."""
+    path = tmp_path / "p.json"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "benchmarks.parallel"]
     command += ["--family", "sd3", "--points", "2", "--batch", "1", "--repeats", "3", "--device", "cpu", "--out", str(path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -124,7 +124,8 @@ def test_kept_tensors_are_seen():
 
 
 @pytest.mark.slow
-def test_sampling_without_text_encoders_needs_less_memory(tmp_path):
+def test_sampling_without_text_encoders_needs_less_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "PROCESSES", 1)
     rows = rows_of(memory.main, tmp_path / "m.json", "--part", "offload")
     kept, freed = rows
     assert (kept["offload"], freed["offload"]) == (False, True)

@@ -6,6 +6,7 @@ import torch
 from problems import noise
 
 from solvers import DPMpp, Euler, Heun, NoiseSchedule, UniPC, discrete, flowmatch, sample
+from solvers.multi_step import _unipc_weights
 
 SD15 = {
     "beta_start": 0.00085,
@@ -149,3 +150,10 @@ def test_discrete_nodes(steps):
     scheduler.set_timesteps(steps)
     nodes = discrete(steps, NoiseSchedule(scheduler.alphas_cumprod))
     torch.testing.assert_close(nodes, scheduler.sigmas[:-1].double(), rtol=1e-5, atol=0)
+
+
+def test_weights_that_are_kept_are_those_of_their_step():
+    """Nodes evenly spaced in log SNR have the same ratios for any number of steps, and other weights."""
+    few, many = (_unipc_weights((-1.0, 1.0), h) for h in (0.5, 0.25))
+    assert max(abs(a - b) for a, b in zip(few, many, strict=True)) > 1e-3
+    assert _unipc_weights((-1.0, 1.0), 0.5) == few
