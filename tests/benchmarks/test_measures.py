@@ -31,6 +31,12 @@ class Clock:
     def note(self, args: tuple, kwargs: dict) -> None:
         self.rows.append(len(args[0] if args else kwargs["hidden_states"]))
 
+    def of_rows(self, work, device) -> float:
+        """In place of seconds: as many as the network is called with rows, and 1 without any."""
+        before = len(self.rows)
+        work()
+        return sum(self.rows[before:]) or 1.0
+
     def __call__(self, jobs, repeats, device, before=lambda: None):
         for job in jobs:
             self.rows.clear()
@@ -82,13 +88,16 @@ def test_processes_are_timed_alone_shared_out_and_all_at_once(monkeypatch, mode)
     backend, split = digits("sd3", CPU), set()
     clock = Clock(network_of(backend, "sd3"), [6.0, 4.0, 9.0])
     monkeypatch.setattr(parallel, "in_turn", clock)
+    monkeypatch.setattr(parallel, "seconds", clock.of_rows)
     monkeypatch.setattr(Points, "gather", lambda self, mine: split.add(self.branches) or mine)
     with torch.inference_mode():
         row = parallel.measure(backend, "sd3", 2, mode, 1, 3, ALONE)
     assert split == {mode == "points-cfg"}
     assert (row["ratio"], row["crowding"]) == (1.5, 1.5)
     assert row["ideal"] == 1  # of one process
-    assert row["gather_share"] == pytest.approx(row["gather_seconds"] / (row["level1_seconds"] + row["level2_seconds"]))
+    assert (row["level1_seconds"], row["level2_seconds"]) == (2, 4)  # rows: one point, then two, under guidance
+    assert row["gather_seconds"] == (2 if mode == "points-cfg" else 1)  # the node's gradient is shared out in halves of guidance alone
+    assert row["gather_share"] == row["gather_seconds"] / 6
     alone, shared, crowded = clock.jobs
     assert alone == crowded == [2, 4] * 3
     assert sum(shared) == sum(alone)
