@@ -14,6 +14,8 @@ from PIL import Image
 
 import sample
 
+from .forked import forked
+
 ROOT = Path(__file__).parent.parent
 RUN = ["--predictor_path", str(ROOT / "exps" / "digits"), "--seeds", "0-63"]
 
@@ -70,7 +72,8 @@ def test_killed_and_run_again_gives_identical_files(tmp_path, undisturbed):
 
 def test_two_processes_give_the_same_images(tmp_path, undisturbed):
     """The same batches on two ranks: byte for byte; another batch size: at most one grey level."""
-    finish(start("--outdir", tmp_path / "two", "--batch", 4, processes=2))
+    done = forked(2, "sample", *RUN, "--outdir", tmp_path / "two", "--batch", 4)
+    assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "two") == contents(undisturbed)
     run_here("--outdir", tmp_path / "other", "--batch", 24)
     assert off_by(undisturbed, tmp_path / "other") <= 1
@@ -98,10 +101,11 @@ def off_by(folder: Path, other: Path) -> int:
 
 
 def test_points_and_halves_of_guidance_over_processes_give_the_same_images(tmp_path, undisturbed):
-    output = finish(start("--outdir", tmp_path, "--batch", 32, "--parallel", "points-cfg", processes=3))
+    done = forked(3, "sample", *RUN, "--outdir", tmp_path, "--batch", 32, "--parallel", "points-cfg")
+    assert done.returncode == 0, done.stderr
     assert off_by(undisturbed, tmp_path) <= 1
-    assert output.count("64 images in") == 1
-    assert "note: --parallel points-cfg gives work to 2 of 3 processes: start 2" in output
+    assert done.stdout.count("64 images in") == 1
+    assert "note: --parallel points-cfg gives work to 2 of 3 processes: start 2" in done.stderr
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the ranks in /proc")

@@ -35,6 +35,8 @@ from training.ppo import export_epd_predictor, launch
 from training.ppo.config import RDPOConfig, check
 from training.run_folder import RunFolder
 
+from ...forked import forked
+
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "training" / "ppo" / "cfgs"
 SMALL = """
@@ -163,16 +165,11 @@ def launcher(processes: int) -> list[str]:
     return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "training.ppo.launch"]
 
 
-def launched(*arguments, processes=2) -> subprocess.CompletedProcess:
-    command = [sys.executable, *launcher(processes), *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
-
-
 def test_two_processes_and_a_resume_give_the_bits_of_one(tmp_path, config, whole):
-    done = launched("--config", config, "--output-root", tmp_path / "exps", "--run-name", "two", "--max-steps", 3)
+    done = forked(2, "training.ppo.launch", "--config", config, "--output-root", tmp_path / "exps", "--run-name", "two", "--max-steps", 3)
     assert done.returncode == 0, done.stderr
     two = run_of(tmp_path, "two")
-    done = launched("--resume", two.path)
+    done = forked(2, "training.ppo.launch", "--resume", two.path)
     assert done.returncode == 0, done.stderr
     assert outcome(two) == outcome(whole)
 
