@@ -13,7 +13,7 @@ from backends.distributed import Ranks, process_group, tell_of_sigterm
 from backends.points import Points
 from backends.prompts import parse_seeds, read_prompts
 from generation import Output, Sampler, generate
-from sample_options import ALIASES, BATCH, SEEDS, SWITCH, EitherSpelling, sampling_options
+from sample_options import ALIASES, BATCH_HELP, SEEDS_HELP, SWITCH, EitherSpelling, sampling_options
 from solvers import (
     BASELINES,
     Predictor,
@@ -171,8 +171,8 @@ def match_steps(choice: Choice, spec: Spec, predictor: Predictor | None, name: s
 @click.option("--predictor-path", help="Learned table: a .pkl, a run folder, a name or number under exps.")
 @click.option("--backend", type=click.Choice(backends.NAMES), help="Backbone; the predictor's by default, else digits.")
 @click.option("--model-path", help="Folder, hub id, or single .safetensors/.ckpt file of the backbone.")
-@click.option("--seeds", default="0-63", show_default=True, help=SEEDS)
-@click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help=BATCH)
+@click.option("--seeds", default="0-63", show_default=True, help=SEEDS_HELP)
+@click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help=BATCH_HELP)
 @click.option("--schedule", type=click.Choice(SCHEDULES), help="How nodes are made, for a baseline.")
 @sampling_options
 @click.option("--use-fp16", **SWITCH, help="The same as --dtype float16.")

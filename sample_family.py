@@ -8,7 +8,7 @@ import click
 from backends.prompts import parse_seeds
 from generation import Output
 from sample import Choice, produce
-from sample_options import BATCH, SEEDS, EitherSpelling, sampling_options
+from sample_options import BATCH_HELP, SEEDS_HELP, EitherSpelling, sampling_options
 from solvers import UserError, load_predictor, resolve_predictor_path
 
 
@@ -22,8 +22,8 @@ def family_command(family: str, title: str, seeds: str, batch: int, outdir: str,
     @click.option("--predictor", "--predictor-path", help=f"Learned table; by default {' or '.join(exps.values())}.")
     @click.option("--model-path", "--model-id", help="Folder or hub id of the backbone.")
     @click.option("--resolution", type=click.IntRange(1), help="Pixels a side; the predictor's by default.")
-    @click.option("--seeds", default=seeds, show_default=True, help=SEEDS)
-    @click.option("--max-batch-size", type=click.IntRange(1), default=batch, show_default=True, help=BATCH)
+    @click.option("--seeds", default=seeds, show_default=True, help=SEEDS_HELP)
+    @click.option("--max-batch-size", type=click.IntRange(1), default=batch, show_default=True, help=BATCH_HELP)
     @sampling_options
     @click.option("--outdir", type=click.Path(path_type=Path), default=Path(outdir), show_default=True)
     def command(

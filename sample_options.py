@@ -11,8 +11,8 @@ from solvers import BASELINES, FINISHES, UserError
 
 ALIASES = {"ddim": "euler", "epd_parallel": "epd"}
 SWITCH = {"type": click.BOOL, "is_flag": False, "flag_value": "true", "default": False, "metavar": "[BOOL]"}
-SEEDS = 'Such as "0,3,10-12"; a seed names one image.'
-BATCH = "Images in a batch."
+SEEDS_HELP = 'Such as "0,3,10-12"; a seed names one image.'
+BATCH_HELP = "Images in a batch."
 
 
 class EitherSpelling(click.Command):

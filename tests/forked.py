@@ -7,6 +7,7 @@ import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -19,23 +20,29 @@ def forked(processes: int, module: str, *arguments: object) -> subprocess.Comple
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
 
 
-def run_rank(rank: int, world: int, port: int, module: str, arguments: list[str]) -> None:
-    """One of the processes."""
-    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in told.items()})
-    sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
-
-
-def main(world: int, module: str, *arguments: str) -> None:
+def fork(processes: int, function: Callable, *arguments: object) -> None:
+    """Call a function in so many forks of this process, which should have imported what it needs and done nothing else."""
     from torch.distributed import TCPStore
     from torch.multiprocessing import start_processes
 
     import backends.ldm  # noqa: F401  diffusers and transformers, once for every rank
 
     port = TCPStore("127.0.0.1", 0, is_master=True).port  # a free one
-    start_processes(run_rank, (world, port, module, list(arguments)), nprocs=world, start_method="fork")
+    start_processes(as_rank, (processes, port, function, arguments), nprocs=processes, start_method="fork")
+
+
+def as_rank(rank: int, world: int, port: int, function: Callable, arguments: tuple) -> None:
+    """One of the processes."""
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in told.items()})
+    function(*arguments)
+
+
+def run_module(module: str, *arguments: str) -> None:
+    """What `python -m` does."""
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *sys.argv[2:])
+    fork(int(sys.argv[1]), run_module, *sys.argv[2:])

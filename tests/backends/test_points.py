@@ -99,7 +99,7 @@ def test_the_halves_of_guidance_are_conditions_of_their_own(family):
 
 
 SCRIPT = """
-import json, os, sys
+import json, sys
 from pathlib import Path
 import torch
 import torch.distributed as dist
@@ -107,10 +107,9 @@ from backends import load_backend
 from backends.distributed import process_group
 from backends.points import Points
 from solvers import EPD, BASELINES, SolverTable, Spec, compile_tableau, sample
+from tests.forked import fork
 
-def of_a_rank(rank, world, store, out, families):
-    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store}
-    os.environ.update({name: str(value) for name, value in told.items()})  # as torchrun does
+def of_a_rank(out, families):
     found = []
     with process_group("cpu") as ranks:
         gathers = []
@@ -140,16 +139,11 @@ def of_a_rank(rank, world, store, out, families):
                             "levels": [len(level) for level in compile_tableau(solver, nodes).levels],
                         })
         if ranks.rank == 0:
-            Path(out, f"found{world}.json").write_text(json.dumps([dist.get_backend(), found]))
+            Path(out, f"found{ranks.world}.json").write_text(json.dumps([dist.get_backend(), found]))
 
 if __name__ == "__main__":
-    from torch.multiprocessing import start_processes
-    from torch.distributed import TCPStore
-    import backends.flux, backends.ldm, backends.sd3  # once, and then every rank is a fork of this process
-
     for world, families in json.loads(sys.argv[2]):
-        port = TCPStore("127.0.0.1", 0, is_master=True).port  # a free one
-        start_processes(of_a_rank, (world, port, sys.argv[1], families), nprocs=world, start_method="fork")
+        fork(world, of_a_rank, sys.argv[1], families)
 """
 WORLDS = {2: ["ldm", "sd3", "flux"], 3: ["sd3"], 4: ["sd3"]}
 
