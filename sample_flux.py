@@ -9,7 +9,7 @@ import click
 from huggingface_hub import get_token, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from backends.flux import DEFAULT_MODEL, default_model
+from backends.published import MODELS, flux_model
 from sample_family import family_command
 from solvers.errors import run_command
 
@@ -18,7 +18,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
 
 def check(model_path: str | None) -> None:
     """One line for each thing that the real model needs, and whether it is there; exit status 2 if one is missing."""
-    model = model_path or default_model()
+    model = model_path or flux_model()
     folder = Path(model).expanduser()
     remote = os.environ.get("FLUX_ALLOW_REMOTE") == "1"
     here = (folder / "model_index.json").is_file() or cached(model)
@@ -26,7 +26,7 @@ def check(model_path: str | None) -> None:
     lines.append(
         (here or remote, f"weights {model}", f"run 'hf download {model}', set FLUX_MODEL_PATH to a folder, or FLUX_ALLOW_REMOTE=1")
     )
-    if not here and model == DEFAULT_MODEL:
+    if not here and model == MODELS["flux"]:
         lines.append((get_token() is not None, "licence of FLUX.1-dev", "accept it at the model's page and run 'hf auth login'"))
     for there, what, remedy in lines:
         click.echo(f"{what}: {'found' if there else f'missing; {remedy}'}")

@@ -20,8 +20,8 @@ from .pipelines import (
     load_pipeline,
     place,
 )
+from .published import MODELS, flux_model
 
-DEFAULT_MODEL = "black-forest-labs/FLUX.1-dev"
 OPTIONS = COMMON_OPTIONS | {
     "negative_prompt": (str, "empty: FLUX has no negative prompt"),
     "max_sequence_length": (int, "tokens of the T5 encoder"),
@@ -115,11 +115,6 @@ class Flux(PipelineBackend):
         return velocity
 
 
-def default_model() -> str:
-    """FLUX_MODEL_PATH where it is set, else the hub id of FLUX.1-dev."""
-    return os.environ.get("FLUX_MODEL_PATH") or DEFAULT_MODEL
-
-
 def check(config: dict) -> None:
     """Refuse options that do not exist, have values of another type, or ask for a negative prompt: BackendError."""
     check_options(config, OPTIONS)
@@ -129,8 +124,8 @@ def check(config: dict) -> None:
 
 def load(config: dict, device: torch.device, dtype: torch.dtype, name: str = "flux") -> Flux:
     """Load a FLUX pipeline from a folder or the local cache; from the hub only with FLUX_ALLOW_REMOTE=1."""
-    told = config.get("model_name_or_path", DEFAULT_MODEL)
-    config = config | {"model_name_or_path": default_model() if told == DEFAULT_MODEL else told}
+    told = config.get("model_name_or_path", MODELS["flux"])
+    config = config | {"model_name_or_path": flux_model() if told == MODELS["flux"] else told}
     local_only = os.environ.get("FLUX_ALLOW_REMOTE") != "1"
     pipe = load_pipeline(FluxPipeline, config, dtype, "a FLUX.1 pipeline", local_only, **absent_parts(config))
     return Flux(pipe, device, config, name)

@@ -9,8 +9,8 @@ from . import quiet  # noqa: F401  isort: skip
 from diffusers import StableDiffusionPipeline  # isort: skip
 from .base import BackendError, Condition, Told, guide, per_points
 from .pipelines import COMMON_OPTIONS, EmbeddingCache, PipelineBackend, check_options, checked_resolution, load_pipeline, place
+from .published import MODELS
 
-DEFAULT_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 OPTIONS = COMMON_OPTIONS | {
     "config": (str, "folder or hub id with the configuration of a single file"),
     "negative_prompt": (str, "what guidance moves away from"),
@@ -86,7 +86,7 @@ def check(config: dict) -> None:
 
 def load(config: dict, device: torch.device, dtype: torch.dtype, name: str = "ldm") -> LDM:
     """Load a Stable Diffusion 1.x or 2.x pipeline; missing or gated weights: BackendError with the remedy."""
-    config = {"model_name_or_path": DEFAULT_MODEL} | config
+    config = {"model_name_or_path": MODELS["ldm"]} | config
     parts = {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None}
     pipe = load_pipeline(StableDiffusionPipeline, config, dtype, "a Stable Diffusion 1.x/2.x pipeline", **parts)
     check_parts(pipe, config["model_name_or_path"])

@@ -18,8 +18,8 @@ from .pipelines import (
     load_pipeline,
     place,
 )
+from .published import MODELS
 
-DEFAULT_MODEL = "stabilityai/stable-diffusion-3-medium-diffusers"
 OPTIONS = COMMON_OPTIONS | {
     "negative_prompt": (str, "what guidance moves away from"),
     "max_sequence_length": (int, "tokens of the T5 encoder"),
@@ -99,6 +99,6 @@ def check(config: dict) -> None:
 
 def load(config: dict, device: torch.device, dtype: torch.dtype, name: str = "sd3") -> SD3:
     """Load a Stable Diffusion 3 pipeline; a third text encoder may be absent."""
-    config = {"model_name_or_path": DEFAULT_MODEL} | config
+    config = {"model_name_or_path": MODELS["sd3"]} | config
     pipe = load_pipeline(StableDiffusion3Pipeline, config, dtype, "a Stable Diffusion 3 pipeline", **absent_parts(config))
     return SD3(pipe, device, config, name)

@@ -1,6 +1,8 @@
 """The dependency rule: solvers know nothing of ours, backends solvers at most, and nothing imports the scripts."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,14 @@ def test_solvers_import_neither_diffusers_nor_transformers():
     for path in (ROOT / "solvers").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         assert "diffusers" not in {w for line in text.splitlines() if line.startswith(("import", "from")) for w in line.split()}
+
+
+def test_command_lines_are_there_before_the_libraries():
+    """Help, and what is wrong with an option, need not wait for diffusers."""
+    commands = "sample, sample_sd3, sample_flux, evaluate, training.distill.launch, training.ppo.launch, training.ppo.export_epd_predictor"
+    code = f"import sys, {commands}; print([n for n in ('diffusers', 'transformers', 'matplotlib', 'tensorboard') if n in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    assert found.stdout.strip() == "[]"
 
 
 def test_torchvision_stays_out_of_the_core():

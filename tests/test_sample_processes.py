@@ -14,22 +14,16 @@ from PIL import Image
 
 import sample
 
-from .forked import forked
+from .forked import start
 
 ROOT = Path(__file__).parent.parent
 RUN = ["--predictor_path", str(ROOT / "exps" / "digits"), "--seeds", "0-63"]
 
 
-def start(*arguments: str, processes: int = 1) -> subprocess.Popen:
-    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"] if processes > 1 else []
+def torchrun(processes: int, *arguments: object) -> subprocess.Popen:
+    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
     command = [sys.executable, *launcher, "sample.py", *RUN, *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-def finish(process: subprocess.Popen) -> str:
-    output = process.communicate(timeout=200)[0].decode()
-    assert process.returncode == 0, output
-    return output
 
 
 def run_here(*arguments) -> None:
@@ -42,17 +36,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def kill_once_begun(process: subprocess.Popen, folder: Path) -> None:
-    """SIGKILL as soon as some images are recorded, and before all are."""
-    deadline = time.monotonic() + 120
-    while not any(p.stat().st_size for p in folder.glob("manifest.part*.jsonl")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
@@ -61,8 +44,8 @@ def undisturbed(tmp_path_factory) -> Path:
 
 
 def test_killed_and_run_again_gives_identical_files(tmp_path, undisturbed):
-    process = start("--outdir", tmp_path, "--batch", 4)
-    kill_once_begun(process, tmp_path)
+    process = start("sample", *RUN, "--outdir", tmp_path, "--batch", 4)
+    process.signal_when(lambda: any(p.stat().st_size for p in tmp_path.glob("manifest.part*.jsonl")))
     done = len(list(tmp_path.rglob("*.png")))
     assert 0 < done < 64
     run_here("--outdir", tmp_path, "--batch", 4)
@@ -72,7 +55,7 @@ def test_killed_and_run_again_gives_identical_files(tmp_path, undisturbed):
 
 def test_two_processes_give_the_same_images(tmp_path, undisturbed):
     """The same batches on two ranks: byte for byte; another batch size: at most one grey level."""
-    done = forked(2, "sample", *RUN, "--outdir", tmp_path / "two", "--batch", 4)
+    done = start("sample", *RUN, "--outdir", tmp_path / "two", "--batch", 4, ranks=2).wait()
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "two") == contents(undisturbed)
     run_here("--outdir", tmp_path / "other", "--batch", 24)
@@ -101,7 +84,7 @@ def off_by(folder: Path, other: Path) -> int:
 
 
 def test_points_and_halves_of_guidance_over_processes_give_the_same_images(tmp_path, undisturbed):
-    done = forked(3, "sample", *RUN, "--outdir", tmp_path, "--batch", 32, "--parallel", "points-cfg")
+    done = start("sample", *RUN, "--outdir", tmp_path, "--batch", 32, "--parallel", "points-cfg", ranks=3).wait()
     assert done.returncode == 0, done.stderr
     assert off_by(undisturbed, tmp_path) <= 1
     assert done.stdout.count("64 images in") == 1
@@ -113,7 +96,7 @@ def test_a_process_that_dies_ends_the_run_in_a_line_and_it_goes_on_later(tmp_pat
     """Whichever it is: the others wait for it in an all-gather; nothing hangs, one tells, and what is complete is kept."""
     arguments, done = ["--outdir", tmp_path, "--batch", 4, "--parallel", "points"], {}
     for rank, processes in (("1", 2), ("0", 3)):
-        process = start(*arguments, processes=processes)
+        process = torchrun(processes, *arguments)
         deadline = time.monotonic() + 120
         while len(list(tmp_path.rglob("*.png"))) <= len(done):
             assert process.poll() is None
@@ -126,7 +109,8 @@ def test_a_process_that_dies_ends_the_run_in_a_line_and_it_goes_on_later(tmp_pat
         before, done = done, {name: content for name, content in contents(tmp_path).items() if name.endswith(".png")}
         assert len(before) < len(done) < 64
         assert before.items() <= done.items()
-    finish(start(*arguments, processes=2))
+    finished = start("sample", *RUN, *arguments, ranks=2).wait()
+    assert finished.returncode == 0, finished.stderr
     whole = contents(tmp_path)
     assert len([name for name in whole if name.endswith(".png")]) == 64
     assert done.items() <= whole.items()

@@ -1,16 +1,12 @@
 """The training loop of the digits backbone goes on where it stopped, and its script runs."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from backends.digits.fit import fit
 
-ROOT = Path(__file__).parents[2]
+from ..forked import start
+
 STEPS, SAVE_EVERY = 30, 10
 
 
@@ -99,9 +95,7 @@ def test_the_moving_average_is_returned(tmp_path):
 
 
 def test_the_script_runs(tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "backends.digits.build", "--check"]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = start("backends.digits.build", "--check", cwd=tmp_path).wait()
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "build check passed"
     assert list(tmp_path.iterdir()) == []

@@ -1,19 +1,19 @@
 """The points of a level in one call, in several, and on several processes: the same state to rounding."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from backends import BackendError, Condition, load_backend
+from backends.distributed import process_group
 from backends.points import Points
-from solvers import EPD, SolverTable, Spec, compile_tableau, sample
+from solvers import BASELINES, EPD, SolverTable, Spec, compile_tableau, sample
 
-ROOT = Path(__file__).parents[2]
+from ..forked import Forked
+
 NODES = torch.tensor([0.9, 0.6, 0.3, 0.1], dtype=torch.float64)
 
 
@@ -98,18 +98,8 @@ def test_the_halves_of_guidance_are_conditions_of_their_own(family):
     assert unguided.branches() == [unguided]
 
 
-SCRIPT = """
-import json, sys
-from pathlib import Path
-import torch
-import torch.distributed as dist
-from backends import load_backend
-from backends.distributed import process_group
-from backends.points import Points
-from solvers import EPD, BASELINES, SolverTable, Spec, compile_tableau, sample
-from tests.forked import fork
-
-def of_a_rank(out, families):
+def of_a_rank(out: Path, families: list[str]) -> None:
+    """One of a group: each solver alone and shared out, in float32."""
     found = []
     with process_group("cpu") as ranks:
         gathers = []
@@ -130,43 +120,28 @@ def of_a_rank(out, families):
                         state = sample(solver, Points(ranks, branches).velocity(backend, condition), x, nodes)
                         states = [torch.empty_like(state) for _ in range(ranks.world)]
                         all_gather(states, state)
-                        found.append({
-                            "case": f"{family} {name} branches={branches}",
-                            "off": ((state - alone).abs().max() / alone.abs().max()).item(),
-                            "same": all(torch.equal(s, state) for s in states),
-                            "gathers": len(gathers),
-                            "split": branches and condition.negative is not None,
-                            "levels": [len(level) for level in compile_tableau(solver, nodes).levels],
-                        })
+                        found.append(
+                            {
+                                "case": f"{family} {name} branches={branches}",
+                                "off": ((state - alone).abs().max() / alone.abs().max()).item(),
+                                "same": all(torch.equal(s, state) for s in states),
+                                "gathers": len(gathers),
+                                "split": branches and condition.negative is not None,
+                                "levels": [len(level) for level in compile_tableau(solver, nodes).levels],
+                            }
+                        )
         if ranks.rank == 0:
-            Path(out, f"found{ranks.world}.json").write_text(json.dumps([dist.get_backend(), found]))
-
-if __name__ == "__main__":
-    for world, families in json.loads(sys.argv[2]):
-        fork(world, of_a_rank, sys.argv[1], families)
-"""
-WORLDS = {2: ["ldm", "sd3", "flux"], 3: ["sd3"], 4: ["sd3"]}
+            out.write_text(json.dumps([dist.get_backend(), found]))
 
 
-@pytest.fixture(scope="module")
-def shared_out(tmp_path_factory) -> Path:
-    """What groups of processes found, a file for each size."""
-    folder = tmp_path_factory.mktemp("worlds")
-    script = folder / "script.py"
-    script.write_text(SCRIPT)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, script, folder, json.dumps(list(WORLDS.items()))]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-@pytest.mark.parametrize("processes", WORLDS)
-def test_points_over_processes_give_the_same_state(shared_out, processes):
+@pytest.mark.parametrize("processes, families", [(2, ["ldm", "sd3", "flux"]), (3, ["sd3"]), (4, ["sd3"])])
+def test_points_over_processes_give_the_same_state(tmp_path, processes, families):
     """EPD's K points, uneven shares and idle ranks too: one all-gather for each level that is shared out, one state on all ranks."""
-    kind, found = json.loads((shared_out / f"found{processes}.json").read_text())
+    done = Forked(of_a_rank, tmp_path / "found.json", families, ranks=processes).wait()
+    assert done.returncode == 0, done.stderr
+    kind, found = json.loads((tmp_path / "found.json").read_text())
     assert kind == "gloo"
-    assert len(found) == 10 * len(WORLDS[processes])
+    assert len(found) == 10 * len(families)
     for row in found:
         assert row["off"] < 2e-5, row
         assert row["same"], row

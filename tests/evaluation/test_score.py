@@ -14,33 +14,30 @@ import torch
 from PIL import Image
 from scipy import stats
 
+import evaluate
+import manifest
 from evaluation import scoring
 from manifest import exclusive
 from rewards import load_reward
 
+from ..forked import Forked, start
+
 ROOT = Path(__file__).parents[2]
 DIGITS_AND_CONSTANTS = ["--option", "multi.weights.digits=1", "--option", "multi.constants.digits=[0, 1]"]
-KILLED = """
-import os, signal, sys
-import evaluate, manifest
-from solvers.errors import run_command
-
-append, calls = manifest.append_records, []
-
-def append_and_die(part, records):
-    append(part, records)
-    calls.append(part)
-    if len(calls) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-manifest.append_records = append_and_die
-run_command(evaluate.main)
-"""
 
 
-def python(*arguments: object) -> subprocess.CompletedProcess:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+def killed_after_three(*arguments: str) -> None:
+    """evaluate.py that gets SIGKILL once it has recorded its third batch."""
+    append, calls = manifest.append_records, []
+
+    def append_and_die(part, records):
+        append(part, records)
+        calls.append(part)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    manifest.append_records = append_and_die
+    evaluate.main(arguments)
 
 
 def test_lines_and_summary(evaluation, scored):
@@ -109,7 +106,8 @@ def test_killed_half_way_and_run_again(evaluation, tmp_path):
     """SIGKILL after three batches of two, and a line torn: the bytes of a run that nothing disturbed."""
     whole, killed = evaluation.make(tmp_path / "whole"), evaluation.make(tmp_path / "killed")
     evaluation.score(whole, "--batch", 2, metrics="digits")
-    done = python("-c", KILLED, "score", "--images", killed, "--metrics", "digits", "--batch", 2, "--device", "cpu")
+    arguments = ("score", "--images", str(killed), "--metrics", "digits", "--batch", "2", "--device", "cpu")
+    done = Forked(killed_after_three, *arguments).wait()
     assert done.returncode == -signal.SIGKILL
     part = killed / "scores/digits.part00000.jsonl"
     assert len(part.read_bytes().splitlines()) == 6
@@ -123,8 +121,10 @@ def test_killed_half_way_and_run_again(evaluation, tmp_path):
 def test_two_processes_write_what_one_does(evaluation, tmp_path):
     one, two = evaluation.make(tmp_path / "one"), evaluation.make(tmp_path / "two")
     evaluation.score(one, "--batch", 3)
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "evaluate.py"]
-    done = python(*torchrun, "score", "--images", two, "--metrics", "digits,judge", "--batch", 3, "--device", "cpu")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "evaluate.py", "score"]
+    command += ["--images", str(two), "--metrics", "digits,judge", "--batch", "3", "--device", "cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert evaluation.contents(two) == evaluation.contents(one)
 
@@ -219,7 +219,7 @@ def test_damaged_scores_and_a_second_run_are_refused(evaluation, scored, tmp_pat
 
 
 def test_an_error_is_one_line_and_exit_status_2(tmp_path):
-    done = python("evaluate.py", "score", "--images", tmp_path, "--metrics", "digits")
+    done = start("evaluate", "score", "--images", tmp_path, "--metrics", "digits").wait()
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: --images {tmp_path}: no manifest.jsonl")
     assert done.stderr.count("\n") == 1

@@ -4,12 +4,11 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from statistics import fmean
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -20,6 +19,8 @@ from evaluation.plan import PRESETS, make_plan, predictors_of
 from evaluation.tables import number
 from solvers import UserError
 
+from ..forked import Forked, start
+
 ROOT = Path(__file__).parent.parent.parent
 ARGUMENTS = ("digits", "--baselines", "euler,dpmpp", "--batch", "3", "--device", "cpu")
 SETTINGS = {"RUN_DIR": "", "RUN_NAME": "", "PROMPT_FILE": "", "MODEL_ID": "", "PROCESSES": "", "SEEDS": "0-5"}
@@ -27,13 +28,18 @@ SETTINGS |= {"PREDICTOR": "exps/digits-distilled/epd-g7.5-d4"}
 FOLDERS = ["epd-g7.5-d4-depth4-evals6", "euler-depth4-evals4", "euler-depth6-evals6", "dpmpp-depth4-evals4", "dpmpp-depth6-evals6"]
 
 
+def run_script(script: str, *arguments: object) -> None:
+    """A script that an evaluation calls, in this process."""
+    command = {"sample.py": sample.main, "evaluate.py": evaluate.main}[script]
+    CliRunner().invoke(command, [str(a) for a in arguments], catch_exceptions=False, standalone_mode=False)
+
+
 def run_here(monkeypatch, out: Path) -> tuple[str, list[str]]:
     """What an evaluation prints, and the scripts it called, which run in this process."""
     called = []
 
     def call(launcher, script, *arguments):
-        command = {"sample.py": sample.main, "evaluate.py": evaluate.main}[script]
-        CliRunner().invoke(command, [str(a) for a in arguments], catch_exceptions=False, standalone_mode=False)
+        run_script(script, *arguments)
         called.append(script)
 
     monkeypatch.setattr(suite, "call", call)
@@ -45,12 +51,17 @@ def run_here(monkeypatch, out: Path) -> tuple[str, list[str]]:
     return result.output, called
 
 
-def start(out: Path, *arguments: str) -> subprocess.Popen:
-    """The command in a process of its own, which leads a group."""
-    command = [sys.executable, "-m", "evaluation.suite", *arguments]
-    told = os.environ | SETTINGS | {"OUTDIR": str(out), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=told, cwd=ROOT, start_new_session=True, **pipes)
+def run_with_forks(*arguments: str) -> None:
+    """An evaluation whose scripts are processes of their own, as they are, but forked from it."""
+
+    def call(launcher, script, *arguments):
+        if (child := os.fork()) == 0:
+            run_script(script, *arguments)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+
+    suite.call = call
+    suite.main(arguments)
 
 
 @pytest.fixture(scope="module")
@@ -95,13 +106,8 @@ def test_a_second_run_makes_nothing_anew(whole, monkeypatch):
 
 def test_a_run_killed_half_way_ends_in_the_same_files(whole, monkeypatch, tmp_path):
     out = tmp_path / "digits"
-    process = start(out, *ARGUMENTS)
-    deadline = time.monotonic() + 90
-    while not (out / FOLDERS[1]).is_dir() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    process = Forked(run_with_forks, *ARGUMENTS, environment=SETTINGS | {"OUTDIR": str(out)})
+    assert process.signal_when(lambda: (out / FOLDERS[1]).is_dir()).returncode == -signal.SIGKILL
     assert not (out / "report.html").exists()
     _, called = run_here(monkeypatch, out)
     assert called.count("sample.py") in (3, 4)
@@ -122,12 +128,11 @@ def test_an_image_or_a_score_that_is_gone_is_made_again(whole, monkeypatch, tmp_
     ids=["name", "metric"],
 )
 def test_an_unknown_name_or_metric_is_one_line(tmp_path, arguments, words):
-    process = start(tmp_path / "out", *arguments)
-    printed, errors = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert errors.startswith(f"error: {words}")
-    assert errors.count("\n") == 1
-    assert printed == ""
+    done = start("evaluation.suite", *arguments, environment=SETTINGS | {"OUTDIR": str(tmp_path / "out")}).wait()
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {words}")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
     assert not (tmp_path / "out").exists()
 
 
@@ -175,6 +180,37 @@ def test_the_newest_run_of_a_name_is_measured(tmp_path):
         shutil.copytree(ROOT / "exps" / "digits", tmp_path / folder)
     found = predictors_of(PRESETS["digits"], {"RUN_NAME": "tuned"}, tmp_path)
     assert list(found.values()) == [str(tmp_path / "20250301-000000-tuned-1")]
+
+
+def test_a_script_is_started_and_its_exit_status_kept(capfd):
+    told = [sys.executable, "-c", "import sys; print(sys.argv[1:]); sys.exit(int(sys.argv[-1]))"]
+    suite.call(told, "sample.py", "--batch", 0)
+    assert capfd.readouterr().out == f"[{str(ROOT / 'sample.py')!r}, '--batch', '0']\n"
+    with pytest.raises(SystemExit) as end:
+        suite.call(told, "sample.py", "--batch", 3)
+    assert end.value.code == 3
+
+
+SLEEPS = "import sys, time; print('begun', flush=True); time.sleep(600)"
+
+
+def call_until_stopped() -> None:
+    signal.signal(signal.SIGTERM, suite.stop)
+    suite.call([sys.executable, "-c", SLEEPS], "sample.py")
+
+
+def test_a_script_ends_with_what_started_it():
+    process = Forked(call_until_stopped)
+    started = []
+
+    def begun() -> bool:
+        started[:] = psutil.Process(process.pid).children()
+        return process.printed("stdout") == "begun\n"
+
+    assert process.signal_when(begun, signal.SIGTERM, group=False).returncode == 128 + signal.SIGTERM
+    psutil.wait_procs(started, timeout=10)
+    assert len(started) == 1
+    assert not started[0].is_running()
 
 
 def test_processes_are_started_with_torchrun():

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,8 @@ from training.config import load_config
 from training.distill import launch
 from training.distill.config import DistillConfig, check
 from training.run_folder import RunFolder
+
+from ... import forked
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "training" / "distill" / "cfgs"
@@ -32,7 +33,7 @@ evaluation: {interval: 2, batch: 4, baselines: [euler, ipndm2], schedules: [poly
 """
 
 
-LONGER = ["--override", "train.steps=400", "--override", "evaluation.interval=100", "--override"]
+LONGER = ["--override", "train.steps=150", "--override", "evaluation.interval=75", "--override"]
 RARELY = [*LONGER, "train.checkpoint_interval=1000"]
 
 
@@ -141,21 +142,20 @@ def test_a_tableau_is_widened_into_a_better_one(tmp_path, config):
         assert first["heldout"] == pytest.approx(best.provenance["heldout_rmse"], rel=1e-6)
 
 
-def processes(config, exps, name, count, *more) -> subprocess.CompletedProcess:
-    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", "-m", "training.distill.launch"]
-    command += ["--config", config, "--exps", exps, "--run-name", name] if config else ["--exps", exps]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(
-        [sys.executable, *map(str, [*command, *more])], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
-    )
+def arguments_of(config: Path, exps: Path, name: str, *more: object) -> list[str]:
+    """Of the command line, for a run in a process of its own."""
+    return [str(a) for a in ("--config", config, "--exps", exps, "--run-name", name, *more)]
 
 
 def test_two_processes_and_a_resume_give_the_bits_of_one(tmp_path, config, whole):
     exps = tmp_path / "exps"
-    done = processes(config, exps, "two", 2, "--max-steps", 3)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "training.distill.launch"]
+    command += arguments_of(config, exps, "two", "--max-steps", 3)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     two = run_of(exps, "two")
-    done = processes(None, exps, "", 2, "--resume", two.path)
+    done = forked.start("training.distill.launch", "--exps", exps, "--resume", two.path, ranks=2).wait()
     assert done.returncode == 0, done.stderr
     for path in two.export.glob("*step000003.pkl"):
         path.unlink()
@@ -163,30 +163,24 @@ def test_two_processes_and_a_resume_give_the_bits_of_one(tmp_path, config, whole
 
 
 def test_more_processes_than_chunks(tmp_path, config):
-    whole = start(tmp_path, config, "whole", "--override", "train.chunk=8", "--override", "train.steps=2")
-    done = processes(config, tmp_path / "exps", "two", 2, "--override", "train.chunk=8", "--override", "train.steps=2")
+    more = ("--override", "train.chunk=8", "--override", "train.steps=2")
+    whole = start(tmp_path, config, "whole", *more)
+    done = forked.start("training.distill.launch", *arguments_of(config, tmp_path / "exps", "two", *more), ranks=2).wait()
     assert done.returncode == 0, done.stderr
     assert outcome(run_of(tmp_path / "exps", "two")) == outcome(whole)
 
 
 def test_sigterm_saves_and_the_run_goes_on_to_the_same_end(tmp_path, config, longer):
     exps = tmp_path / "exps"
-    command = [sys.executable, "-m", "training.distill.launch", "--config", config, "--exps", exps, "--run-name", "cut", *RARELY]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        list(map(str, command)), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not any('"loss"' in p.read_text() for p in exps.glob("*-cut/logs/metrics.jsonl")):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    process = forked.start("training.distill.launch", *arguments_of(config, exps, "cut", *RARELY))
+    begun = lambda: any('"loss"' in p.read_text() for p in exps.glob("*-cut/logs/metrics.jsonl"))  # noqa: E731
+    done = process.signal_when(begun, signal.SIGTERM)
+    assert done.returncode == 0, done.stderr
     cut = run_of(exps, "cut")
     stopped = int(cut.latest_checkpoint().stem[4:])
-    assert 0 < stopped < 400
-    assert f"stopped at step {stopped} as asked" in out
-    assert "--resume" in out
+    assert 0 < stopped < 150
+    assert f"stopped at step {stopped} as asked" in done.stdout
+    assert "--resume" in done.stdout
     invoke("--resume", "latest", "--exps", exps)
     for path in cut.export.glob(f"*step{stopped:06d}.pkl"):
         path.unlink()
@@ -196,15 +190,11 @@ def test_sigterm_saves_and_the_run_goes_on_to_the_same_end(tmp_path, config, lon
 def test_a_run_that_is_killed_goes_on_to_the_same_end(tmp_path, config, longer):
     often = [*LONGER, "train.checkpoint_interval=20"]
     exps = tmp_path / "exps"
-    command = [sys.executable, "-m", "training.distill.launch", "--config", config, "--exps", exps, "--run-name", "cut", *often]
-    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list(exps.glob("*-cut/checkpoints/step*[1-9]*.pt")):
-        time.sleep(0.02)
-    process.kill()
-    assert process.wait(timeout=60) == -signal.SIGKILL
+    process = forked.start("training.distill.launch", *arguments_of(config, exps, "cut", *often))
+    done = process.signal_when(lambda: any(exps.glob("*-cut/checkpoints/step*[1-9]*.pt")))
+    assert done.returncode == -signal.SIGKILL
     cut = run_of(exps, "cut")
-    assert 0 < int(cut.latest_checkpoint().stem[4:]) < 400
+    assert 0 < int(cut.latest_checkpoint().stem[4:]) < 150
     invoke("--resume", cut.path, "--exps", exps)
     assert outcome(cut).items() >= longer.items()
 

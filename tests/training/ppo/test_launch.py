@@ -35,7 +35,7 @@ from training.ppo import export_epd_predictor, launch
 from training.ppo.config import RDPOConfig, check
 from training.run_folder import RunFolder
 
-from ...forked import forked
+from ... import forked
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "training" / "ppo" / "cfgs"
@@ -52,7 +52,7 @@ NODES = discrete(3, load_backend(Spec(backend="digits"), "cpu").noise_schedule)
 SPEC = Spec(backend="digits", num_steps=3, num_points=2, schedule_type="discrete", guidance_rate=7.5)
 
 
-LONGER = ["--override", "ppo.steps=30", "--override", "evaluation.interval=15"]
+LONGER = ["--override", "ppo.steps=16", "--override", "evaluation.interval=8"]
 
 
 def write_config(folder: Path) -> Path:
@@ -161,40 +161,53 @@ def test_three_steps_and_three_more_are_six(tmp_path, config, whole):
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
 
 
-def launcher(processes: int) -> list[str]:
-    return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "training.ppo.launch"]
+def arguments_of(config: Path, folder: Path, name: str, *more: object) -> list[str]:
+    """Of the command line, for a run in a process of its own."""
+    return [str(a) for a in ("--config", config, "--output-root", folder / "exps", "--run-name", name, *more)]
 
 
 def test_two_processes_and_a_resume_give_the_bits_of_one(tmp_path, config, whole):
-    done = forked(2, "training.ppo.launch", "--config", config, "--output-root", tmp_path / "exps", "--run-name", "two", "--max-steps", 3)
+    done = forked.start("training.ppo.launch", *arguments_of(config, tmp_path, "two", "--max-steps", 3), ranks=2).wait()
     assert done.returncode == 0, done.stderr
     two = run_of(tmp_path, "two")
-    done = forked(2, "training.ppo.launch", "--resume", two.path)
+    done = forked.start("training.ppo.launch", "--resume", two.path, ranks=2).wait()
     assert done.returncode == 0, done.stderr
     assert outcome(two) == outcome(whole)
 
 
-@pytest.mark.parametrize("number, processes", [(signal.SIGTERM, 1), (signal.SIGKILL, 1), (signal.SIGKILL, 2)])
-def test_a_run_that_is_stopped_or_killed_goes_on_to_the_same_end(tmp_path, config, longer, number, processes):
-    command = [sys.executable, *(launcher(processes) if processes > 1 else ["-m", "training.ppo.launch"])]
-    command += ["--config", config, "--output-root", tmp_path / "exps", "--run-name", "cut"]
-    options = {"cwd": ROOT, "env": ENVIRONMENT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([*map(str, command), *LONGER], **options)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not any(
-        '"step": 5' in p.read_text() for p in (tmp_path / "exps").glob("*-cut/logs/metrics.jsonl")
-    ):
-        time.sleep(0.02)
-    workers = psutil.Process(process.pid).children(recursive=True) if processes > 1 else []
-    for victim in (*workers, process):
-        victim.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == (0 if number == signal.SIGTERM else -9), err
-    cut = run_of(tmp_path, "cut")
-    assert 0 < int(cut.latest_checkpoint().stem[4:]) < 30
-    assert ("go on with --resume" in out) == (number == signal.SIGTERM)
+def in_its_midst(folder: Path) -> bool:
+    """Whether the run `cut` has done five of its steps."""
+    return any('"step": 5' in p.read_text() for p in (folder / "exps").glob("*-cut/logs/metrics.jsonl"))
+
+
+def ends_as(longer: RunFolder, folder: Path) -> None:
+    """The run `cut` was cut, and goes on to the same end."""
+    cut = run_of(folder, "cut")
+    assert 0 < int(cut.latest_checkpoint().stem[4:]) < 16
     invoke("--resume", cut.path)
     assert outcome(cut) == outcome(longer)
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 0), (signal.SIGKILL, -9)])
+def test_a_run_that_is_stopped_or_killed_goes_on_to_the_same_end(tmp_path, config, longer, number, status):
+    process = forked.start("training.ppo.launch", *arguments_of(config, tmp_path, "cut", *LONGER))
+    done = process.signal_when(lambda: in_its_midst(tmp_path), number)
+    assert done.returncode == status, done.stderr
+    assert ("go on with --resume" in done.stdout) == (number == signal.SIGTERM)
+    ends_as(longer, tmp_path)
+
+
+def test_two_processes_that_are_killed_go_on_to_the_same_end_with_one(tmp_path, config, longer):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "training.ppo.launch"]
+    command += arguments_of(config, tmp_path, "cut", *LONGER)
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not in_its_midst(tmp_path):
+        time.sleep(0.02)
+    for victim in (*psutil.Process(process.pid).children(recursive=True), process):
+        victim.send_signal(signal.SIGKILL)
+    assert process.wait(timeout=60) == -9
+    ends_as(longer, tmp_path)
 
 
 def test_dry_run_loads_and_writes_nothing(tmp_path, config):
@@ -277,8 +290,7 @@ def test_no_unknown_option_and_no_secret_reaches_a_file(tmp_path, config):
 def test_the_bits_do_not_depend_on_the_number_of_threads(tmp_path, config):
     one = start(tmp_path, config, "one", "--max-steps", 2)  # in this process, which has one
     assert torch.get_num_threads() == 1
-    command = [sys.executable, "-m", "training.ppo.launch", "--config", config, "--output-root", tmp_path / "exps", "--run-name", "two"]
-    told = [*map(str, command), "--max-steps", "2"]
-    done = subprocess.run(told, cwd=ROOT, env=ENVIRONMENT | {"OMP_NUM_THREADS": "2"}, capture_output=True, text=True, timeout=200)
+    command = [sys.executable, "-m", "training.ppo.launch", *arguments_of(config, tmp_path, "two", "--max-steps", 2)]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT | {"OMP_NUM_THREADS": "2"}, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert outcome(run_of(tmp_path, "two")) == outcome(one)

@@ -1,0 +1,14 @@
+"""The published model of each family, by its hub id; to be read without loading the libraries that run it."""
+
+import os
+
+MODELS = {
+    "ldm": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd3": "stabilityai/stable-diffusion-3-medium-diffusers",
+    "flux": "black-forest-labs/FLUX.1-dev",
+}
+
+
+def flux_model() -> str:
+    """FLUX_MODEL_PATH where it is set, else the hub id of FLUX.1-dev."""
+    return os.environ.get("FLUX_MODEL_PATH") or MODELS["flux"]
