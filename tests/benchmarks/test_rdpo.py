@@ -1,6 +1,7 @@
 """The measurements of RDPO: kept runs, marks and gains, and CMA-ES with the same images, on a few of each."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from benchmarks import rdpo
 from benchmarks.cma_es import Logits, cma_es
 from benchmarks.exam import fresh_prompts
 from solvers import load_predictor
+
+from .. import forked
 
 
 @pytest.fixture
@@ -26,6 +29,8 @@ def small(tmp_path, monkeypatch):
     for name, path in (("CONFIG", tmp_path / "digits.yaml"), ("WORK", tmp_path / "work"), ("RESULTS", tmp_path)):
         monkeypatch.setattr(rdpo, name, path)
     monkeypatch.setattr("benchmarks.bench.TEACHER_INTERVALS", 4)
+    fork = SimpleNamespace(run=lambda command, **_: forked.start(*command[2:]).wait())  # python -m module arguments
+    monkeypatch.setattr(rdpo, "subprocess", fork)
     return tmp_path
 
 
