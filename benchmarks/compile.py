@@ -12,7 +12,7 @@ from backends.compiled import compilations, compile_blocks
 from solvers import EPD, SolverTable, Spec, sample
 from solvers.errors import run_command
 
-from .families import FAMILIES, condition_of, device_option, digits, free, full_size, network_of, out_option
+from .families import Networks, condition_of, device_option, free, network_of, on_networks, out_option
 from .report import result_path, text_table, write_json
 from .timing import in_turn, ratio, seconds, shown
 
@@ -20,15 +20,15 @@ INTERVALS = 2
 HEADER = ["family", "batch", "compiled / eager", "eager ms", "compilations", "recompilations", "s to compile", "largest difference"]
 
 
-def pair(family: str, full: bool, layers: int | None, device: torch.device) -> tuple[Backend, Backend]:
+def pair(family: str, networks: Networks, device: torch.device) -> tuple[Backend, Backend]:
     """The same backbone twice, eager and compiled."""
-    if not full:
+    if not networks.full:
         config = {"family": family, "compile": True}
-        return digits(family, device), load_backend(Spec(backend="digits", backend_config=config), device)
+        return networks.make(family, device), load_backend(Spec(backend="digits", backend_config=config), device)
     found = []
     for _ in range(2):
         torch.manual_seed(0)
-        found.append(full_size(family, device, layers))
+        found.append(networks.make(family, device))
     compile_blocks(network_of(found[1], family))
     return found[0], found[1]
 
@@ -63,23 +63,21 @@ def summary(rows: list[dict]) -> str:
 
 
 @click.command()
-@click.option("--full", is_flag=True, help="The full-size networks with random weights, on a GPU.")
-@click.option("--family", type=click.Choice(FAMILIES), help="Only this one.")
-@click.option("--layers", type=click.IntRange(1), help="Of the full-size transformers; all by default.")
+@on_networks
 @click.option("--batch", type=click.IntRange(1, 4), default=4, show_default=True)
 @click.option("--repeats", type=click.IntRange(3), default=15, show_default=True)
 @device_option
 @out_option
-def main(full: bool, family: str | None, layers: int | None, batch: int, repeats: int, device, out: Path | None) -> None:
+def main(networks: Networks, batch: int, repeats: int, device, out: Path | None) -> None:
     """Time an EPD trajectory with each family's network, eager and compiled in turns."""
     rows = []
     torch._inductor.config.force_disable_caches = True  # seconds to compile are those of a machine that never did
     with torch.inference_mode():
-        for name in FAMILIES if family is None else (family,):
+        for name in networks.families:
             torch._dynamo.reset()
-            rows.append(measure(name, *pair(name, full, layers, device), batch, repeats))
+            rows.append(measure(name, *pair(name, networks, device), batch, repeats))
             free(device)
-            write_json(result_path("compile", full, out), {"full": full, "layers": layers, "repeats": repeats}, rows, device)
+            write_json(result_path("compile", networks.full, out), networks.settings() | {"repeats": repeats}, rows, device)
     click.echo(summary(rows))
 
 

@@ -2,6 +2,8 @@
 
 import gc
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 
 import click
@@ -14,7 +16,7 @@ from backends.distributed import check_device
 from backends.flux import Flux
 from backends.ldm import LDM
 from backends.sd3 import SD3
-from solvers import Spec
+from solvers import Spec, UserError
 
 from .full_size import parts_of, randomised, scheduler_of
 
@@ -50,13 +52,33 @@ def full_size(family: str, device: torch.device, layers: int | None = None, pixe
     return Flux(FluxPipeline(scheduler, vae, None, None, None, None, network), device, {}, family)
 
 
-def on_backbones(
-    work: Callable[[str, Backend], list[dict]], full: bool, device: torch.device, only: str | None = None, layers: int | None = None
-) -> Iterator[list[dict]]:
-    """The rows that some work gives on each family's backbone in turn; each is freed before the next one is made."""
-    for family in FAMILIES if only is None else (only,):
-        yield work(family, full_size(family, device, layers) if full else digits(family, device))
-        free(device)
+@dataclass(frozen=True)
+class Networks:
+    """What a benchmark is run on: the digits families, or the real networks with random weights, whole or cut to what there is time for."""
+
+    full: bool = False
+    family: str | None = None
+    layers: int | None = None
+    resolution: int | None = None
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """All of them, or the only one that was asked for."""
+        return FAMILIES if self.family is None else (self.family,)
+
+    def each(self, work: Callable[[str, Backend], list[dict]], device: torch.device) -> Iterator[list[dict]]:
+        """The rows that some work gives on each family's backbone in turn; each is freed before the next one is made."""
+        for family in self.families:
+            yield work(family, self.make(family, device))
+            free(device)
+
+    def make(self, family: str, device: torch.device) -> Backend:
+        """The backbone of a family."""
+        return full_size(family, device, self.layers, self.resolution) if self.full else digits(family, device)
+
+    def settings(self) -> dict:
+        """What results say of it."""
+        return {"full": self.full, "layers": self.layers, "resolution": self.resolution}
 
 
 def free(device: torch.device) -> None:
@@ -92,20 +114,53 @@ def existing(context, parameter, name: str) -> torch.device:
 device_option = click.option(
     "--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True, callback=existing, help="cpu, cuda or cuda:N."
 )
+
+
+def whole_patches(context, parameter, pixels: int | None) -> int | None:
+    """A resolution that every family can have."""
+    if pixels is not None and pixels % 16:
+        raise UserError(f"--resolution {pixels}: expected a multiple of 16 pixels")
+    return pixels
+
+
+resolution_option = click.option(
+    "--resolution",
+    type=click.IntRange(64),
+    callback=whole_patches,
+    help="Pixels a side of full-size networks; by default 512 for ldm, else 1024.",
+)
 out_option = click.option(
     "--out", type=click.Path(path_type=Path), help="JSON file; benchmarks/results/NAME.json by default, NAME_full.json with --full."
 )
 
 
+def on_networks(command: Callable) -> Callable:
+    """The options that say which networks a benchmark is run on, as its argument `networks`."""
+
+    @wraps(command)
+    def with_networks(full: bool, family: str | None, layers: int | None, resolution: int | None, **others) -> None:
+        real = full or "offload" in others.get("part", ())
+        if (layers or resolution) and not real:
+            raise UserError("--layers and --resolution cut full-size networks short: add --full")
+        command(networks=Networks(full, family, layers, resolution), **others)
+
+    for option in (
+        resolution_option,
+        click.option("--layers", type=click.IntRange(1), help="Of full-size transformers and text encoders; all by default."),
+        click.option("--family", type=click.Choice(FAMILIES), help="Only this one."),
+        click.option("--full", is_flag=True, help="The full-size networks with random weights; all of them need a GPU."),
+    ):
+        with_networks = option(with_networks)
+    return with_networks
+
+
 def measured_on(command: Callable) -> Callable:
-    """The options of a benchmark of times: which backbones, at which batches, how often and where."""
+    """The options of a benchmark of times: which networks, at which batches, how often and where."""
     for option in (
         device_option,
         click.option("--repeats", type=click.IntRange(3), default=15, show_default=True),
         click.option("--batch", type=click.IntRange(1, 4), multiple=True, default=[1, 4], show_default=True),
-        click.option("--layers", type=click.IntRange(1), help="Of the full-size transformers; all by default."),
-        click.option("--family", type=click.Choice(FAMILIES), help="Only this one."),
-        click.option("--full", is_flag=True, help="The full-size networks with random weights, on a GPU."),
+        on_networks,
         out_option,
     ):
         command = option(command)

@@ -25,7 +25,7 @@ from solvers import BASELINES, EPD, SolverTable, Spec, compile_tableau, sample
 from solvers.errors import run_command
 from training.distill.losses import checkpointed
 
-from .families import FAMILIES, condition_of, device_option, free, on_backbones, out_option
+from .families import Networks, condition_of, device_option, free, on_networks, out_option
 from .full_size import save_folder
 from .overhead import solvers_of
 from .report import result_path, text_table, write_json
@@ -185,31 +185,31 @@ def summary(rows: list[dict]) -> str:
 
 
 @click.command()
-@click.option("--full", is_flag=True, help="The full-size networks with random weights, on a GPU.")
-@click.option("--family", type=click.Choice(FAMILIES), help="Only this one.")
+@on_networks
 @click.option("--part", type=click.Choice(list(HEADERS)), multiple=True, default=list(HEADERS), show_default=True)
-@click.option(
-    "--layers", type=click.IntRange(1), help="Of full-size transformers and text encoders; all by default, 1 for offload on a CPU."
-)
 @click.option("--batch", type=click.IntRange(1, 4), default=4, show_default=True)
 @device_option
 @out_option
-def main(full: bool, family: str | None, part, layers: int | None, batch: int, device, out: Path | None) -> None:
-    """Measure each part, print it and write all of them."""
+def main(networks: Networks, part, batch: int, device, out: Path | None) -> None:
+    """Measure each part, print it and write all of them.
+
+    The offload part always has full-size networks: on a CPU with 1 layer and 256 pixels unless told otherwise.
+    """
     rows: dict[str, list[dict]] = {name: [] for name in part}
 
     def write() -> list[dict]:
         every = [{"part": n} | r for n in rows for r in rows[n]]
-        write_json(result_path("memory", full, out), {"full": full, "layers": layers, "batch": batch}, every, device)
+        write_json(result_path("memory", networks.full, out), networks.settings() | {"batch": batch}, every, device)
         return every
 
     for name, measured in (("trajectory", trajectories), ("training", training)):
         if name in part:
-            for found in on_backbones(partial(measured, batch), full, device, family, layers):
+            for found in networks.each(partial(measured, batch), device):
                 rows[name] += found
                 write()
     if "offload" in part:
-        rows["offload"] = offloaded(device, layers or (1 if device.type == "cpu" else None), 256 if device.type == "cpu" else 1024)
+        layers, pixels = (1, 256) if device.type == "cpu" else (None, 1024)
+        rows["offload"] = offloaded(device, networks.layers or layers, networks.resolution or pixels)
     for name, found in rows.items():
         click.echo(text_table(HEADERS[name], [cells(name, r) for r in found], text_columns=2 if name == "trajectory" else 1) + "\n")
     click.echo(summary(write()))

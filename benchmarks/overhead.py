@@ -14,7 +14,7 @@ from backends import Backend
 from solvers import EPD, Solver, SolverTable, Spec, Tableau, UserError, baseline_of, compile_tableau, sample
 from solvers.errors import run_command
 
-from .families import condition_of, measured_on, network_of, on_backbones
+from .families import Networks, condition_of, measured_on, network_of
 from .report import result_path, text_table, write_json
 from .timing import in_turn, ratio, shown
 
@@ -81,7 +81,7 @@ def summary(rows: list[dict]) -> str:
 @click.command()
 @measured_on
 @click.option("--depth", type=click.IntRange(2), default=DEPTH, show_default=True, help="Serial depth, even.")
-def main(full: bool, family: str | None, layers: int | None, batch, depth: int, repeats: int, device, out: Path | None) -> None:
+def main(networks: Networks, batch, depth: int, repeats: int, device, out: Path | None) -> None:
     """Time every solver on every family, beside its bare network calls."""
     if depth % 2:
         raise UserError(f"--depth {depth}: expected an even number, which all solvers here can have")
@@ -91,9 +91,9 @@ def main(full: bool, family: str | None, layers: int | None, batch, depth: int, 
         return [row for size in batch for row in measure(backend, name, size, depth, repeats)]
 
     with torch.inference_mode():
-        for found in on_backbones(work, full, device, family, layers):
+        for found in networks.each(work, device):
             rows += found
-            write_json(result_path("overhead", full, out), {"full": full, "layers": layers, "repeats": repeats}, rows, device)
+            write_json(result_path("overhead", networks.full, out), networks.settings() | {"repeats": repeats}, rows, device)
     lines = [
         [r["family"], r["solver"], *map(str, (r["batch"], r["depth"], r["evaluations"], r["calls"])), shown(r), f"{1e3 * r['seconds']:.1f}"]
         for r in rows

@@ -21,7 +21,7 @@ from backends.points import Points
 from solvers import EPD, SolverTable, Spec, UserError, sample
 from solvers.errors import run_command
 
-from .families import FAMILIES, condition_of, device_option, on_backbones, out_option
+from .families import Networks, condition_of, device_option, on_networks, out_option
 from .report import result_path, text_table, write_json
 from .timing import in_turn, ratio, seconds, shown
 
@@ -135,14 +135,12 @@ def summary(rows: list[dict]) -> str:
 @click.command()
 @click.option("--processes", type=click.IntRange(2), default=2, show_default=True)
 @click.option("--points", type=click.IntRange(1, 4), multiple=True, default=[2, 4], show_default=True, help="K.")
-@click.option("--full", is_flag=True, help="The full-size networks with random weights, on GPUs.")
-@click.option("--family", type=click.Choice(FAMILIES), help="Only this one.")
-@click.option("--layers", type=click.IntRange(1), help="Of the full-size transformers; all by default.")
+@on_networks
 @click.option("--batch", type=click.IntRange(1, 4), multiple=True, default=[1, 4], show_default=True)
 @click.option("--repeats", type=click.IntRange(3), default=11, show_default=True)
 @device_option
 @out_option
-def main(processes: int, points, full: bool, family: str | None, layers: int | None, batch, repeats: int, device, out: Path | None) -> None:
+def main(processes: int, points, networks: Networks, batch, repeats: int, device, out: Path | None) -> None:
     """Time EPD trajectories shared out over processes; on a CPU each process has one thread."""
     if device.type == "cuda" and torch.cuda.device_count() < processes:
         raise UserError(f"--processes {processes}: this machine has {torch.cuda.device_count()} GPUs")
@@ -164,12 +162,12 @@ def main(processes: int, points, full: bool, family: str | None, layers: int | N
             modes = ("points", "points-cfg") if backend.guidance_doubles else ("points",)
             return [measure(backend, name, k, mode, size, repeats, ranks) for size in batch for k in points for mode in modes]
 
-        for found in on_backbones(work, full, ranks.device, family, layers):
+        for found in networks.each(work, ranks.device):
             rows += found
         if ranks.rank == 0:
             click.echo(f"{text_table(HEADER, [cells(r) for r in rows], text_columns=2)}\n\n{summary(rows)}")
-            settings = {"full": full, "layers": layers, "processes": processes, "cores": os.cpu_count()}
-            write_json(result_path("parallel", full, out), settings, rows, ranks.device)
+            settings = networks.settings() | {"processes": processes, "cores": os.cpu_count()}
+            write_json(result_path("parallel", networks.full, out), settings, rows, ranks.device)
 
 
 if __name__ == "__main__":

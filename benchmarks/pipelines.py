@@ -24,7 +24,7 @@ from training.distill.bank import rmse_per_image
 
 from .bench import sampler_of, schedules_of, shipped, teacher_sampler
 from .compare_solvers import FIRST_SEED, TUNING_IMAGES, TUNING_SEED, names, numbers
-from .families import device_option, free, out_option
+from .families import device_option, free, out_option, resolution_option
 from .full_size import in_memory
 from .report import mean_and_halfwidth, result_path, text_table, write_json
 from .theirs import SCHEDULERS, Theirs
@@ -218,13 +218,14 @@ def full_size(family: str, layers: int | None, resolution: int | None, device: t
 @click.option("--intervals", type=click.IntRange(2), default=64, show_default=True, help="Of the fine solver.")
 @click.option("--full", is_flag=True, help="Full-size architectures with random weights instead of digits; times only.")
 @click.option("--layers", type=click.IntRange(1), help="With --full: of the transformers and the text encoders; all by default.")
-@click.option("--resolution", type=click.IntRange(64), help="With --full: pixels a side.")
+@resolution_option
 @device_option
 @out_option
 def main(families, depths, batches, repeats, count, intervals, full, layers, resolution, device, out) -> None:
     """Time and quality of our samplers and of diffusers' pipelines at the same number of network calls one after the other."""
     rows, sizes = [], numbers("--batches", batches)
-    settings = {"full": full, "layers": layers, "repeats": repeats, "n": count, "intervals": intervals, "tuning_images": TUNING_IMAGES}
+    settings = {"full": full, "layers": layers, "resolution": resolution}
+    settings |= {"repeats": repeats, "n": count, "intervals": intervals, "tuning_images": TUNING_IMAGES}
     for family in names("--families", families, list(FAMILIES)):
         exams = []
         if full:

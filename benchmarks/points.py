@@ -14,7 +14,7 @@ from backends import Backend
 from solvers import EPD, SolverTable, Spec, sample
 from solvers.errors import run_command
 
-from .families import condition_of, measured_on, on_backbones
+from .families import Networks, condition_of, measured_on
 from .report import result_path, text_table, write_json
 from .timing import in_turn, ratio, shown
 
@@ -56,7 +56,7 @@ def summary(rows: list[dict]) -> str:
 
 @click.command()
 @measured_on
-def main(full: bool, family: str | None, layers: int | None, batch, repeats: int, device, out: Path | None) -> None:
+def main(networks: Networks, batch, repeats: int, device, out: Path | None) -> None:
     """Time levels and trajectories of 1 to 4 points on every family."""
     rows: list[dict] = []
 
@@ -64,9 +64,9 @@ def main(full: bool, family: str | None, layers: int | None, batch, repeats: int
         return [row for size in batch for row in measure(backend, name, size, repeats)]
 
     with torch.inference_mode():
-        for found in on_backbones(work, full, device, family, layers):
+        for found in networks.each(work, device):
             rows += found
-            write_json(result_path("points", full, out), {"full": full, "layers": layers, "repeats": repeats}, rows, device)
+            write_json(result_path("points", networks.full, out), networks.settings() | {"repeats": repeats}, rows, device)
     click.echo(summary(rows))
 
 

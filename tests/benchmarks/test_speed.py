@@ -10,11 +10,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import compile, memory, overhead, points
+from benchmarks import compile, families, memory, overhead, points
 from benchmarks.families import condition_of, digits, full_size, network_of
 from benchmarks.parallel import ideal
 from benchmarks.timing import in_turn, ratio
-from solvers import Euler, Spec, sample
+from solvers import Euler, Spec, UserError, sample
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -93,13 +93,36 @@ def test_points_over_processes(tmp_path):
     assert all(0 < r["gather_share"] < 1 for r in rows)
 
 
-def test_full_size_networks_take_random_conditions():
-    """The real widths of Stable Diffusion 3, cut to one layer, at 64 pixels."""
-    backend = full_size("sd3", CPU, layers=1, pixels=64)
+CUT = ("--full", "--layers", "1", "--resolution", "64", "--family", "sd3")
+
+
+def test_full_size_networks_cut_short(tmp_path, monkeypatch):
+    """The real widths of Stable Diffusion 3, one layer, at 64 pixels."""
+    made = []
+    monkeypatch.setattr(families, "full_size", lambda *told: made.append(full_size(*told)) or made[-1])
+    monkeypatch.setattr(overhead, "solvers_of", lambda backend, depth: {"euler": (Euler(), backend.sigmas(Spec(num_steps=depth + 1)))})
+    monkeypatch.setattr(overhead, "in_turn", lambda jobs, repeats, device: torch.ones(2, repeats, dtype=torch.float64))
+    (row,) = rows_of(overhead.main, tmp_path / "o.json", *CUT, "--batch", "1", "--depth", "2", "--repeats", "3")
+    assert (row["evaluations"], row["calls"]) == (2, 2)
+    assert json.loads((tmp_path / "o.json").read_text())["settings"] == {"full": True, "layers": 1, "resolution": 64, "repeats": 3}
+    (backend,) = made
+    assert sum(p.numel() for p in backend.pipe.transformer.parameters()) / 1e6 == pytest.approx(73.8, abs=0.1)
     with torch.inference_mode():
         slope = backend.velocity(condition_of(backend, "sd3", 1))(backend.start([0], 1.0), torch.tensor(0.5, dtype=torch.float64))
-    assert slope.shape == (1, *backend.latent_shape)
+    assert slope.shape == (1, 16, 8, 8)
     assert slope.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (CUT[1:], "--layers and --resolution cut full-size networks short: add --full"),
+        (("--full", "--resolution", "100"), "--resolution 100: expected a multiple of 16 pixels"),
+    ],
+)
+def test_what_cannot_be_cut_is_told(tmp_path, arguments, told):
+    with pytest.raises(UserError, match=told):
+        rows_of(points.main, tmp_path / "p.json", *arguments)
 
 
 def test_a_trajectory_needs_little_more_memory_than_a_call(tmp_path):
