@@ -70,6 +70,7 @@ def summary(rows: list[dict]) -> str:
 @out_option
 def main(networks: Networks, batch: int, repeats: int, device, out: Path | None) -> None:
     """Time an EPD trajectory with each family's network, eager and compiled in turns."""
+    networks.check()
     rows = []
     torch._inductor.config.force_disable_caches = True  # seconds to compile are those of a machine that never did
     with torch.inference_mode():
@@ -77,7 +78,7 @@ def main(networks: Networks, batch: int, repeats: int, device, out: Path | None)
             torch._dynamo.reset()
             rows.append(measure(name, *pair(name, networks, device), batch, repeats))
             free(device)
-            write_json(result_path("compile", networks.full, out), networks.settings() | {"repeats": repeats}, rows, device)
+            write_json(result_path("compile", networks.kind, out), networks.settings() | {"repeats": repeats}, rows, device)
     click.echo(summary(rows))
 
 

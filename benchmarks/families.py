@@ -61,6 +61,16 @@ class Networks:
     layers: int | None = None
     resolution: int | None = None
 
+    def check(self) -> None:
+        """Refuse to cut the digits families short."""
+        if not self.full and (self.layers or self.resolution):
+            raise UserError("--layers and --resolution cut full-size networks short: add --full")
+
+    @property
+    def kind(self) -> str:
+        """What the names of its results end with."""
+        return "" if not self.full else "_cut" if self.layers or self.resolution else "_full"
+
     @property
     def families(self) -> tuple[str, ...]:
         """All of them, or the only one that was asked for."""
@@ -117,7 +127,7 @@ device_option = click.option(
 
 
 def whole_patches(context, parameter, pixels: int | None) -> int | None:
-    """A resolution that every family can have."""
+    """A resolution that is a whole number of every family's patches."""
     if pixels is not None and pixels % 16:
         raise UserError(f"--resolution {pixels}: expected a multiple of 16 pixels")
     return pixels
@@ -125,12 +135,14 @@ def whole_patches(context, parameter, pixels: int | None) -> int | None:
 
 resolution_option = click.option(
     "--resolution",
-    type=click.IntRange(64),
+    type=click.IntRange(64, 1024),
     callback=whole_patches,
-    help="Pixels a side of full-size networks; by default 512 for ldm, else 1024.",
+    help="With --full: pixels a side; by default 512 for ldm, else 1024.",
 )
 out_option = click.option(
-    "--out", type=click.Path(path_type=Path), help="JSON file; benchmarks/results/NAME.json by default, NAME_full.json with --full."
+    "--out",
+    type=click.Path(path_type=Path),
+    help="JSON file; by default benchmarks/results/NAME.json, or NAME_full.json, or NAME_cut.json.",
 )
 
 
@@ -139,16 +151,13 @@ def on_networks(command: Callable) -> Callable:
 
     @wraps(command)
     def with_networks(full: bool, family: str | None, layers: int | None, resolution: int | None, **others) -> None:
-        real = full or "offload" in others.get("part", ())
-        if (layers or resolution) and not real:
-            raise UserError("--layers and --resolution cut full-size networks short: add --full")
         command(networks=Networks(full, family, layers, resolution), **others)
 
     for option in (
         resolution_option,
-        click.option("--layers", type=click.IntRange(1), help="Of full-size transformers and text encoders; all by default."),
+        click.option("--layers", type=click.IntRange(1), help="With --full: of the transformers, not of the U-Net; all by default."),
         click.option("--family", type=click.Choice(FAMILIES), help="Only this one."),
-        click.option("--full", is_flag=True, help="The full-size networks with random weights; all of them need a GPU."),
+        click.option("--full", is_flag=True, help="The full-size networks with random weights; uncut, they need a GPU."),
     ):
         with_networks = option(with_networks)
     return with_networks

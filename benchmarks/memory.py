@@ -193,13 +193,16 @@ def summary(rows: list[dict]) -> str:
 def main(networks: Networks, part, batch: int, device, out: Path | None) -> None:
     """Measure each part, print it and write all of them.
 
-    The offload part always has full-size networks: on a CPU with 1 layer and 256 pixels unless told otherwise.
+    The offload part always has full-size networks, of which --layers cuts the text encoders too: on a CPU to 1, and to 256 pixels,
+    unless told otherwise.
     """
+    if set(part) != {"offload"}:
+        networks.check()
     rows: dict[str, list[dict]] = {name: [] for name in part}
 
     def write() -> list[dict]:
         every = [{"part": n} | r for n in rows for r in rows[n]]
-        write_json(result_path("memory", networks.full, out), networks.settings() | {"batch": batch}, every, device)
+        write_json(result_path("memory", networks.kind, out), networks.settings() | {"batch": batch}, every, device)
         return every
 
     for name, measured in (("trajectory", trajectories), ("training", training)):

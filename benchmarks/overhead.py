@@ -83,6 +83,7 @@ def summary(rows: list[dict]) -> str:
 @click.option("--depth", type=click.IntRange(2), default=DEPTH, show_default=True, help="Serial depth, even.")
 def main(networks: Networks, batch, depth: int, repeats: int, device, out: Path | None) -> None:
     """Time every solver on every family, beside its bare network calls."""
+    networks.check()
     if depth % 2:
         raise UserError(f"--depth {depth}: expected an even number, which all solvers here can have")
     rows: list[dict] = []
@@ -93,7 +94,7 @@ def main(networks: Networks, batch, depth: int, repeats: int, device, out: Path 
     with torch.inference_mode():
         for found in networks.each(work, device):
             rows += found
-            write_json(result_path("overhead", networks.full, out), networks.settings() | {"repeats": repeats}, rows, device)
+            write_json(result_path("overhead", networks.kind, out), networks.settings() | {"repeats": repeats}, rows, device)
     lines = [
         [r["family"], r["solver"], *map(str, (r["batch"], r["depth"], r["evaluations"], r["calls"])), shown(r), f"{1e3 * r['seconds']:.1f}"]
         for r in rows

@@ -142,6 +142,7 @@ def summary(rows: list[dict]) -> str:
 @out_option
 def main(processes: int, points, networks: Networks, batch, repeats: int, device, out: Path | None) -> None:
     """Time EPD trajectories shared out over processes; on a CPU each process has one thread."""
+    networks.check()
     if device.type == "cuda" and torch.cuda.device_count() < processes:
         raise UserError(f"--processes {processes}: this machine has {torch.cuda.device_count()} GPUs")
     if "RANK" not in os.environ:
@@ -167,7 +168,7 @@ def main(processes: int, points, networks: Networks, batch, repeats: int, device
         if ranks.rank == 0:
             click.echo(f"{text_table(HEADER, [cells(r) for r in rows], text_columns=2)}\n\n{summary(rows)}")
             settings = networks.settings() | {"processes": processes, "cores": os.cpu_count()}
-            write_json(result_path("parallel", networks.full, out), settings, rows, ranks.device)
+            write_json(result_path("parallel", networks.kind, out), settings, rows, ranks.device)
 
 
 if __name__ == "__main__":

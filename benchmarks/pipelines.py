@@ -24,7 +24,7 @@ from training.distill.bank import rmse_per_image
 
 from .bench import sampler_of, schedules_of, shipped, teacher_sampler
 from .compare_solvers import FIRST_SEED, TUNING_IMAGES, TUNING_SEED, names, numbers
-from .families import device_option, free, out_option, resolution_option
+from .families import Networks, device_option, free, out_option, resolution_option
 from .full_size import in_memory
 from .report import mean_and_halfwidth, result_path, text_table, write_json
 from .theirs import SCHEDULERS, Theirs
@@ -224,8 +224,9 @@ def full_size(family: str, layers: int | None, resolution: int | None, device: t
 def main(families, depths, batches, repeats, count, intervals, full, layers, resolution, device, out) -> None:
     """Time and quality of our samplers and of diffusers' pipelines at the same number of network calls one after the other."""
     rows, sizes = [], numbers("--batches", batches)
-    settings = {"full": full, "layers": layers, "resolution": resolution}
-    settings |= {"repeats": repeats, "n": count, "intervals": intervals, "tuning_images": TUNING_IMAGES}
+    networks = Networks(full, None, layers, resolution)
+    networks.check()
+    settings = networks.settings() | {"repeats": repeats, "n": count, "intervals": intervals, "tuning_images": TUNING_IMAGES}
     for family in names("--families", families, list(FAMILIES)):
         exams = []
         if full:
@@ -238,7 +239,7 @@ def main(families, depths, batches, repeats, count, intervals, full, layers, res
             rows += compare(backend, family, depth, sizes, repeats, exams)
         del backend, exams
         free(device)
-        write_json(result_path("pipelines", full, out), settings, rows, device)
+        write_json(result_path("pipelines", networks.kind, out), settings, rows, device)
     click.echo(f"{NOTE}\n\n{table(rows, sizes)}\n\n{summary(rows)}")
 
 

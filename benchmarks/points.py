@@ -58,6 +58,7 @@ def summary(rows: list[dict]) -> str:
 @measured_on
 def main(networks: Networks, batch, repeats: int, device, out: Path | None) -> None:
     """Time levels and trajectories of 1 to 4 points on every family."""
+    networks.check()
     rows: list[dict] = []
 
     def work(name: str, backend: Backend) -> list[dict]:
@@ -66,7 +67,7 @@ def main(networks: Networks, batch, repeats: int, device, out: Path | None) -> N
     with torch.inference_mode():
         for found in networks.each(work, device):
             rows += found
-            write_json(result_path("points", networks.full, out), networks.settings() | {"repeats": repeats}, rows, device)
+            write_json(result_path("points", networks.kind, out), networks.settings() | {"repeats": repeats}, rows, device)
     click.echo(summary(rows))
 
 

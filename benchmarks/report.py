@@ -16,9 +16,9 @@ __all__ = ["RESULTS", "device_name", "mean_and_halfwidth", "result_path", "text_
 RESULTS = Path(__file__).parent / "results"
 
 
-def result_path(name: str, full: bool, out: Path | None) -> Path:
-    """Where a benchmark writes unless it was told: full-size networks have a file of their own."""
-    return out or RESULTS / f"{name}{'_full' if full else ''}.json"
+def result_path(name: str, kind: str, out: Path | None) -> Path:
+    """Where a benchmark writes unless it was told: each kind of networks has a file of its own."""
+    return out or RESULTS / f"{name}{kind}.json"
 
 
 def mean_and_halfwidth(values: Tensor) -> tuple[float, float]:

@@ -23,8 +23,8 @@ PARTS = {
 @click.command()
 @click.option("--results", type=click.Path(exists=True, file_okay=False, path_type=Path), default=RESULTS, show_default=True)
 def main(results: Path) -> None:
-    """Print the summary of each result that the folder holds: of the digits, and of full-size networks where they were measured."""
-    for name, kind in [(name, kind) for kind in ("", "_full") for name in PARTS]:
+    """Print the summary of each result that the folder holds: of the digits, and of full-size networks, whole or cut short."""
+    for name, kind in [(name, kind) for kind in ("", "_full", "_cut") for name in PARTS]:
         path = results / f"{name}{kind}.json"
         if path.is_file():
             found = json.loads(path.read_text())

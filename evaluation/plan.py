@@ -81,9 +81,7 @@ class Plan:
 
 def make_plan(name: str, baselines: Sequence[str], batch: int | None, environment: Mapping[str, str]) -> Plan:
     """The evaluation of a preset, as the environment changes it; what cannot be done: UserError."""
-    if name not in PRESETS:
-        raise UserError(f"eval {name!r}: expected one of {', '.join(PRESETS)}")
-    preset, told = PRESETS[name], variables(name, environment)
+    preset, told = preset_of(name), variables(name, environment)
     for baseline in baselines:
         if baseline not in BASELINES:
             raise UserError(f"--baselines: {baseline!r} is no baseline, expected one or more of {', '.join(BASELINES)}")
@@ -108,6 +106,13 @@ def make_plan(name: str, baselines: Sequence[str], batch: int | None, environmen
         sorted((seed, prompts[i % len(prompts)]) for i, seed in enumerate(seeds)),
         [*filter(Path.is_dir, [Path("exps")]), *sorted({path.parent for path in paths.values()})],
     )
+
+
+def preset_of(name: str) -> Preset:
+    """The preset that a user names."""
+    if name not in PRESETS:
+        raise UserError(f"eval {name!r}: expected one of {', '.join(PRESETS)}")
+    return PRESETS[name]
 
 
 def variables(name: str, environment: Mapping[str, str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from solvers.errors import run_command
 
 from .comparison import Run, comparison_table, comparisons, load_runs
 from .page import write_report
-from .plan import PRESETS, Part, Plan, make_plan
+from .plan import Part, Plan, make_plan, preset_of
 from .provenance import find_predictors
 from .scores import ScoresError, read_scores
 from .tables import text_table, with_interval
@@ -38,9 +38,9 @@ def main(name: str, metrics: str | None, baselines: str, batch: int | None, devi
     OUTDIR, MODEL_ID (FLUX_MODEL_PATH), the learned table as PREDICTOR, RUN_DIR or RUN_NAME, and PROCESSES for torchrun.
     """
     launcher = launcher_of(os.environ)
-    plan = make_plan(name, split(baselines), batch, os.environ)
-    chosen = split(metrics if metrics is not None else PRESETS[name].metrics)
+    chosen = split(metrics if metrics is not None else preset_of(name).metrics)
     check_metrics(chosen)
+    plan = make_plan(name, split(baselines), batch, os.environ)
     on = [] if device is None else ["--device", device]
     for part in plan.parts:
         if not sampled(plan, part):

@@ -4,6 +4,7 @@ For tests of what a process computes, or leaves behind when it is killed, and of
 ranks are started and of what is told when one dies use torchrun itself.
 """
 
+import contextlib
 import multiprocessing.connection
 import multiprocessing.forkserver
 import os
@@ -27,12 +28,12 @@ class Forked:
     """A function in one process, or in each of a group of ranks with the variables that torchrun sets; each leads a session of its own."""
 
     def __init__(self, function: Callable, *arguments: object, ranks: int = 1, environment: dict[str, str] | None = None, cwd=ROOT):
-        with patch.dict(os.environ, SETTINGS):
+        with contextlib.chdir(ROOT), patch.dict(os.environ, SETTINGS):
             multiprocessing.forkserver.ensure_running()
         self.folder = tempfile.TemporaryDirectory()
         self.processes = []
         for told in group(ranks) if ranks > 1 else [{}]:
-            told = SETTINGS | told | (environment or {})
+            told = dict(os.environ) | SETTINGS | told | (environment or {})
             process = CONTEXT.Process(target=run, args=(self.folder.name, told, cwd, function, arguments), daemon=True)
             process.start()
             self.processes.append(process)
@@ -43,35 +44,54 @@ class Forked:
         """That of the first rank, negative for a signal; None while it runs."""
         return self.processes[0].exitcode
 
-    def wait(self, timeout: float = 200) -> subprocess.CompletedProcess:
-        """How it ended and what it printed; as with torchrun, ranks whose peer failed are ended."""
-        left = {p.sentinel: p for p in self.processes}
-        failed = None
-        while left:
-            ready = multiprocessing.connection.wait(left, timeout)
-            assert ready, f"still running after {timeout} s: {self.printed('stderr')}"
-            for sentinel in ready:
-                process = left.pop(sentinel)
-                process.join()
-                failed = failed or process.exitcode
-            for process in left.values() if failed else ():
-                process.terminate()
-        return subprocess.CompletedProcess([], failed or 0, self.printed("stdout"), self.printed("stderr"))
+    def wait(self, timeout: float = 100) -> subprocess.CompletedProcess:
+        """How it ended and what it printed, once all that it started has ended too; ranks whose peer failed are ended."""
+        deadline, failed = time.monotonic() + timeout, 0
+        try:
+            while left := {p.sentinel: p for p in self.processes if p.exitcode is None}:
+                multiprocessing.connection.wait(left, deadline - time.monotonic())
+                assert time.monotonic() < deadline, f"still running after {timeout} s: {self.printed('stderr')}"
+                failed = failed or next((p.exitcode for p in self.processes if p.exitcode), 0)
+                for process in left.values() if failed else ():
+                    process.terminate()
+                    deadline = min(deadline, time.monotonic() + 30)
+        finally:
+            self.end()
+        failed = failed or next((p.exitcode for p in self.processes if p.exitcode), 0)
+        return subprocess.CompletedProcess([], failed, self.printed("stdout"), self.printed("stderr"))
 
-    def signal_when(self, done: Callable[[], bool], number: int = signal.SIGKILL, group: bool = True) -> subprocess.CompletedProcess:
-        """End it, and all that it started as a group, by a signal as soon as something is done and before it ends by itself."""
-        deadline = time.monotonic() + 120
-        while not done():
-            assert self.returncode is None, self.printed("stderr")
-            assert time.monotonic() < deadline
+    def end(self) -> None:
+        """Kill whatever is left of it."""
+        for process in self.processes:
+            if process.exitcode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.join()
+            wait_for_group(process.pid)
+
+    def signal_when(self, done: Callable[[], bool], number: int = signal.SIGKILL, alone: bool = False) -> subprocess.CompletedProcess:
+        """End the first rank by a signal, `alone` or with all that it started, once something is done and before it ends by itself."""
+        deadline = time.monotonic() + 100
+        while not (ready := done()) and self.returncode is None and time.monotonic() < deadline:
             time.sleep(0.01)
-        (os.killpg if group else os.kill)(self.pid, number)
+        if not ready or self.returncode is not None:
+            self.end()
+            raise AssertionError(f"it ended by itself, or took too long: {self.printed('stderr')}")
+        (os.kill if alone else os.killpg)(self.pid, number)
         return self.wait()
 
     def printed(self, name: str) -> str:
         """All that went to a standard stream so far."""
         path = Path(self.folder.name, name)
         return path.read_text() if path.exists() else ""
+
+
+def wait_for_group(leader: int) -> None:
+    """Until the last process of a group is gone, or only waits for a parent that never asks."""
+    deadline = time.monotonic() + 10
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(leader, 0)
+            time.sleep(0.01)
 
 
 def start(module: str, *arguments: object, **settings) -> Forked:
@@ -91,6 +111,7 @@ def group(ranks: int) -> list[dict[str, str]]:
 def run(folder: str, environment: dict[str, str], cwd: Path, function: Callable, arguments: tuple) -> None:
     """One of the processes."""
     os.setsid()
+    os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
     for stream, name in ((1, "stdout"), (2, "stderr")):

@@ -17,7 +17,7 @@ import sample
 from .forked import start
 
 ROOT = Path(__file__).parent.parent
-RUN = ["--predictor_path", str(ROOT / "exps" / "digits"), "--seeds", "0-63"]
+RUN = ["--predictor_path", str(ROOT / "exps" / "digits"), "--seeds", "0-63", "--device", "cpu"]
 
 
 def torchrun(processes: int, *arguments: object) -> subprocess.Popen:

@@ -12,7 +12,7 @@ from backends.digits.data import ALL_LABELS, evaluation_prompts
 from backends.distributed import Ranks
 from backends.points import Points
 from benchmarks import compile, grid, overhead, parallel, pipelines, points, report, speed, timing
-from benchmarks.families import digits, network_of
+from benchmarks.families import Networks, digits, network_of
 from benchmarks.theirs import Theirs
 from benchmarks.timing import ratio
 
@@ -200,9 +200,10 @@ def test_schedules_of_baselines_are_chosen_on_the_tuning_seeds(monkeypatch):
 
 
 def test_full_size_results_have_files_of_their_own(tmp_path):
-    assert report.result_path("a", True, None).name == "a_full.json"
-    assert report.result_path("a", False, None).name == "a.json"
-    assert report.result_path("a", True, tmp_path / "b") == tmp_path / "b"
+    assert report.result_path("a", Networks(full=True).kind, None).name == "a_full.json"
+    assert report.result_path("a", Networks(full=True, resolution=64).kind, None).name == "a_cut.json"
+    assert report.result_path("a", Networks().kind, None).name == "a.json"
+    assert report.result_path("a", "_full", tmp_path / "b") == tmp_path / "b"
     shutil.copy(report.RESULTS / "overhead.json", tmp_path / "overhead_full.json")
     shown = CliRunner().invoke(speed.main, ["--results", str(tmp_path)], catch_exceptions=False).output
     assert shown.startswith("benchmarks.overhead (")

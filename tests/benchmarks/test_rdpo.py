@@ -1,6 +1,8 @@
 """The measurements of RDPO: kept runs, marks and gains, and CMA-ES with the same images, on a few of each."""
 
 import json
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,9 +31,17 @@ def small(tmp_path, monkeypatch):
     for name, path in (("CONFIG", tmp_path / "digits.yaml"), ("WORK", tmp_path / "work"), ("RESULTS", tmp_path)):
         monkeypatch.setattr(rdpo, name, path)
     monkeypatch.setattr("benchmarks.bench.TEACHER_INTERVALS", 4)
-    fork = SimpleNamespace(run=lambda command, **_: forked.start(*command[2:]).wait())  # python -m module arguments
-    monkeypatch.setattr(rdpo, "subprocess", fork)
+    monkeypatch.setattr(rdpo, "subprocess", SimpleNamespace(run=run))
     return tmp_path
+
+
+def run(command: list[str], *, cwd: Path, env: dict[str, str], capture_output: bool, text: bool):
+    """In place of subprocess.run, by a fork."""
+    assert command[:2] == [sys.executable, "-m"]
+    assert env["OMP_NUM_THREADS"] == "1"
+    assert capture_output
+    assert text
+    return forked.start(*command[2:], environment=env, cwd=cwd).wait()
 
 
 def replaced(line: str, key: str, value: int) -> str:

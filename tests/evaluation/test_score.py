@@ -20,7 +20,7 @@ from evaluation import scoring
 from manifest import exclusive
 from rewards import load_reward
 
-from ..forked import Forked, start
+from ..forked import Forked
 
 ROOT = Path(__file__).parents[2]
 DIGITS_AND_CONSTANTS = ["--option", "multi.weights.digits=1", "--option", "multi.constants.digits=[0, 1]"]
@@ -219,7 +219,8 @@ def test_damaged_scores_and_a_second_run_are_refused(evaluation, scored, tmp_pat
 
 
 def test_an_error_is_one_line_and_exit_status_2(tmp_path):
-    done = start("evaluate", "score", "--images", tmp_path, "--metrics", "digits").wait()
+    command = [sys.executable, "evaluate.py", "score", "--images", str(tmp_path), "--metrics", "digits"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: --images {tmp_path}: no manifest.jsonl")
     assert done.stderr.count("\n") == 1

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from statistics import fmean
@@ -14,12 +15,13 @@ from click.testing import CliRunner
 
 import evaluate
 import sample
+import solvers.errors
 from evaluation import suite
 from evaluation.plan import PRESETS, make_plan, predictors_of
 from evaluation.tables import number
 from solvers import UserError
 
-from ..forked import Forked, start
+from ..forked import Forked, run_module
 
 ROOT = Path(__file__).parent.parent.parent
 ARGUMENTS = ("digits", "--baselines", "euler,dpmpp", "--batch", "3", "--device", "cpu")
@@ -28,10 +30,10 @@ SETTINGS |= {"PREDICTOR": "exps/digits-distilled/epd-g7.5-d4"}
 FOLDERS = ["epd-g7.5-d4-depth4-evals6", "euler-depth4-evals4", "euler-depth6-evals6", "dpmpp-depth4-evals4", "dpmpp-depth6-evals6"]
 
 
-def run_script(script: str, *arguments: object) -> None:
-    """A script that an evaluation calls, in this process."""
+def run_script(script: str, *arguments: object) -> int:
+    """The exit status of a script that an evaluation calls, in this process."""
     command = {"sample.py": sample.main, "evaluate.py": evaluate.main}[script]
-    CliRunner().invoke(command, [str(a) for a in arguments], catch_exceptions=False, standalone_mode=False)
+    return CliRunner().invoke(command, [str(a) for a in arguments], catch_exceptions=False, standalone_mode=False).exit_code
 
 
 def run_here(monkeypatch, out: Path) -> tuple[str, list[str]]:
@@ -39,7 +41,7 @@ def run_here(monkeypatch, out: Path) -> tuple[str, list[str]]:
     called = []
 
     def call(launcher, script, *arguments):
-        run_script(script, *arguments)
+        assert run_script(script, *arguments) == 0
         called.append(script)
 
     monkeypatch.setattr(suite, "call", call)
@@ -56,8 +58,11 @@ def run_with_forks(*arguments: str) -> None:
 
     def call(launcher, script, *arguments):
         if (child := os.fork()) == 0:
-            run_script(script, *arguments)
-            os._exit(0)
+            status = 1
+            try:
+                status = run_script(script, *arguments)
+            finally:
+                os._exit(status)
         assert os.waitpid(child, 0)[1] == 0
 
     suite.call = call
@@ -128,7 +133,9 @@ def test_an_image_or_a_score_that_is_gone_is_made_again(whole, monkeypatch, tmp_
     ids=["name", "metric"],
 )
 def test_an_unknown_name_or_metric_is_one_line(tmp_path, arguments, words):
-    done = start("evaluation.suite", *arguments, environment=SETTINGS | {"OUTDIR": str(tmp_path / "out")}).wait()
+    command = [sys.executable, "-m", "evaluation.suite", *arguments]
+    environment = os.environ | SETTINGS | {"OUTDIR": str(tmp_path / "out")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {words}")
     assert done.stderr.count("\n") == 1
@@ -194,23 +201,22 @@ def test_a_script_is_started_and_its_exit_status_kept(capfd):
 SLEEPS = "import sys, time; print('begun', flush=True); time.sleep(600)"
 
 
-def call_until_stopped() -> None:
-    signal.signal(signal.SIGTERM, suite.stop)
-    suite.call([sys.executable, "-c", SLEEPS], "sample.py")
+def suite_that_calls_a_sleeper() -> None:
+    """The module run as a program, whose command does nothing but call a script that takes long."""
+    solvers.errors.run_command = lambda command: suite.call([sys.executable, "-c", SLEEPS], "sample.py")
+    run_module("evaluation.suite")
 
 
 def test_a_script_ends_with_what_started_it():
-    process = Forked(call_until_stopped)
-    started = []
+    process, started = Forked(suite_that_calls_a_sleeper), []
 
     def begun() -> bool:
-        started[:] = psutil.Process(process.pid).children()
-        return process.printed("stdout") == "begun\n"
+        if process.printed("stdout") == "begun\n":
+            started.extend(psutil.Process(process.pid).children())
+        return bool(started)
 
-    assert process.signal_when(begun, signal.SIGTERM, group=False).returncode == 128 + signal.SIGTERM
-    psutil.wait_procs(started, timeout=10)
-    assert len(started) == 1
-    assert not started[0].is_running()
+    assert process.signal_when(begun, signal.SIGTERM, alone=True).returncode == 128 + signal.SIGTERM
+    assert psutil.wait_procs(started, timeout=10)[1] == []
 
 
 def test_processes_are_started_with_torchrun():

@@ -33,6 +33,7 @@ evaluation: {interval: 2, batch: 4, baselines: [euler, ipndm2], schedules: [poly
 """
 
 
+CPU = ("--device", "cpu")  # where runs in processes of their own are too
 LONGER = ["--override", "train.steps=150", "--override", "evaluation.interval=75", "--override"]
 RARELY = [*LONGER, "train.checkpoint_interval=1000"]
 
@@ -82,8 +83,13 @@ def run_of(exps: Path, name: str) -> RunFolder:
     return RunFolder(next(exps.glob(f"*-{name}")))
 
 
+def arguments_of(config: Path, exps: Path, name: str, *more: object) -> list[str]:
+    """The command line of a new run."""
+    return [str(a) for a in ("--config", config, "--exps", exps, "--run-name", name, *CPU, *more)]
+
+
 def start(tmp_path, config, name, *more) -> RunFolder:
-    invoke("--config", config, "--exps", tmp_path / "exps", "--run-name", name, *more)
+    invoke(*arguments_of(config, tmp_path / "exps", name, *more))
     return run_of(tmp_path / "exps", name)
 
 
@@ -121,7 +127,7 @@ def test_three_steps_and_three_more_are_six(tmp_path, config, student):
     assert parts.latest_checkpoint() == parts.checkpoint(3)
     with open(parts.metrics, "a") as file:  # what a killed run had done after its checkpoint
         file.write('{"step": 4, "loss": 1.0}\n{"step": 5, "lo')
-    invoke("--resume", parts.path, "--exps", tmp_path / "exps")
+    invoke("--resume", parts.path, "--exps", tmp_path / "exps", *CPU)
     for path in parts.export.glob("*step000003.pkl"):
         path.unlink()  # the last table when it stopped
     assert outcome(parts) == outcome(whole)
@@ -142,11 +148,6 @@ def test_a_tableau_is_widened_into_a_better_one(tmp_path, config):
         assert first["heldout"] == pytest.approx(best.provenance["heldout_rmse"], rel=1e-6)
 
 
-def arguments_of(config: Path, exps: Path, name: str, *more: object) -> list[str]:
-    """Of the command line, for a run in a process of its own."""
-    return [str(a) for a in ("--config", config, "--exps", exps, "--run-name", name, *more)]
-
-
 def test_two_processes_and_a_resume_give_the_bits_of_one(tmp_path, config, whole):
     exps = tmp_path / "exps"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "training.distill.launch"]
@@ -155,7 +156,7 @@ def test_two_processes_and_a_resume_give_the_bits_of_one(tmp_path, config, whole
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     two = run_of(exps, "two")
-    done = forked.start("training.distill.launch", "--exps", exps, "--resume", two.path, ranks=2).wait()
+    done = forked.start("training.distill.launch", "--exps", exps, "--resume", two.path, *CPU, ranks=2).wait()
     assert done.returncode == 0, done.stderr
     for path in two.export.glob("*step000003.pkl"):
         path.unlink()
@@ -181,7 +182,7 @@ def test_sigterm_saves_and_the_run_goes_on_to_the_same_end(tmp_path, config, lon
     assert 0 < stopped < 150
     assert f"stopped at step {stopped} as asked" in done.stdout
     assert "--resume" in done.stdout
-    invoke("--resume", "latest", "--exps", exps)
+    invoke("--resume", "latest", "--exps", exps, *CPU)
     for path in cut.export.glob(f"*step{stopped:06d}.pkl"):
         path.unlink()
     assert outcome(cut).items() >= longer.items()
@@ -195,7 +196,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_end(tmp_path, config, longer):
     assert done.returncode == -signal.SIGKILL
     cut = run_of(exps, "cut")
     assert 0 < int(cut.latest_checkpoint().stem[4:]) < 150
-    invoke("--resume", cut.path, "--exps", exps)
+    invoke("--resume", cut.path, "--exps", exps, *CPU)
     assert outcome(cut).items() >= longer.items()
 
 
@@ -327,7 +328,7 @@ def test_a_run_that_stops_early_is_saved_as_it_ended(tmp_path, config):
     )
     assert run.latest_checkpoint() == run.checkpoint(2)
     before = outcome(run)
-    invoke("--resume", run.path, "--exps", tmp_path / "exps")
+    invoke("--resume", run.path, "--exps", tmp_path / "exps", *CPU)
     assert outcome(run) == before
 
 

@@ -52,6 +52,7 @@ NODES = discrete(3, load_backend(Spec(backend="digits"), "cpu").noise_schedule)
 SPEC = Spec(backend="digits", num_steps=3, num_points=2, schedule_type="discrete", guidance_rate=7.5)
 
 
+CPU = ("--device", "cpu")  # where runs in processes of their own are too
 LONGER = ["--override", "ppo.steps=16", "--override", "evaluation.interval=8"]
 
 
@@ -95,8 +96,13 @@ def refused(*arguments, command=launch.main) -> str:
     return str(caught.value)
 
 
+def arguments_of(config: Path, folder: Path, name: str, *more: object) -> list[str]:
+    """The command line of a new run."""
+    return [str(a) for a in ("--config", config, "--output-root", folder / "exps", "--run-name", name, *CPU, *more)]
+
+
 def start(tmp_path, config, name, *more) -> RunFolder:
-    invoke("--config", config, "--output-root", tmp_path / "exps", "--run-name", name, *more)
+    invoke(*arguments_of(config, tmp_path, name, *more))
     return run_of(tmp_path, name)
 
 
@@ -154,23 +160,18 @@ def test_three_steps_and_three_more_are_six(tmp_path, config, whole):
     parts = start(tmp_path, config, "parts", "--max-steps", 3)
     with open(parts.metrics, "a") as file:  # what a killed run had done after its checkpoint
         file.write('{"step": 4, "reward": 1.0}\n{"step": 5, "rew')
-    invoke("--resume", parts.path)
+    invoke("--resume", parts.path, *CPU)
     assert outcome(parts) == outcome(whole)
 
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
 
 
-def arguments_of(config: Path, folder: Path, name: str, *more: object) -> list[str]:
-    """Of the command line, for a run in a process of its own."""
-    return [str(a) for a in ("--config", config, "--output-root", folder / "exps", "--run-name", name, *more)]
-
-
 def test_two_processes_and_a_resume_give_the_bits_of_one(tmp_path, config, whole):
     done = forked.start("training.ppo.launch", *arguments_of(config, tmp_path, "two", "--max-steps", 3), ranks=2).wait()
     assert done.returncode == 0, done.stderr
     two = run_of(tmp_path, "two")
-    done = forked.start("training.ppo.launch", "--resume", two.path, ranks=2).wait()
+    done = forked.start("training.ppo.launch", "--resume", two.path, *CPU, ranks=2).wait()
     assert done.returncode == 0, done.stderr
     assert outcome(two) == outcome(whole)
 
@@ -184,7 +185,7 @@ def ends_as(longer: RunFolder, folder: Path) -> None:
     """The run `cut` was cut, and goes on to the same end."""
     cut = run_of(folder, "cut")
     assert 0 < int(cut.latest_checkpoint().stem[4:]) < 16
-    invoke("--resume", cut.path)
+    invoke("--resume", cut.path, *CPU)
     assert outcome(cut) == outcome(longer)
 
 
@@ -200,13 +201,18 @@ def test_a_run_that_is_stopped_or_killed_goes_on_to_the_same_end(tmp_path, confi
 def test_two_processes_that_are_killed_go_on_to_the_same_end_with_one(tmp_path, config, longer):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "training.ppo.launch"]
     command += arguments_of(config, tmp_path, "cut", *LONGER)
-    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=file, stderr=file)
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not in_its_midst(tmp_path):
+    while not in_its_midst(tmp_path):
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.02)
     for victim in (*psutil.Process(process.pid).children(recursive=True), process):
         victim.send_signal(signal.SIGKILL)
     assert process.wait(timeout=60) == -9
+    assert "go on with --resume" not in log.read_text()
     ends_as(longer, tmp_path)
 
 
