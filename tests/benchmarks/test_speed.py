@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import compile, families, memory, overhead, points
+from benchmarks import compile, families, memory, overhead, parallel, pipelines, points
 from benchmarks.families import condition_of, digits, full_size, network_of
 from benchmarks.parallel import ideal
 from benchmarks.timing import in_turn, ratio
@@ -113,16 +113,15 @@ def test_full_size_networks_cut_short(tmp_path, monkeypatch):
     assert slope.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    "arguments, told",
-    [
-        (CUT[1:], "--layers and --resolution cut full-size networks short: add --full"),
-        (("--full", "--resolution", "100"), "--resolution 100: expected a multiple of 16 pixels"),
-    ],
-)
-def test_what_cannot_be_cut_is_told(tmp_path, arguments, told):
-    with pytest.raises(UserError, match=told):
-        rows_of(points.main, tmp_path / "p.json", *arguments)
+@pytest.mark.parametrize("benchmark", [overhead, points, parallel, pipelines, compile, memory], ids=lambda module: module.__name__)
+def test_the_twins_are_not_cut_short(tmp_path, benchmark):
+    with pytest.raises(UserError, match="--layers and --resolution cut full-size networks short: add --full"):
+        rows_of(benchmark.main, tmp_path / "b.json", "--layers", "1")
+
+
+def test_a_resolution_that_no_patches_fill_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--resolution 100: expected a multiple of 16 pixels"):
+        rows_of(points.main, tmp_path / "p.json", "--full", "--resolution", "100")
 
 
 def test_a_trajectory_needs_little_more_memory_than_a_call(tmp_path):
