@@ -1,6 +1,7 @@
 """What a solver costs beside its network calls: python -m benchmarks.overhead [--full].
 
-The time of a whole trajectory over that of the very same network calls made again with their recorded arguments.
+The time of a whole trajectory over that of the very same network calls made again with their recorded arguments, and over the time
+that it spends itself inside those calls: the latter is of one run, so that a noisy machine does not hide a small cost.
 """
 
 from collections.abc import Callable
@@ -16,10 +17,10 @@ from solvers.errors import run_command
 
 from .families import Networks, condition_of, measured_on, network_of
 from .report import result_path, text_table, write_json
-from .timing import in_turn, ratio, shown
+from .timing import Watched, in_turn, ratio, shown
 
 DEPTH = 6
-HEADER = ["family", "solver", "batch", "depth", "evals", "network calls", "whole / bare", "ms a trajectory"]
+HEADER = ["family", "solver", "batch", "depth", "evals", "network calls", "whole / bare", "whole / inside", "ms a trajectory"]
 
 
 def solvers_of(backend: Backend, depth: int) -> dict[str, tuple[Solver, Tensor]]:
@@ -66,16 +67,22 @@ def measure(backend: Backend, family: str, batch: int, depth: int, repeats: int)
             for args, kwargs in calls:
                 network(*args, **kwargs)
 
-        times = in_turn([whole, bare], repeats, backend.device)
+        watched = Watched(whole, network, backend.device)
+        times = in_turn([watched, bare], repeats, backend.device)
         row = {"family": family, "solver": name, "batch": batch, "depth": cost.depth, "evaluations": cost.evaluations}
-        rows.append(row | {"calls": len(calls), "seconds": times[0].median().item()} | ratio(times[0], times[1]))
+        row |= {"calls": len(calls), "seconds": times[0].median().item()} | ratio(times[0], times[1])
+        rows.append(row | {"inside": ratio(times[0], watched.inside()[-repeats:])})
     return rows
 
 
 def summary(rows: list[dict]) -> str:
     """The least, middle and largest of all rows."""
-    ratios = torch.tensor([r["ratio"] for r in rows])
-    return f"whole / bare, all {len(rows)} rows: median {ratios.quantile(0.5):.3f}, from {ratios.min():.3f} to {ratios.max():.3f}"
+
+    def line(name: str, values: list[float]) -> str:
+        ratios = torch.tensor(values)
+        return f"{name}, all {len(rows)} rows: median {ratios.quantile(0.5):.3f}, from {ratios.min():.3f} to {ratios.max():.3f}"
+
+    return "\n".join([line("whole / bare", [r["ratio"] for r in rows]), line("whole / inside", [r["inside"]["ratio"] for r in rows])])
 
 
 @click.command()
@@ -95,10 +102,8 @@ def main(networks: Networks, batch, depth: int, repeats: int, device, out: Path 
         for found in networks.each(work, device):
             rows += found
             write_json(result_path("overhead", networks.kind, out), networks.settings() | {"repeats": repeats}, rows, device)
-    lines = [
-        [r["family"], r["solver"], *map(str, (r["batch"], r["depth"], r["evaluations"], r["calls"])), shown(r), f"{1e3 * r['seconds']:.1f}"]
-        for r in rows
-    ]
+    told = ("family", "solver", "batch", "depth", "evaluations", "calls")
+    lines = [[*(str(r[k]) for k in told), shown(r), shown(r["inside"]), f"{1e3 * r['seconds']:.1f}"] for r in rows]
     click.echo(f"{text_table(HEADER, lines, text_columns=2)}\n\n{summary(rows)}")
 
 

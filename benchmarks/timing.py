@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 RESAMPLES = 2000
 
@@ -34,6 +34,43 @@ def in_turn(jobs: list[Callable[[], object]], repeats: int, device: torch.device
             before()
             found[j, i] = seconds(jobs[j], device)
     return found
+
+
+def mark(device: torch.device) -> float | torch.cuda.Event:
+    """Now: on a GPU an event on its stream, for which nobody waits."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def between(begin: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
+    """Seconds from one mark to another, both of them past."""
+    return end - begin if isinstance(begin, float) else 1e-3 * begin.elapsed_time(end)
+
+
+class Watched:
+    """Some work that notes, each time it is done, when the network's calls within it begin and end."""
+
+    def __init__(self, work: Callable[[], object], network: nn.Module, device: torch.device) -> None:
+        self.work, self.network, self.device = work, network, device
+        self.runs: list[list] = []
+
+    def __call__(self) -> None:
+        """Do the work."""
+        marks: list = []
+        before = self.network.register_forward_pre_hook(lambda *_: marks.append(mark(self.device)))
+        after = self.network.register_forward_hook(lambda *_: marks.append(mark(self.device)))
+        self.work()
+        before.remove()
+        after.remove()
+        self.runs.append(marks)
+
+    def inside(self) -> Tensor:
+        """Seconds [runs] spent inside the calls, once the device has done all of them."""
+        spent = [sum(map(between, marks[::2], marks[1::2])) for marks in self.runs]
+        return torch.tensor(spent, dtype=torch.float64)
 
 
 def ratio(times: Tensor, base: Tensor) -> dict[str, float]:

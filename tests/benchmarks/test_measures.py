@@ -14,7 +14,7 @@ from backends.points import Points
 from benchmarks import compile, grid, overhead, parallel, pipelines, points, report, speed, timing
 from benchmarks.families import Networks, digits, network_of
 from benchmarks.theirs import Theirs
-from benchmarks.timing import ratio
+from benchmarks.timing import Watched, ratio
 
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, CPU)
@@ -57,14 +57,34 @@ def test_the_ratio_is_the_median_of_paired_ratios():
     assert (found["low"], found["high"]) == pytest.approx((1.6, 2.4), abs=0.1)  # of the median; the values' own is (1.05, 2.95)
 
 
+def test_time_inside_calls_is_that_of_the_calls_alone(monkeypatch):
+    """By a clock that a call of the network takes 3 s of, and what surrounds it 1 s."""
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    def passing(seconds: float) -> None:
+        now[0] += seconds
+
+    network = torch.nn.Identity()
+    network.forward = lambda _: passing(3.0)
+    watched = Watched(lambda: [(passing(1.0), network(i)) for i in range(4)], network, CPU)
+    times = timing.in_turn([watched, lambda: network(0)], 3, CPU)
+    assert times[0].tolist() == [16.0] * 3
+    assert watched.inside().tolist() == [12.0] * 4  # with the untimed round, and without the other job
+    network(0)
+    assert len(watched.inside()) == 4
+
+
 def test_overhead_is_a_trajectory_over_its_own_calls(monkeypatch):
     backend = digits("sd3", CPU)
     clock = Clock(network_of(backend, "sd3"), *[[2.0, 1.0]] * 7)
     monkeypatch.setattr(overhead, "in_turn", clock)
+    monkeypatch.setattr(Watched, "inside", lambda self: torch.full((3,), 0.5, dtype=torch.float64))
     with torch.inference_mode():
         rows = overhead.measure(backend, "sd3", 1, 4, 3)
     assert [r["ratio"] for r in rows] == [2.0] * 7
     assert [r["seconds"] for r in rows] == [2.0] * 7
+    assert [r["inside"]["ratio"] for r in rows] == [4.0] * 7
     assert clock.jobs[::2] == clock.jobs[1::2]
     assert [sum(job) // 2 for job in clock.jobs[::2]] == [r["evaluations"] for r in rows]
 

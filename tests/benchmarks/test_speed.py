@@ -52,6 +52,7 @@ def test_bare_calls_are_those_of_the_trajectory(tmp_path, family):
         assert row["calls"] == row["depth"] == 4
         assert row["evaluations"] == {"epd": 6, "epd-plugin": 6, "tableau": 8}.get(row["solver"], 4)
         assert 0 < row["low"] <= row["ratio"] <= row["high"]
+        assert 1 < row["inside"]["low"] <= row["inside"]["ratio"] <= row["inside"]["high"] < 2
 
 
 def test_recorded_calls_made_again_give_the_same():
@@ -101,7 +102,7 @@ def test_full_size_networks_cut_short(tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(families, "full_size", lambda *told: made.append(full_size(*told)) or made[-1])
     monkeypatch.setattr(overhead, "solvers_of", lambda backend, depth: {"euler": (Euler(), backend.sigmas(Spec(num_steps=depth + 1)))})
-    monkeypatch.setattr(overhead, "in_turn", lambda jobs, repeats, device: torch.ones(2, repeats, dtype=torch.float64))
+    monkeypatch.setattr(overhead, "in_turn", lambda jobs, repeats, device: torch.tensor([[job() or 1.0] for job in jobs]).double())
     (row,) = rows_of(overhead.main, tmp_path / "o.json", *CUT, "--batch", "1", "--depth", "2", "--repeats", "3")
     assert (row["evaluations"], row["calls"]) == (2, 2)
     assert json.loads((tmp_path / "o.json").read_text())["settings"] == {"full": True, "layers": 1, "resolution": 64, "repeats": 3}
