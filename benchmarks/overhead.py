@@ -43,9 +43,9 @@ def dense_tableau(nodes: Tensor, points: int = 2) -> Tableau:
 
 
 def recorded_calls(network: nn.Module, work: Callable[[], object]) -> list[tuple[tuple, dict]]:
-    """The arguments of the network's calls while some work is done."""
+    """The arguments of the network's calls while some work is done, but for calls that fail."""
     calls: list[tuple[tuple, dict]] = []
-    hook = network.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+    hook = network.register_forward_hook(lambda _, args, kwargs, output: calls.append((args, kwargs)), with_kwargs=True)
     work()
     hook.remove()
     return calls
@@ -71,7 +71,7 @@ def measure(backend: Backend, family: str, batch: int, depth: int, repeats: int)
         times = in_turn([watched, bare], repeats, backend.device)
         row = {"family": family, "solver": name, "batch": batch, "depth": cost.depth, "evaluations": cost.evaluations}
         row |= {"calls": len(calls), "seconds": times[0].median().item()} | ratio(times[0], times[1])
-        rows.append(row | {"inside": ratio(times[0], watched.inside()[-repeats:])})
+        rows.append(row | {"inside": ratio(times[0], watched.inside()[-repeats:])})  # without the untimed round
     return rows
 
 

@@ -55,22 +55,21 @@ class Watched:
 
     def __init__(self, work: Callable[[], object], network: nn.Module, device: torch.device) -> None:
         self.work, self.network, self.device = work, network, device
-        self.runs: list[list] = []
+        self.runs: list[list[tuple]] = []
 
     def __call__(self) -> None:
         """Do the work."""
-        marks: list = []
-        before = self.network.register_forward_pre_hook(lambda *_: marks.append(mark(self.device)))
-        after = self.network.register_forward_hook(lambda *_: marks.append(mark(self.device)))
+        begun, calls = [], []  # a call that fails, for want of memory, has begun and has no end
+        before = self.network.register_forward_pre_hook(lambda *_: begun.append(mark(self.device)))
+        after = self.network.register_forward_hook(lambda *_: calls.append((begun[-1], mark(self.device))))
         self.work()
         before.remove()
         after.remove()
-        self.runs.append(marks)
+        self.runs.append(calls)
 
     def inside(self) -> Tensor:
         """Seconds [runs] spent inside the calls, once the device has done all of them."""
-        spent = [sum(map(between, marks[::2], marks[1::2])) for marks in self.runs]
-        return torch.tensor(spent, dtype=torch.float64)
+        return torch.tensor([sum(between(*call) for call in calls) for calls in self.runs], dtype=torch.float64)
 
 
 def ratio(times: Tensor, base: Tensor) -> dict[str, float]:

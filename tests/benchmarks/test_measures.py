@@ -75,6 +75,30 @@ def test_time_inside_calls_is_that_of_the_calls_alone(monkeypatch):
     assert len(watched.inside()) == 4
 
 
+def test_calls_that_fail_and_are_made_again_in_parts_count_once(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    class Small(torch.nn.Module):
+        def forward(self, rows: int) -> None:
+            now[0] += 3.0
+            if rows > 1:
+                raise torch.OutOfMemoryError
+
+    network = Small()
+
+    def halved() -> None:
+        with pytest.raises(torch.OutOfMemoryError):
+            network(2)
+        network(1)
+        network(1)
+
+    watched = Watched(halved, network, CPU)
+    watched()
+    assert watched.inside().tolist() == [6.0]
+    assert overhead.recorded_calls(network, halved) == [((1,), {}), ((1,), {})]
+
+
 def test_overhead_is_a_trajectory_over_its_own_calls(monkeypatch):
     backend = digits("sd3", CPU)
     clock = Clock(network_of(backend, "sd3"), *[[2.0, 1.0]] * 7)
