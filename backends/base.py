@@ -47,12 +47,15 @@ class Condition:
         negative = {k: v.expand(len(self), *v.shape[1:]) for k, v in self.negative.items()}
         return [replace(self, positive=part, negative=None) for part in (negative, self.positive)]
 
-    def guided_batch(self) -> dict[str, Tensor]:
-        """The rows of one doubled batch [negative of all, positive of all], or the positive rows without guidance."""
+    def guided_batch(self, times: int = 1) -> dict[str, Tensor]:
+        """The rows of one doubled batch [negative of all, positive of all], or the positive rows without guidance.
+
+        Of `repeat(times)`, but in one copy, and without guidance and repetition in none.
+        """
         if self.negative is None:
-            return self.positive
-        n = len(self)
-        return {k: torch.cat([self.negative[k].expand(n, *v.shape[1:]), v]) for k, v in self.positive.items()}
+            return self.positive if times == 1 else self.repeat(times).positive
+        rows = times * len(self)
+        return {k: torch.cat([self.negative[k].expand(rows, *v.shape[1:]), *[v] * times]) for k, v in self.positive.items()}
 
 
 class Backend(ABC):
@@ -176,7 +179,7 @@ def per_points(condition: Condition, rows: int, cache: dict[int, dict[str, Tenso
         times, rest = divmod(rows, len(condition))
         if rest or not times:
             raise ValueError(f"{rows} rows for a condition of {len(condition)} images: expected a multiple")
-        cache[rows] = condition.repeat(times).guided_batch()
+        cache[rows] = condition.guided_batch(times)
     return cache[rows]
 
 

@@ -3,9 +3,21 @@
 import pytest
 import torch
 from tiny import CPU
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from backends import Condition, initial_noise
 from backends.base import guide, per_points
+
+
+class Copies(TorchDispatchMode):
+    """Counts the values written by operations that are no views of what they are given."""
+
+    values = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        made = operation(*args, **(kwargs or {}))
+        self.values += 0 if operation.is_view else made.numel()
+        return made
 
 
 def make(rows=3, guidance=4.0):
@@ -43,9 +55,24 @@ def test_select(indices):
     assert chosen.guidance_scale == 4.0
 
 
-def test_guided_batch():
-    assert numbers(make().repeat(2).guided_batch()) == [-1] * 6 + [0, 1, 2] * 2
-    assert numbers(make(guidance=1).guided_batch()) == [0, 1, 2]
+@pytest.mark.parametrize("guidance", [1, 4.0])
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_guided_batch(times, guidance):
+    """Of `times` points as of the repeated condition, which in turn is that of its rows."""
+    rows = make(guidance=guidance).guided_batch(times)
+    assert numbers(rows) == [-1] * 3 * times * (guidance != 1) + [0, 1, 2] * times
+    assert numbers(make(guidance=guidance).repeat(times).guided_batch()) == numbers(rows)
+
+
+def test_a_guided_batch_is_one_copy():
+    """Without guidance, of as many rows as the condition, none."""
+    alone, guided = make(guidance=1), make()
+    with Copies() as copies:
+        assert alone.guided_batch()["text"] is alone.positive["text"]
+    assert copies.values == 0
+    with Copies() as copies:
+        guided.guided_batch(2)
+    assert copies.values == 12 * (2 * 5 + 1)
 
 
 def test_per_points_keeps_the_batch_of_each_number_of_rows():
