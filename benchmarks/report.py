@@ -1,6 +1,7 @@
 """What all benchmarks share: paired statistics, a JSON file that says where it was measured."""
 
 import json
+import os
 import platform
 from datetime import date
 from pathlib import Path
@@ -35,9 +36,10 @@ def device_name(device: torch.device) -> str:
 
 
 def write_json(path: Path, settings: dict, rows: list[dict], device: torch.device) -> None:
-    """Settings, rows and the machine as JSON."""
+    """Settings, rows and the machine as JSON; with it what the environment tells the C library's allocator."""
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = {"device": device_name(device), "torch": torch.__version__, "diffusers": diffusers.__version__, "date": str(date.today())}
+    machine |= {name: value for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")}
     write_atomically(
         path, (json.dumps({"settings": settings, "machine": machine, "rows": rows}, indent=1, allow_nan=False) + "\n").encode()
     )

@@ -18,13 +18,14 @@ PARTS = {
     "pipelines": pipelines.summary,
     "compile": compile.summary,
 }
+KINDS = ("", "_full", "_cut", "_cut_kept")  # digits; full-size networks: whole, cut short, cut short with memory kept
 
 
 @click.command()
 @click.option("--results", type=click.Path(exists=True, file_okay=False, path_type=Path), default=RESULTS, show_default=True)
 def main(results: Path) -> None:
     """Print the summary of each result that the folder holds: of the digits, and of full-size networks, whole or cut short."""
-    for name, kind in [(name, kind) for kind in ("", "_full", "_cut") for name in PARTS]:
+    for name, kind in [(name, kind) for kind in KINDS for name in PARTS]:
         path = results / f"{name}{kind}.json"
         if path.is_file():
             found = json.loads(path.read_text())
