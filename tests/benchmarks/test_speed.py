@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from benchmarks import compile, families, memory, overhead, parallel, pipelines, points
 from benchmarks.families import condition_of, digits, full_size, network_of
 from benchmarks.parallel import ideal
+from benchmarks.report import write_json
 from benchmarks.timing import in_turn, ratio
 from solvers import Euler, Spec, UserError, sample
 
@@ -26,6 +27,19 @@ def rows_of(command, path: Path, *arguments: str) -> list[dict]:
     found = json.loads(path.read_text())
     assert found["machine"].keys() >= {"device", "torch", "date"}
     return found["rows"]
+
+
+def test_a_result_says_what_the_allocator_is_told(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    told = {"MALLOC_MMAP_THRESHOLD_": "1", "MALLOC_TRIM_THRESHOLD_": "2"}
+    for environment, expected in ({}, {}), (told | {"UNTOLD": "3"}, told):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        write_json(tmp_path / "result.json", {}, [], CPU)
+        machine = json.loads((tmp_path / "result.json").read_text())["machine"]
+        assert machine.items() >= expected.items()
+        assert machine.keys() == {"device", "torch", "diffusers", "date", *expected}
 
 
 def test_jobs_take_turns():
