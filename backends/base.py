@@ -194,16 +194,18 @@ class Told:
         self.known: dict[tuple[float, ...], tuple[Tensor, ...]] = {}
 
     def __call__(self, sigma: Tensor, rows: int) -> tuple[Tensor, ...]:
-        levels = sigma.double().cpu().expand(rows)
-        if levels.requires_grad:
-            return tuple(to_device(t, self.device) for t in self.tell(levels))
+        if sigma.requires_grad and torch.is_grad_enabled():
+            return self._place(sigma, rows)
         key = (rows, *sigma.reshape(-1).tolist())
         if key not in self.known:
             if len(self.known) >= self.limit:
                 self.known.clear()
             with torch.inference_mode(False), torch.no_grad():  # kept for callers that differentiate as well
-                self.known[key] = tuple(to_device(t, self.device) for t in self.tell(levels))
+                self.known[key] = self._place(sigma, rows)
         return self.known[key]
+
+    def _place(self, sigma: Tensor, rows: int) -> tuple[Tensor, ...]:
+        return tuple(to_device(t, self.device) for t in self.tell(sigma.double().cpu().expand(rows)))
 
 
 def network_times(sigma: Tensor) -> tuple[Tensor]:

@@ -55,6 +55,7 @@ class Flux(PipelineBackend):
         self._told = Told(network_times, self.device)
         self._embeddings = EmbeddingCache(self._embed, self.device)
         self._times: Tensor | None = None
+        self._places = FluxPipeline._prepare_latent_image_ids(1, *[pixels // factor // 2] * 2, self.device, self.dtype)
         pipe.transformer.time_text_embed.register_forward_pre_hook(self._exact_times)
 
     def networks(self):
@@ -85,26 +86,24 @@ class Flux(PipelineBackend):
         self.make_room()
         batches: dict[int, dict[str, Tensor]] = {}
         channels, height, width = self.latent_shape
-        places = FluxPipeline._prepare_latent_image_ids(1, height // 2, width // 2, self.device, self.dtype)
         words = torch.zeros(condition.positive["text"].shape[1], 3, device=self.device, dtype=self.dtype)
+        scale = torch.full((1,), condition.guidance_scale, device=self.device, dtype=torch.float32)
+        guided = self.pipe.transformer.config.guidance_embeds
 
         def velocity(x: Tensor, sigma: Tensor) -> Tensor:
             told = per_points(condition, len(x), batches)
             (times,) = self._told(sigma, len(x))
-            guidance = None
-            if self.pipe.transformer.config.guidance_embeds:
-                guidance = torch.full((len(x),), condition.guidance_scale, device=x.device, dtype=torch.float32)
             self._times = times
             try:
                 with self.compiling():
                     packed = self.pipe.transformer(
                         hidden_states=FluxPipeline._pack_latents(x.to(self.dtype), len(x), channels, height, width),
                         timestep=times / 1000,
-                        guidance=guidance,
+                        guidance=scale.expand(len(x)) if guided else None,
                         encoder_hidden_states=told["text"],
                         pooled_projections=told["pooled"],
                         txt_ids=words,
-                        img_ids=places,
+                        img_ids=self._places,
                         return_dict=False,
                     )[0]
             finally:

@@ -1,6 +1,8 @@
 """The one loop over steps, what a solver is, and the k-diffusion denoiser convention."""
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -36,8 +38,8 @@ def trajectory(solver: Solver, velocity: Velocity, x: Tensor, sigmas: Tensor) ->
     nodes descend and end at 0 or above; else ValueError.
     """
     sigmas = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")
-    known = sigmas.detach()
-    if known.ndim != 1 or len(known) < 2 or not known.isfinite().all() or (known.diff() >= 0).any() or known[-1] < 0:
+    levels = sigmas.tolist() if sigmas.ndim == 1 else []
+    if len(levels) < 2 or not all(map(isfinite, levels)) or any(b >= a for a, b in pairwise(levels)) or levels[-1] < 0:
         raise ValueError("nodes: expected at least 2 finite noise levels, strictly descending, none below 0")
     solver.check(sigmas)
     placed = solver.on(sigmas)
