@@ -144,14 +144,13 @@ class UniPC(Exponential):
         m0, s0 = past[0]
         start = self.half_log_snr(s0)
         h = self.half_log_snr(s_next) - start
-        ratios = [(self.half_log_snr(s) - start) / h for _, s in past[1:]]
-        differences = [(m - m0) / r for (m, _), r in zip(past[1:], ratios, strict=True)]
+        ratios, others = [(self.half_log_snr(s) - start) / h for _, s in past[1:]], [m for m, _ in past[1:]]
         if corrector is not None:
-            ratios, differences = [*ratios, 1.0], [*differences, corrector - m0]
+            ratios, others = [*ratios, 1.0], [*others, corrector]
         gain = self.alpha(s_next) * math.expm1(-h)
-        update = (s_next / s0) * x - gain * m0
-        for weight, difference in zip(_unipc_weights(tuple(ratios), h), differences, strict=True):
-            update = update - gain * weight * difference
+        update = torch.sub((s_next / s0) * x, m0, alpha=gain)
+        for weight, ratio, other in zip(_unipc_weights(tuple(ratios), h), ratios, others, strict=True):
+            update = torch.sub(update, other - m0, alpha=gain * weight / ratio)
         return update
 
 
