@@ -85,8 +85,9 @@ class _PlacedTableau(Solver):
 
 def _terms(row: Tensor) -> Terms:
     """The start's entry of a row, and those after it that are not 0; numbers, or tensors where they are learned."""
-    weights = row.unbind() if row.requires_grad else row.tolist()
-    return tuple((j, weights[j]) for j in [0, *(row[1:].nonzero()[:, 0] + 1).tolist()])
+    known = row.tolist()
+    weights = row.unbind() if row.requires_grad else known
+    return tuple((j, weights[j]) for j, value in enumerate(known) if j == 0 or value != 0)
 
 
 def _combine(terms: Terms, values: list[Tensor | None]) -> Tensor:
