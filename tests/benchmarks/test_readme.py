@@ -22,7 +22,7 @@ def figures(text: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", [*speed.PARTS, "overhead_cut", "points_cut", "pipelines_cut"])
+@pytest.mark.parametrize("name", [*speed.PARTS, "overhead_cut", "overhead_cut_kept", "points_cut", "pipelines_cut"])
 def test_what_a_speed_benchmark_prints_is_in_the_readme(name, tmp_path):
     (tmp_path / f"{name}.json").write_text((report.RESULTS / f"{name}.json").read_text())
     found = figures(printed(speed.main, "--results", str(tmp_path)))
