@@ -87,8 +87,9 @@ class Flux(PipelineBackend):
         batches: dict[int, dict[str, Tensor]] = {}
         channels, height, width = self.latent_shape
         words = torch.zeros(condition.positive["text"].shape[1], 3, device=self.device, dtype=self.dtype)
-        scale = torch.full((1,), condition.guidance_scale, device=self.device, dtype=torch.float32)
-        guided = self.pipe.transformer.config.guidance_embeds
+        guidance = None
+        if self.pipe.transformer.config.guidance_embeds:
+            guidance = torch.full((1,), condition.guidance_scale, device=self.device, dtype=torch.float32)
 
         def velocity(x: Tensor, sigma: Tensor) -> Tensor:
             told = per_points(condition, len(x), batches)
@@ -99,7 +100,7 @@ class Flux(PipelineBackend):
                     packed = self.pipe.transformer(
                         hidden_states=FluxPipeline._pack_latents(x.to(self.dtype), len(x), channels, height, width),
                         timestep=times / 1000,
-                        guidance=scale.expand(len(x)) if guided else None,
+                        guidance=None if guidance is None else guidance.expand(len(x)),
                         encoder_hidden_states=told["text"],
                         pooled_projections=told["pooled"],
                         txt_ids=words,
