@@ -33,7 +33,7 @@ def test_a_result_says_what_the_allocator_is_told(tmp_path, monkeypatch):
     for name in [name for name in os.environ if name.startswith("MALLOC_")]:
         monkeypatch.delenv(name)
     told = {"MALLOC_MMAP_THRESHOLD_": "1", "MALLOC_TRIM_THRESHOLD_": "2"}
-    for environment, expected in ({}, {}), (told | {"UNTOLD": "3"}, told):
+    for environment, expected in ({}, {}), (told | {"MALLOCATED": "3"}, told):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         write_json(tmp_path / "result.json", {}, [], CPU)

@@ -163,3 +163,12 @@ def test_a_solver_without_evaluations_has_an_empty_tableau():
     tableau = compile_tableau(Euler(afs=True), torch.tensor([2.0, 1.0]))
     assert (tableau.depth, tableau.evaluations) == (0, 0)
     assert tableau.output.item() == pytest.approx(1 - 1 / 5**0.5)
+
+
+def test_a_row_without_any_weight_is_0():
+    """A stage at the origin: x1 = (velocity at 0) = 3."""
+    tableau = Tableau(
+        torch.ones(1, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64), torch.tensor([0.0, 1.0]).double(), ((0,),)
+    )
+    found = sample(tableau, lambda x, sigma: x + 3, torch.full((1, 2), 5.0), torch.tensor([1.0, 0.5]))
+    assert found.tolist() == [[3.0, 3.0]]
