@@ -8,7 +8,7 @@ import click
 from torch import Tensor
 
 import backends
-from backends import SCHEDULES, check_backend, load_backend
+from backends import SCHEDULES, check_backbone_known, check_backend, load_backend
 from backends.distributed import Ranks, process_group, tell_of_sigterm
 from backends.points import Points
 from backends.prompts import parse_seeds, read_prompts
@@ -90,7 +90,7 @@ def settle(choice: Choice, predictor: Predictor | None, path: Path | None) -> Sp
         config["model_name_or_path"] = choice.model_path
     return replace(
         recorded,
-        backend=choice.backend or recorded.backend or "digits",
+        backend=choice.backend or recorded.backend or ("digits" if predictor is None else None),
         backend_config=config,
         num_steps=choice.num_steps or recorded.num_steps,
         schedule_type=choice.schedule or recorded.schedule_type,
@@ -115,6 +115,8 @@ def decide(choice: Choice) -> Decision:
     path = None if choice.predictor_path is None else resolve_predictor_path(choice.predictor_path)
     predictor = None if path is None else load_predictor(path)
     name = ALIASES.get(choice.solver, choice.solver)
+    if predictor is not None and (name == "epd" or choice.backend is None):
+        check_backbone_known(predictor.spec, path)
     spec = settle(replace(choice, solver=name), predictor, path)
     if name == "epd":
         if predictor is None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from backends import check_backbone_known
 from backends.prompts import parse_seeds
 from generation import Output
 from sample import Choice, produce
@@ -51,7 +52,9 @@ def family_command(family: str, title: str, seeds: str, batch: int, outdir: str,
         if predictor is None:
             choice = replace(choice, backend=family)
         else:
-            spec = load_predictor(resolve_predictor_path(predictor)).spec
+            path = resolve_predictor_path(predictor)
+            spec = load_predictor(path).spec
+            check_backbone_known(spec, path)
             made_for = spec.backend_config.get("family", "ldm") if spec.backend == "digits" else spec.backend
             if made_for != family:
                 raise UserError(f"--predictor {predictor} was made for {made_for}, but this command is for {family}; use sample.py")

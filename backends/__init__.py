@@ -19,7 +19,18 @@ DTYPES = {
     "bf16": torch.bfloat16,
 }
 
-__all__ = ["DTYPES", "NAMES", "SCHEDULES", "Backend", "BackendError", "Condition", "check_backend", "initial_noise", "load_backend"]
+__all__ = [
+    "DTYPES",
+    "NAMES",
+    "SCHEDULES",
+    "Backend",
+    "BackendError",
+    "Condition",
+    "check_backbone_known",
+    "check_backend",
+    "initial_noise",
+    "load_backend",
+]
 
 
 def load_backend(spec: Spec, device: torch.device | str, dtype: torch.dtype | str | None = None) -> Backend:
@@ -42,9 +53,22 @@ def load_backend(spec: Spec, device: torch.device | str, dtype: torch.dtype | st
     return import_module(f".{family}", __package__).load(config, device, number_type, name)
 
 
+def check_backbone_known(spec: Spec, source: object) -> None:
+    """Refuse a predictor of a backbone that is not among ours, which only a denoiser of the user's own can sample; `source` is its file."""
+    foreign = spec.backend is None and spec.dataset_name not in (None, "ms_coco", "digits")
+    if foreign or spec.backend not in (None, *NAMES):
+        backbone = "no backbone" if spec.backend is None else f"backbone {spec.backend!r}"
+        raise BackendError(
+            f"{source} was made for dataset {spec.dataset_name!r} and records {backbone}, expected one of {', '.join(NAMES)}; sample it "
+            "with your own denoiser: load_predictor, nodes, velocity_from_denoiser and sample, as README shows under 'As a library'"
+        )
+
+
 def check_backend(spec: Spec) -> tuple[str, dict]:
     """The family of a spec's backbone and its options, found good without loading weights; an unknown name or option: BackendError."""
     name, config = spec.backend, {k: v for k, v in spec.backend_config.items() if v is not None}
+    if name is None:
+        raise BackendError(f"the backbone is not named: expected one of {', '.join(NAMES)}")
     if name not in NAMES:
         raise BackendError(f"backend {name!r}: expected one of {', '.join(NAMES)}")
     if name == "gaussian":

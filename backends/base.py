@@ -8,10 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from solvers import NoiseSchedule, Spec, UserError, discrete, flowmatch, logsnr, polynomial, time_uniform
+from solvers import SCHEDULES, NoiseSchedule, Spec, UserError, discrete, flowmatch, schedule_nodes
 from solvers.sampling import to_device
-
-SCHEDULES = ("polynomial", "logsnr", "time_uniform", "discrete", "flowmatch")
 
 
 class BackendError(UserError):
@@ -130,19 +128,11 @@ class Backend(ABC):
             return discrete(spec.num_steps, self.noise_schedule)
         if kind == "flowmatch" and (self.flow_shift is not None or self.flow_mu is not None):
             return self._flow_nodes(spec)
-        ends = (
-            self.sigma_min if spec.sigma_min is None else spec.sigma_min,
-            self.sigma_max if spec.sigma_max is None else spec.sigma_max,
-        )
-        rho = {} if spec.schedule_rho is None else {"rho": spec.schedule_rho}
-        if kind == "polynomial":
-            return polynomial(spec.num_steps, *ends, **rho)
-        if kind == "logsnr":
-            return logsnr(spec.num_steps, *ends)
-        if kind == "time_uniform":
-            return time_uniform(spec.num_steps, *ends, **rho)
-        flow = self.noise_schedule is None
-        fitting = [name for name in SCHEDULES if name != ("discrete" if flow else "flowmatch")]
+        if kind in ("polynomial", "logsnr", "time_uniform"):
+            low = self.sigma_min if spec.sigma_min is None else spec.sigma_min
+            high = self.sigma_max if spec.sigma_max is None else spec.sigma_max
+            return schedule_nodes(kind, spec.num_steps, low, high, spec.schedule_rho)
+        fitting = [name for name in SCHEDULES if name != ("discrete" if self.noise_schedule is None else "flowmatch")]
         raise BackendError(f"schedule {kind!r} does not fit backend {self.name!r}: expected one of {', '.join(fitting)}")
 
     def nodes_note(self, spec: Spec, recorded: Tensor) -> str | None:

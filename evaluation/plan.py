@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from backends import check_backend
+from backends import check_backbone_known, check_backend
 from backends.digits.data import ALL_LABELS, evaluation_prompts
 from backends.prompts import parse_seeds, read_prompts
 from solvers import (
@@ -153,6 +153,7 @@ def label_of(path: Path) -> str:
 def check_made_for(preset: Preset, name: str, predictor: Predictor, path: Path) -> None:
     """Refuse a predictor of another backbone, or one that names an unknown option of it."""
     spec = predictor.spec
+    check_backbone_known(spec, path)
     wanted = {"backend": preset.backend} | preset.config
     found = {"backend": spec.backend} | ({"family": "ldm"} if spec.backend == "digits" else {}) | spec.backend_config
     for key, value in wanted.items():

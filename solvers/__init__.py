@@ -6,7 +6,7 @@ from .errors import UserError
 from .multi_step import IPNDM, DPMpp, UniPC
 from .predictor import Predictor, PredictorError, Spec, load_predictor, resolve_predictor_path, save_predictor
 from .sampling import FINISHES, Solver, denoiser_from_velocity, sample, trajectory, velocity_from_denoiser
-from .schedules import NoiseSchedule, discrete, flowmatch, logsnr, polynomial, time_uniform
+from .schedules import SCHEDULES, NoiseSchedule, discrete, flowmatch, logsnr, polynomial, schedule_nodes, time_uniform
 from .single_step import DPM, DPM2, Euler, Heun
 from .table import SolverTable
 from .tableau import Tableau, compile_tableau
@@ -18,6 +18,7 @@ __all__ = [
     "EPD",
     "FINISHES",
     "IPNDM",
+    "SCHEDULES",
     "DPMpp",
     "Euler",
     "Heun",
@@ -43,6 +44,7 @@ __all__ = [
     "resolve_predictor_path",
     "sample",
     "save_predictor",
+    "schedule_nodes",
     "time_uniform",
     "trajectory",
     "velocity_from_denoiser",

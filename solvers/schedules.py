@@ -116,3 +116,18 @@ def _interpolate(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
     i = torch.searchsorted(knots, x.detach().contiguous()).clamp(1, len(knots) - 1)
     slope = (values[i] - values[i - 1]) / (knots[i] - knots[i - 1])
     return values[i - 1] + slope * (x - knots[i - 1])
+
+
+SCHEDULES = ("polynomial", "logsnr", "time_uniform", "discrete", "flowmatch")
+
+
+def schedule_nodes(kind: str, num_steps: int, sigma_min: float, sigma_max: float, rho: float | None = None) -> Tensor:
+    """The nodes [num_steps] of a schedule that its two ends decide: polynomial, logsnr or time_uniform; another: ValueError."""
+    warp = {} if rho is None else {"rho": rho}
+    if kind == "polynomial":
+        return polynomial(num_steps, sigma_min, sigma_max, **warp)
+    if kind == "logsnr":
+        return logsnr(num_steps, sigma_min, sigma_max)
+    if kind == "time_uniform":
+        return time_uniform(num_steps, sigma_min, sigma_max, **warp)
+    raise ValueError(f"schedule {kind!r}: its ends do not decide its nodes; expected polynomial, logsnr or time_uniform")

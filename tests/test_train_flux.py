@@ -49,7 +49,7 @@ def test_what_is_missing_is_said_before_anything_starts(tmp_path):
     done = train(tmp_path)
     assert done.returncode == 2
     assert "start.pkl" in done.stderr
-    done = train(tmp_path, FLUX_SNAPSHOT_PATH=str(ROOT / "exps" / "flux" / "flux-start.pkl"), FLUX_MODEL_PATH="", HF_HUB_OFFLINE="1")
+    done = train(tmp_path, FLUX_SNAPSHOT_PATH=str(ROOT / "exps" / "flux" / "start.pkl"), FLUX_MODEL_PATH="", HF_HUB_OFFLINE="1")
     assert done.returncode == 2
     assert "weights black-forest-labs/FLUX.1-dev: missing" in done.stdout
     assert not (tmp_path / "exps").exists()

@@ -55,20 +55,20 @@ def starts() -> list[Start]:
     sd, sd3, flux = discrete(11, noise), flowmatch(11, shift=3.0), flowmatch(9, mu=1.15)
     digits = discrete(6, noise)
     table = [
-        Start("digits/digits-start.pkl", spec(6, "digits", {}, 7.5, "discrete", digits), digits),
-        Start("sd15/sd15-start.pkl", spec(11, "ldm", {"model_name_or_path": SD15}, 7.5, "discrete", sd), sd),
+        Start("digits/start.pkl", spec(6, "digits", {}, 7.5, "discrete", digits), digits),
+        Start("sd15/start.pkl", spec(11, "ldm", {"model_name_or_path": SD15}, 7.5, "discrete", sd), sd),
     ]
     twins = flowmatch(6, shift=DIGITS_SHIFT), flowmatch(6, mu=DIGITS_MU)
     shifts = {"flowmatch_shift": DIGITS_SHIFT}, {"flowmatch_mu": DIGITS_MU}
     for family, guidance, nodes, shift in zip(("sd3", "flux"), (4.5, 3.5), twins, shifts, strict=True):
-        path = f"digits-{family}/digits-{family}-start.pkl"
+        path = f"digits-{family}/start.pkl"
         table.append(Start(path, spec(6, "digits", {"family": family}, guidance, "flowmatch", nodes, **shift), nodes))
     for resolution in (512, 1024):
         config = {"model_name_or_path": SD3, "resolution": resolution}
-        path = f"sd3-{resolution}/sd3-{resolution}-start.pkl"
+        path = f"sd3-{resolution}/start.pkl"
         table.append(Start(path, spec(11, "sd3", config, 4.5, "flowmatch", sd3, flowmatch_shift=3.0), sd3))
     config = {"model_name_or_path": FLUX, "resolution": 1024}
-    table.append(Start("flux/flux-start.pkl", spec(9, "flux", config, 3.5, "flowmatch", flux, flowmatch_mu=1.15), flux))
+    table.append(Start("flux/start.pkl", spec(9, "flux", config, 3.5, "flowmatch", flux, flowmatch_mu=1.15), flux))
     return table
 
 

@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import pickle
-import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -17,16 +15,17 @@ from torch import Tensor
 from ..epd import EPD
 from ..files import write_atomically
 from ..sampling import Solver
+from ..schedules import flowmatch, schedule_nodes
 from ..table import SolverTable
 from ..tableau import Tableau, compile_tableau
+from .options import MACHINE, SECRETS
+from .paths import resolve_predictor_path, tables_in
 from .published import read_published
 from .reading import PredictorError, check_size, read_pickle
 
 FORMAT = "epd-predictor/1"
-SECRETS = ("token", "api_key", "apikey", "access_key", "authorization", "password", "secret")  # ends of names
-MACHINE_OPTIONS = ("compile", "offload")  # of the backend: how a machine runs it, never what a table was made for
 
-__all__ = ["FORMAT", "Predictor", "PredictorError", "Spec", "load_predictor", "resolve_predictor_path", "save_predictor"]
+__all__ = ["FORMAT", "Predictor", "PredictorError", "Spec", "load_predictor", "resolve_predictor_path", "save_predictor", "tables_in"]
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,34 @@ class Predictor:
     spec: Spec
     sigmas: Tensor | None = None
     provenance: dict = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What its reader left out of a published file, in words for the user; never saved."""
 
     def solver(self, parallel: bool = True, max_batch: int | None = None) -> Solver:
         """The solver that this predictor describes."""
         if isinstance(self.table, Tableau):
             return self.table
         return EPD(self.table, self.spec.afs, self.spec.max_order, parallel, max_batch)
+
+    def nodes(self, sigma_min: float | None = None, sigma_max: float | None = None) -> Tensor:
+        """Its nodes [num_steps] for a denoiser of one's own: those it holds, else its schedule's from sigma_max to sigma_min.
+
+        The ends are the recorded ones by default. A schedule that needs more than its ends (discrete, or flowmatch without a
+        shift), or ends that are neither given nor recorded: PredictorError.
+        """
+        if self.sigmas is not None:
+            return self.sigmas
+        spec, steps = self.spec, self.table.num_intervals + 1
+        if spec.schedule_type == "flowmatch" and (spec.flowmatch_mu, spec.flowmatch_shift) != (None, None):
+            mu = spec.flowmatch_mu
+            return flowmatch(steps, shift=spec.flowmatch_shift) if mu is None else flowmatch(steps, mu=mu)
+        low, high = spec.sigma_min if sigma_min is None else sigma_min, spec.sigma_max if sigma_max is None else sigma_max
+        if low is None or high is None:
+            raise PredictorError("the nodes: neither sigma_min and sigma_max are given, nor does the predictor record them")
+        try:
+            return schedule_nodes(spec.schedule_type or "none", steps, low, high, spec.schedule_rho)
+        except ValueError as error:
+            raise PredictorError(f"the nodes: {error}, or make them with solvers.discrete or solvers.flowmatch") from None
 
     def cost(self, finish: str = "none") -> Tableau:
         """The compiled tableau, off which depth and evaluations are read; they do not depend on the nodes."""
@@ -159,8 +180,8 @@ def _tableau(parts: Any) -> Tableau:
     return Tableau(sigmas, stages, output, tuple(map(tuple, levels)))
 
 
-def _from_published(arrays: dict[str, Tensor], values: dict, provenance: dict) -> Predictor:
-    return checked(Predictor(SolverTable(**arrays), spec_from(values), None, plain(provenance, "provenance")))
+def _from_published(arrays: dict[str, Tensor], values: dict, provenance: dict, notes: tuple[str, ...]) -> Predictor:
+    return checked(Predictor(SolverTable(**arrays), spec_from(values), None, plain(provenance, "provenance"), notes))
 
 
 def checked(predictor: Predictor) -> Predictor:
@@ -199,7 +220,7 @@ def spec_from(values: Any) -> Spec:
         checked_values[name] = plain(value, f"spec.{name}")
     if "backend_config" in checked_values:
         config = checked_values["backend_config"]
-        checked_values["backend_config"] = {k: v for k, v in config.items() if k not in MACHINE_OPTIONS}
+        checked_values["backend_config"] = {k: v for k, v in config.items() if k not in MACHINE}
     return Spec(**checked_values)
 
 
@@ -243,39 +264,3 @@ def plain(value: Any, name: str, depth: int = 0) -> Any:
     if value is None or type(value) in (str, int, float, bool):
         return value
     raise PredictorError(f"{name} holds a {type(value).__name__}, expected plain data")
-
-
-def resolve_predictor_path(text: str, exps: str | Path = "exps") -> Path:
-    """The predictor file meant by a file, a folder, either of them under `exps`, or the number of a folder there.
-
-    In a folder: its best export where a run named one, else the newest by the number at the end of its name, else the
-    only .pkl file that it holds.
-    """
-    places = [Path(text)] if Path(text).is_absolute() else [Path(text), Path(exps) / text]
-    for place in places:
-        if os.path.isfile(place):
-            return place
-        if os.path.isdir(place):
-            return _in_folder(place)
-    if text.isdecimal() and Path(exps).is_dir():
-        runs = sorted(p for p in Path(exps).iterdir() if p.is_dir() and p.name.split("-")[0].isdecimal())
-        runs = [p for p in runs if int(p.name.split("-")[0]) == int(text)]
-        if runs:
-            return _in_folder(runs[-1])
-    tried = ", ".join(map(str, places)) + (f", folders {Path(exps) / text}-*" if text.isdecimal() else "")
-    raise PredictorError(f"predictor {text!r} not found (looked for {tried}); give a .pkl file, a run folder or a name under {exps}")
-
-
-def _in_folder(folder: Path) -> Path:
-    for name in ("export/network-snapshot-export-best.pkl", "network-snapshot-export-best.pkl"):
-        if (folder / name).is_file():
-            return folder / name
-    for pattern in ("export/network-snapshot-export-*.pkl", "network-snapshot-export-*.pkl", "network-snapshot-*.pkl"):
-        numbered = [(int(m[1]), p.name, p) for p in folder.glob(pattern) if (m := re.search(r"(\d+)\.pkl$", p.name))]
-        if numbered:
-            return max(numbered)[2]
-    found = sorted(folder.glob("*.pkl"))
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(p.name for p in found)
-    raise PredictorError(f"{folder} holds " + (f"several predictors: {names}; name one of them" if found else "no predictor (.pkl)"))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .options import map_published
 from .reading import MALFORMED, Persistent, PredictorError, SafeUnpickler, StoredBytes, StoredTensor, check_size, checked_load
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -30,8 +31,8 @@ SPEC_KEYS = (
 PROVENANCE_KEYS = ("sampler_stu", "sampler_tea", "M", "alpha", "img_resolution", "predict_x0", "lower_order_final", "fcn")
 
 
-def read_published(document: Any) -> tuple[dict[str, Tensor], dict, dict]:
-    """Table arrays, spec values and provenance of a published predictor ({"model": ...}, anything beside it ignored)."""
+def read_published(document: Any) -> tuple[dict[str, Tensor], dict, dict, tuple[str, ...]]:
+    """Table arrays, spec values, provenance and notes of a published predictor ({"model": ...}, anything beside it ignored)."""
     model = document.get("model") if isinstance(document, dict) else None
     meta = model.meta if isinstance(model, Persistent) else None
     state = meta.get("state") if isinstance(meta, dict) else None
@@ -41,12 +42,11 @@ def read_published(document: Any) -> tuple[dict[str, Tensor], dict, dict]:
     if student not in ("epd", "ipndm"):
         raise PredictorError(f"sampler_stu is {brief(student)}, expected 'epd' or 'ipndm'")
     values = {k: state[k] for k in SPEC_KEYS if state.get(k) is not None}
-    if "backend" not in values and state.get("dataset_name") == "ms_coco":
-        values["backend"] = "ldm"  # files from before the key existed
     values["max_order"] = (state.get("max_order") or 4) if student == "ipndm" else 1
     provenance = {"format": "published"} | {k: state[k] for k in PROVENANCE_KEYS if state.get(k) is not None}
     check_size([values, provenance])
-    return decode_table(state), values, provenance
+    values, notes = map_published(values, state.get("img_resolution"))
+    return decode_table(state), values, provenance, notes
 
 
 def decode_table(state: dict) -> dict[str, Tensor]:

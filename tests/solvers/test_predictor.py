@@ -347,7 +347,7 @@ def touch(path):
 
 def test_a_file_or_the_newest_of_a_run_folder(tmp_path):
     run = tmp_path / "run"
-    only = touch(run / "best.pkl")
+    only = touch(run / "table.pkl")
     assert resolve_predictor_path(str(only)) == only
     assert resolve_predictor_path(str(run)) == only
     newest = [touch(run / f"network-snapshot-{n}.pkl") for n in ("000009", "10", "2")][1]

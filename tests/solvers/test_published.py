@@ -161,9 +161,9 @@ def test_double_storages(tmp_path):
 
 def test_tokens_are_dropped(tmp_path):
     inner = {"use_auth_token": "hf_3", "keep": [1, {"api_key": "hf_4"}]}
-    config = {"resolution": 512, "token": "hf_1", "Hub_Token": "hf_2", "inner": inner}
+    config = {"variant": "fp16", "token": "hf_1", "Hub_Token": "hf_2", "pipeline_kwargs": inner}
     predictor = load_predictor(write_published(tmp_path / "p.pkl", raw_arrays(), backend_config=config))
-    assert predictor.spec.backend_config == {"resolution": 512, "inner": {"keep": [1, {}]}}
+    assert predictor.spec.backend_config == {"variant": "fp16", "pipeline_kwargs": {"keep": [1, {}]}}
     save_predictor(predictor, tmp_path / "q.pkl")
     assert b"hf_" in (tmp_path / "p.pkl").read_bytes()
     assert b"hf_" not in (tmp_path / "q.pkl").read_bytes()
@@ -209,7 +209,7 @@ def test_conversion_is_exact_and_plain(tmp_path, options):
         ({"sigma_min": float("inf")}, "spec.sigma_min"),
         ({"guidance_rate": "7.5\n"}, "spec.guidance_rate"),
         ({"backend_config": [1]}, "spec.backend_config"),
-        ({"backend_config": {"a": {1, 2}}}, "spec.backend_config.a"),
+        ({"backend_config": {"variant": {1, 2}}}, "spec.backend_config.variant"),
         ({"sampler_stu": "ipndm", "max_order": 9}, "order 9"),
         ({"img_resolution": b"512"}, "provenance.img_resolution"),
         ({"num_steps": raw_arrays()["r_params"]}, "spec.num_steps"),

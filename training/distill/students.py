@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from backends import check_backbone_known
 from solvers import EPD, Predictor, Solver, SolverTable, Spec, Tableau, compile_tableau, load_predictor, resolve_predictor_path
 
 from ..config import ConfigError
@@ -58,6 +59,7 @@ def load_start(config: DistillConfig) -> tuple[Predictor, str] | None:
     path = resolve_predictor_path(student.start)
     predictor = load_predictor(path)
     spec = predictor.spec
+    check_backbone_known(spec, path)
     facts = [("backend.name", config.backend.name, spec.backend)]
     if student.kind == "table":
         if isinstance(predictor.table, Tableau):

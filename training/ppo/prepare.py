@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from backends import Backend, check_backend
+from backends import Backend, check_backbone_known, check_backend
 from backends.distributed import Ranks
 from rewards import check_reward, load_reward
 from solvers import Predictor, Spec, Tableau, load_predictor, resolve_predictor_path
@@ -18,16 +18,18 @@ from .rollout import Scorer
 from .trainer import Trainer
 
 EVALUATION_SEED = 3_000_000
+START_KINDS = ("distilled", "start", "best")  # of a folder of tables, what RDPO starts from
 
 
 def load_start(config: RDPOConfig) -> tuple[Predictor, str]:
     """The start table and what to call it; one that does not say its backend, or a tableau: ConfigError."""
-    path = resolve_predictor_path(config.data.predictor_snapshot)
+    path = resolve_predictor_path(config.data.predictor_snapshot, kinds=START_KINDS)
     predictor = load_predictor(path)
     if isinstance(predictor.table, Tableau):
         raise ConfigError(
             f"data.predictor_snapshot {path} holds a tableau; RDPO learns tables: choose one distilled with student.kind: table"
         )
+    check_backbone_known(predictor.spec, path)
     return predictor, f"{path.name} sha256:{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]}"
 
 
