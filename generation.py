@@ -87,6 +87,12 @@ class Output:
     subdirs: bool = True
     grid: bool = False
     return_inters: bool = False
+    pair_by_position: bool = False
+    """Prompts pair with the positions of seeds in their list, not with the seeds themselves (modulo the number of prompts)."""
+
+    def prompt(self, prompts: Sequence[str], position: int, seed: int) -> str:
+        """The prompt of a seed; by seed, a job that is split over ranges of seeds makes the same images."""
+        return prompts[(position if self.pair_by_position else seed) % len(prompts)]
 
     def name(self, seed: int) -> str:
         """File name of a seed's image, relative to outdir."""
@@ -104,7 +110,7 @@ class Output:
 def generate(sampler: Sampler, prompts: Sequence[str], seeds: Sequence[int], output: Output, ranks: Ranks) -> int:
     """Write the image of each seed and the manifest; returns how many images this rank made.
 
-    Prompts pair with seeds by position and repeat. Batches are fixed by position in the seed list and shared out
+    Prompts pair with seeds as `output` says and repeat. Batches are fixed by position in the seed list and shared out
     whole over the ranks, unless these share out the points of each level (Sampler.points): then all make each batch,
     and rank 0 writes it. One that is complete is skipped, an incomplete one is made again as a whole, so that a run that
     was interrupted ends in the very same files.
@@ -113,7 +119,7 @@ def generate(sampler: Sampler, prompts: Sequence[str], seeds: Sequence[int], out
     with exclusive(output.outdir) if ranks.rank == 0 else nullcontext():
         settings = sampler.settings()
         manifest = Manifest(output.outdir, ranks.rank, settings)
-        records = [{"file": output.name(s), "seed": s, "prompt": prompts[i % len(prompts)]} | settings for i, s in enumerate(seeds)]
+        records = [{"file": output.name(s), "seed": s, "prompt": output.prompt(prompts, i, s)} | settings for i, s in enumerate(seeds)]
         batches = [records[i : i + output.batch] for i in range(0, len(records), output.batch)]
         missing = [i for i, batch in enumerate(batches) if not complete(manifest, i, batch, output, sampler.steps)]
         ranks.barrier()  # every rank has read the parts of an earlier run

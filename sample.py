@@ -11,7 +11,7 @@ import backends
 from backends import SCHEDULES, check_backbone_known, check_backend, load_backend
 from backends.distributed import Ranks, process_group, tell_of_sigterm
 from backends.points import Points
-from backends.prompts import parse_seeds, read_prompts
+from backends.prompts import COCO, parse_seeds, read_prompts
 from generation import Output, Sampler, generate
 from sample_options import ALIASES, BATCH_HELP, SEEDS_HELP, SWITCH, EitherSpelling, sampling_options
 from solvers import (
@@ -26,7 +26,8 @@ from solvers import (
     num_steps_for_depth,
     resolve_predictor_path,
 )
-from solvers.errors import run_command
+from solvers.errors import note, run_command
+from solvers.predictor.options import lift_options
 
 
 @dataclass(frozen=True)
@@ -49,20 +50,26 @@ class Choice:
     offload: bool = False
 
 
-def choose_prompts(prompt: str | None, prompt_file: Path | None, backend: str) -> list[str]:
-    """The prompts of the command line; the digits backbone has its own for want of any."""
-    if prompt is not None and prompt_file is not None:
-        raise UserError("--prompt and --prompt-file: give one of the two")
+def choose_prompts(prompt: str | None, prompt_file: Path | None, spec: Spec, empty: bool) -> list[str]:
+    """The prompts of the command line; for want of any the digits', the COCO captions where they are there, or the `empty` one."""
     if prompt is not None:
+        if prompt_file is not None:
+            note(f"--prompt is given: --prompt-file {prompt_file} is not read")
         if not prompt.isprintable() and any("\ud800" <= c <= "\udfff" for c in prompt):
             raise UserError(f"--prompt {prompt!a}: not UTF-8 text")
         return [prompt]
     if prompt_file is not None:
         return read_prompts(prompt_file, "--prompt-file")
-    if backend == "digits":
+    if spec.backend == "digits":
         from backends.digits.data import ALL_LABELS, evaluation_prompts
 
         return evaluation_prompts(len(ALL_LABELS))
+    if empty:
+        note("neither --prompt nor --prompt-file is given: the empty prompt is used")
+        return [""]
+    if spec.dataset_name == "ms_coco" and COCO.is_file():
+        note(f"neither --prompt nor --prompt-file is given: the captions of {COCO} are used")
+        return read_prompts(COCO, "--prompt-file")
     raise UserError("no prompts: give --prompt TEXT or --prompt-file FILE")
 
 
@@ -75,8 +82,10 @@ def agree(name: str, asked: object, recorded: object, path: Path | None) -> None
 def settle(choice: Choice, predictor: Predictor | None, path: Path | None) -> Spec:
     """One spec: the command line over what the predictor recorded; a contradiction is an error that names both."""
     recorded = Spec() if predictor is None else predictor.spec
-    asked = choice.backend_config or {}
+    asked, of_schedule = lift_options(choice.backend_config or {})
     if choice.solver == "epd":
+        for key, value in of_schedule.items():
+            agree(f"--backend-config {key}", value, vars(recorded)[key], path)
         agree("--backend", choice.backend, recorded.backend, path)
         for key in ("family", "resolution"):
             agree(key, asked.get(key), recorded.backend_config.get(key), path)
@@ -90,6 +99,7 @@ def settle(choice: Choice, predictor: Predictor | None, path: Path | None) -> Sp
         config["model_name_or_path"] = choice.model_path
     return replace(
         recorded,
+        **of_schedule,
         backend=choice.backend or recorded.backend or ("digits" if predictor is None else None),
         backend_config=config,
         num_steps=choice.num_steps or recorded.num_steps,
@@ -108,6 +118,7 @@ class Decision:
     path: Path | None = None
     sigmas: Tensor | None = None
     fixed_nodes: bool = False  # not learned: the schedule's own
+    notes: tuple[str, ...] = ()
 
 
 def decide(choice: Choice) -> Decision:
@@ -125,7 +136,8 @@ def decide(choice: Choice) -> Decision:
             raise UserError("--steps-match fits a baseline to the predictor; choose a --solver other than epd")
         learned = predictor.provenance.get("learned_sigmas") or isinstance(predictor.table, Tableau)
         name = "tableau" if isinstance(predictor.table, Tableau) else name
-        found = Decision(spec, predictor.solver(), name, path, predictor.sigmas, predictor.sigmas is not None and not learned)
+        fixed = predictor.sigmas is not None and not learned
+        found = Decision(spec, predictor.solver(), name, path, predictor.sigmas, fixed, predictor.notes)
     else:
         found = Decision(match_steps(choice, spec, predictor, name), BASELINES[name], name)
     check_backend(found.spec)
@@ -170,11 +182,11 @@ def match_steps(choice: Choice, spec: Spec, predictor: Predictor | None, name: s
 
 
 @click.command(cls=EitherSpelling)
-@click.option("--predictor-path", help="Learned table: a .pkl, a run folder, a name or number under exps.")
+@click.option("--predictor-path", "--predictor", help="Learned table: a .pkl, a run folder, a name or number under exps.")
 @click.option("--backend", type=click.Choice(backends.NAMES), help="Backbone; the predictor's by default, else digits.")
-@click.option("--model-path", help="Folder, hub id, or single .safetensors/.ckpt file of the backbone.")
+@click.option("--model-path", "--model-id", help="Folder, hub id, or single .safetensors/.ckpt file of the backbone.")
 @click.option("--seeds", default="0-63", show_default=True, help=SEEDS_HELP)
-@click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help=BATCH_HELP)
+@click.option("--batch", "--max-batch-size", type=click.IntRange(1), default=64, show_default=True, help=BATCH_HELP)
 @click.option("--schedule", type=click.Choice(SCHEDULES), help="How nodes are made, for a baseline.")
 @sampling_options
 @click.option("--use-fp16", **SWITCH, help="The same as --dtype float16.")
@@ -192,14 +204,19 @@ def main(seeds, prompt, prompt_file, batch, device, use_fp16, outdir, subdirs, g
 
 
 def produce(choice: Choice, seeds: list[int], told: tuple[str | None, Path | None], device: str | None, output: Output) -> None:
-    """Make the images of a command line and say what they cost; `told` is its prompt or its file of prompts."""
+    """Make the images of a command line and say what they cost; `told` is its prompt or its file of prompts.
+
+    Where prompts pair by position, as in the command lines of one family, the empty prompt stands in for none.
+    """
     if choice.guidance is not None and not math.isfinite(choice.guidance):
         raise UserError(f"--guidance {choice.guidance}: expected a finite number")
     with process_group(device) as ranks:
         if ranks.world > 1:
             tell_of_sigterm()
         decision = decide(choice)
-        prompts = choose_prompts(*told, decision.spec.backend)
+        for text in decision.notes:
+            note(f"{decision.path}: {text}")
+        prompts = choose_prompts(*told, decision.spec, output.pair_by_position)
         sampler = make_sampler(decision, choice, ranks)
         cost = sampler.cost
         name = f"{sampler.solver_name}-depth{cost.depth}-evals{cost.evaluations}"
@@ -207,7 +224,8 @@ def produce(choice: Choice, seeds: list[int], told: tuple[str | None, Path | Non
         if ranks.rank == 0:
             rows = "2 rows" if sampler.guidance_rows == 2 else "1 row"
             guided = "" if sampler.guidance_scale == 1 else f", guidance {sampler.guidance_scale:g} (each evaluation on {rows})"
-            click.echo(f"{sampler.solver_name}: serial depth {cost.depth}, {cost.evaluations} evaluations an image{guided}")
+            source = "" if decision.path is None else f" from {decision.path}"
+            click.echo(f"{sampler.solver_name}{source}: serial depth {cost.depth}, {cost.evaluations} evaluations an image{guided}")
         generate(sampler, prompts, seeds, output, ranks)
         if ranks.rank == 0:
             click.echo(f"{len(seeds)} images in {output.outdir}")

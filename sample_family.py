@@ -13,7 +13,7 @@ from sample_options import BATCH_HELP, SEEDS_HELP, EitherSpelling, sampling_opti
 from solvers import UserError, load_predictor, resolve_predictor_path
 
 
-def family_command(family: str, title: str, seeds: str, batch: int, outdir: str, exps: dict[int, str], check=None) -> click.Command:
+def family_command(family: str, title: str, seeds: str, batch_size: int, outdir: str, exps: dict[int, str], check=None) -> click.Command:
     """The command line of one family: sample.py's, with the family's defaults and fewer options.
 
     `exps` holds the default predictor of each resolution, the first one the default; `check` says what is missing.
@@ -24,7 +24,7 @@ def family_command(family: str, title: str, seeds: str, batch: int, outdir: str,
     @click.option("--model-path", "--model-id", help="Folder or hub id of the backbone.")
     @click.option("--resolution", type=click.IntRange(1), help="Pixels a side; the predictor's by default.")
     @click.option("--seeds", default=seeds, show_default=True, help=SEEDS_HELP)
-    @click.option("--max-batch-size", type=click.IntRange(1), default=batch, show_default=True, help=BATCH_HELP)
+    @click.option("--batch", "--max-batch-size", type=click.IntRange(1), default=batch_size, show_default=True, help=BATCH_HELP)
     @sampling_options
     @click.option("--outdir", type=click.Path(path_type=Path), default=Path(outdir), show_default=True)
     def command(
@@ -35,7 +35,7 @@ def family_command(family: str, title: str, seeds: str, batch: int, outdir: str,
         seeds,
         prompt,
         prompt_file,
-        max_batch_size,
+        batch,
         device,
         outdir,
         grid,
@@ -58,7 +58,7 @@ def family_command(family: str, title: str, seeds: str, batch: int, outdir: str,
             made_for = spec.backend_config.get("family", "ldm") if spec.backend == "digits" else spec.backend
             if made_for != family:
                 raise UserError(f"--predictor {predictor} was made for {made_for}, but this command is for {family}; use sample.py")
-        produce(choice, parse_seeds(seeds), (prompt, prompt_file), device, Output(outdir, max_batch_size, grid=grid))
+        produce(choice, parse_seeds(seeds), (prompt, prompt_file), device, Output(outdir, batch, grid=grid, pair_by_position=True))
 
     if check is None:
         return command

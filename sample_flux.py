@@ -46,7 +46,7 @@ main = family_command(
     "flux",
     "Sample images with FLUX.1-dev from text prompts. Run again, it goes on where it stopped.",
     seeds="0",
-    batch=1,
+    batch_size=1,
     outdir="samples/flux_epd",
     exps={1024: "exps/flux"},
     check=check,

@@ -44,9 +44,7 @@ SHARED = (
     choice("--solver", ["epd", *BASELINES, *ALIASES], "epd", "epd is whatever the predictor describes."),
     click.option("--backend-config", callback=as_json, help="JSON object of backend options, over the predictor's."),
     click.option("--prompt", help="One prompt for all seeds."),
-    click.option(
-        "--prompt-file", type=click.Path(path_type=Path), help="Text, CSV or COCO file; they pair with seeds by position and repeat."
-    ),
+    click.option("--prompt-file", type=click.Path(path_type=Path), help="Text, CSV or COCO file; its prompts repeat."),
     click.option("--num-steps", type=click.IntRange(2, 1000), help="Number of nodes, for a baseline."),
     click.option("--steps-match", is_flag=True, help="Give the baseline the predictor's serial depth."),
     click.option("--guidance", type=click.FloatRange(0), help="Guidance scale, 1 for none; the predictor's by default."),

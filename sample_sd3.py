@@ -7,7 +7,7 @@ main = family_command(
     "sd3",
     "Sample images with Stable Diffusion 3 from text prompts. Run again, it goes on where it stopped.",
     seeds="0-3",
-    batch=4,
+    batch_size=4,
     outdir="samples/sd3_epd",
     exps={1024: "exps/sd3-1024", 512: "exps/sd3-512"},
 )

@@ -26,7 +26,11 @@ COMMON_OPTIONS = {  # name: type and meaning
     "offload": (bool, "free the text encoders before the network is put on the device"),
     "compile": (bool, "compile the network's repeated blocks"),
     "torch_dtype": (str, "auto, float32, float16 or bfloat16"),
+    "token": (str, "access token of the hub, never written to any file"),
+    "use_safetensors": (bool, "true: safetensors weights only; false: pickled ones only"),
+    "pipeline_kwargs": (dict, "more arguments of from_pretrained"),
 }
+RUNS_CODE = ("custom_pipeline", "custom_revision", "trust_remote_code")  # of from_pretrained: what comes with the weights would be run
 
 
 class PipelineBackend(Backend):
@@ -105,7 +109,13 @@ def check_options(config: dict, options: dict) -> None:
             raise BackendError(f"backend_config.{name}: unknown option, expected one of {', '.join(options)}")
         kind, meaning = options[name]
         if type(value) is not kind:
-            raise BackendError(f"backend_config.{name} is {value!r}, expected {kind.__name__}: {meaning}")
+            shown = "not a text" if name == "token" else repr(value)
+            raise BackendError(f"backend_config.{name} is {shown}, expected {kind.__name__}: {meaning}")
+    for name in config.get("pipeline_kwargs", {}):
+        if name in RUNS_CODE:
+            raise BackendError(f"backend_config.pipeline_kwargs.{name}: it would run code that comes with the weights; leave it out")
+        if name in (*options, "dtype"):
+            raise BackendError(f"backend_config.pipeline_kwargs.{name}: give it as an option of its own, backend_config.{name}")
     if config.get("offload") and config.get("enable_model_cpu_offload"):
         raise BackendError(
             "backend_config: offload frees the text encoders, enable_model_cpu_offload keeps them: set one of the two to false"
@@ -122,12 +132,15 @@ def load_pipeline(cls: type, config: dict, dtype: torch.dtype, expected: str, lo
     path = Path(model).expanduser()
     if looks_local and not path.exists():
         raise BackendError(f"model {model!r} not found: expected a diffusers folder, a hub id, or a .safetensors/.ckpt file")
-    options = {k: config[k] for k in ("revision", "variant") if config.get(k)} | {"dtype": dtype} | parts
+    options = {k: config[k] for k in ("revision", "variant", "token") if config.get(k)} | {"dtype": dtype} | parts
+    options |= config.get("pipeline_kwargs", {})
     try:
         if path.is_file():
             single = {"config": config["config"]} if config.get("config") else {}
             return cls.from_single_file(str(path), **single, **options)
-        return cls.from_pretrained(str(path) if path.is_dir() else model, local_files_only=local_only, **options)
+        options |= {"use_safetensors": config["use_safetensors"]} if "use_safetensors" in config else {}
+        options.setdefault("local_files_only", local_only)
+        return cls.from_pretrained(str(path) if path.is_dir() else model, **options)
     except Exception as error:  # what the libraries raise for a broken file has no common type
         raise BackendError(missing_weights(model, path, error, expected, local_only)) from error
 

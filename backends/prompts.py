@@ -7,6 +7,15 @@ from pathlib import Path
 
 from solvers import UserError
 
+FOLDER = Path(__file__).parents[1] / "src" / "prompts"
+TRAIN, TEST = FOLDER / "train.txt", FOLDER / "test.txt"
+COCO = FOLDER / "MS-COCO_val2014_30k_captions.csv"  # of the published system: not shipped, used where it is there
+
+
+def default_prompts(dataset_name: str | None) -> Path:
+    """The prompts to learn from for want of others: the COCO captions for ms_coco where they are there, else our own."""
+    return COCO if dataset_name == "ms_coco" and COCO.is_file() else TRAIN
+
 
 def read_prompts(path: Path, told_by: str) -> list[str]:
     """The prompts of a text file, one a line, of a CSV file, or of the captions of a COCO JSON file.

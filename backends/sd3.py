@@ -23,6 +23,7 @@ from .published import MODELS
 OPTIONS = COMMON_OPTIONS | {
     "negative_prompt": (str, "what guidance moves away from"),
     "max_sequence_length": (int, "tokens of the T5 encoder"),
+    "text_encoder_3": (bool, "false: without the T5 encoder, which is most of the weights"),
 }
 
 
@@ -33,7 +34,7 @@ class SD3(PipelineBackend):
     """
 
     default_schedule, default_guidance = "flowmatch", 4.5
-    IMAGE_OPTIONS = ("variant", "resolution", "negative_prompt", "max_sequence_length")
+    IMAGE_OPTIONS = ("variant", "resolution", "negative_prompt", "max_sequence_length", "text_encoder_3")
 
     def __init__(self, pipe: StableDiffusion3Pipeline, device: torch.device, config: dict, name: str = "sd3"):
         self.name, self.device, self.config, self.pipe = name, torch.device(device), config, pipe
@@ -100,5 +101,8 @@ def check(config: dict) -> None:
 def load(config: dict, device: torch.device, dtype: torch.dtype, name: str = "sd3") -> SD3:
     """Load a Stable Diffusion 3 pipeline; a third text encoder may be absent."""
     config = {"model_name_or_path": MODELS["sd3"]} | config
-    pipe = load_pipeline(StableDiffusion3Pipeline, config, dtype, "a Stable Diffusion 3 pipeline", **absent_parts(config))
+    absent = absent_parts(config)
+    if not config.get("text_encoder_3", True):
+        absent |= {"text_encoder_3": None, "tokenizer_3": None}
+    pipe = load_pipeline(StableDiffusion3Pipeline, config, dtype, "a Stable Diffusion 3 pipeline", **absent)
     return SD3(pipe, device, config, name)

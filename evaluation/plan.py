@@ -10,7 +10,7 @@ import torch
 
 from backends import check_backbone_known, check_backend
 from backends.digits.data import ALL_LABELS, evaluation_prompts
-from backends.prompts import parse_seeds, read_prompts
+from backends.prompts import TEST, parse_seeds, read_prompts
 from solvers import (
     BASELINES,
     Predictor,
@@ -22,7 +22,6 @@ from solvers import (
     resolve_predictor_path,
 )
 
-PROMPTS = Path(__file__).parent.parent / "prompts" / "test.txt"
 VARIABLES = ("PREDICTOR", "RUN_DIR", "RUN_NAME", "PROMPT_FILE", "SEEDS", "OUTDIR", "MODEL_ID")
 
 
@@ -103,7 +102,7 @@ def make_plan(name: str, baselines: Sequence[str], batch: int | None, environmen
             *matched(paths, predictors, baselines, model),
         ],
         tuple(shared),
-        sorted((seed, prompts[i % len(prompts)]) for i, seed in enumerate(seeds)),
+        sorted((seed, prompts[seed % len(prompts)]) for seed in seeds),
         [*filter(Path.is_dir, [Path("exps")]), *sorted({path.parent for path in paths.values()})],
     )
 
@@ -126,7 +125,7 @@ def prompts_of(preset: Preset, told: Mapping[str, str]) -> tuple[list[str], Path
     """The prompts, and their file; the embedded digits have their own for want of one."""
     if "PROMPT_FILE" not in told and preset.backend == "digits":
         return evaluation_prompts(len(ALL_LABELS)), None
-    file = Path(told.get("PROMPT_FILE", PROMPTS))
+    file = Path(told.get("PROMPT_FILE", TEST))
     return read_prompts(file, "PROMPT_FILE"), file
 
 

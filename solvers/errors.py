@@ -1,5 +1,6 @@
 """Errors that a user can mend, and how every command line of the project reports them."""
 
+import os
 import sys
 
 import click
@@ -8,6 +9,12 @@ import torch
 
 class UserError(ValueError):
     """Bad input; the message is one line that names the file, key or value, what was expected and the remedy."""
+
+
+def note(text: str) -> None:
+    """Print a note for the user on standard error, once for all processes of a torchrun launch."""
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(f"note: {text}", err=True)
 
 
 def run_command(command: click.Command) -> None:

@@ -5,7 +5,12 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+import sys
+from pathlib import Path
+
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # published.py, whatever pytest imports tests as
 import torch
 
 torch.set_num_threads(1)  # the networks here are tiny: more threads only wait for each other

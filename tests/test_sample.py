@@ -96,7 +96,7 @@ def test_prompts_from_files(tmp_path):
             read_prompts(tmp_path / name, "--prompt-file")
 
 
-def test_pairing_by_position_and_manifest(tmp_path, table):
+def test_pairing_by_seed_and_manifest(tmp_path, table):
     prompts = tmp_path / "p.txt"
     prompts.write_text("first\nsecond\nthird\n")
     out = tmp_path / "out"
@@ -104,16 +104,30 @@ def test_pairing_by_position_and_manifest(tmp_path, table):
     assert "serial depth 6, 9 evaluations" in text
     records = manifest(out)
     assert [(r["seed"], r["prompt"], r["file"]) for r in records] == [
-        (3, "second", "000000/000003.png"),
-        (5, "first", "000000/000005.png"),
-        (7, "first", "000000/000007.png"),
-        (1000, "third", "001000/001000.png"),
+        (3, "first", "000000/000003.png"),
+        (5, "third", "000000/000005.png"),
+        (7, "second", "000000/000007.png"),
+        (1000, "second", "001000/001000.png"),
     ]
     assert set(pixels(out)) == {r["file"] for r in records}
     known = {"solver": "epd", "depth": 6, "evaluations": 9, "guidance": 2.0, "finish": "none"}
     assert all(known.items() <= r.items() for r in records)
     assert all(len(r["predictor"]) == 64 and len(r["nodes"]) == 4 for r in records)
     assert not list(out.glob("manifest.part*"))
+
+
+def test_a_job_split_over_ranges_of_seeds_makes_the_same_images(tmp_path, table):
+    (tmp_path / "p.txt").write_text("first\nsecond\nthird\n")
+    for name, seeds in (("whole", "0-6"), ("low", "0-3"), ("high", "4-6")):
+        invoke("--predictor-path", table, "--prompt-file", tmp_path / "p.txt", "--seeds", seeds, "--outdir", tmp_path / name)
+    whole = {r["seed"]: r for r in manifest(tmp_path / "whole")}
+    assert whole == {r["seed"]: r for name in ("low", "high") for r in manifest(tmp_path / name)}
+
+
+def test_a_prompt_goes_before_a_file_of_prompts_with_a_note(tmp_path, table):
+    text = invoke("--predictor", table, "--prompt-file", "p.txt", "--prompt", "x", "--seeds", "0", "--outdir", tmp_path / "out")
+    assert "note: --prompt is given: --prompt-file p.txt is not read" in text
+    assert [r["prompt"] for r in manifest(tmp_path / "out")] == ["x"]
 
 
 def test_images_do_not_depend_on_the_batch(tmp_path, table):
@@ -246,7 +260,6 @@ def test_finish_costs_one_more_evaluation(tmp_path, table):
         (["--schedule", "polynomial"], ["'polynomial'", "'logsnr'"]),
         (["--num-steps", "9"], ["9", "4"]),
         (["--steps-match"], ["--steps-match"]),
-        (["--prompt-file", "p.txt", "--prompt", "x"], ["--prompt-file"]),
         (["--backend-config", "{"], ["--backend-config"]),
         (["--backend-config", "[1]"], ["JSON object"]),
         (["--use_fp16", "true", "--dtype", "bfloat16"], ["bfloat16"]),

@@ -70,6 +70,14 @@ class Predictor:
     notes: tuple[str, ...] = ()
     """What its reader left out of a published file, in words for the user; never saved."""
 
+    @property
+    def is_start(self) -> bool:
+        """Whether nothing was learned yet: a table with the same points in each interval and equal weights."""
+        table = self.table
+        if isinstance(table, Tableau) or table.scale_dir is not None or table.scale_time is not None:
+            return False
+        return bool(torch.equal(table.r, table.r[:1].expand_as(table.r)) and (table.w == table.w[0, 0]).all())
+
     def solver(self, parallel: bool = True, max_batch: int | None = None) -> Solver:
         """The solver that this predictor describes."""
         if isinstance(self.table, Tableau):

@@ -8,7 +8,7 @@ import pytest
 from backends.prompts import parse_seeds, read_prompts
 from solvers import UserError
 
-PROMPTS = Path(__file__).parent.parent.parent / "prompts"
+PROMPTS = Path(__file__).parent.parent.parent / "src" / "prompts"
 
 
 def caption(image: object, text: object) -> dict:

@@ -56,10 +56,10 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
-def make_unet() -> UNet2DConditionModel:
+def make_unet(sample_size: int = 8) -> UNet2DConditionModel:
     """A U-Net with text cross-attention at its lower level."""
     return UNet2DConditionModel(
-        sample_size=8,
+        sample_size=sample_size,
         in_channels=4,
         out_channels=4,
         layers_per_block=1,
@@ -94,12 +94,12 @@ def make_scheduler(**changes) -> DDIMScheduler:
     return DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1, **changes)
 
 
-def save_tiny(folder: Path) -> Path:
-    """Write the pipeline in diffusers' folder layout; always the same weights."""
+def save_tiny(folder: Path, pixels: int = 64) -> Path:
+    """Write a pipeline of `pixels` a side in diffusers' folder layout; always the same weights."""
     state = torch.get_rng_state()
     torch.manual_seed(0)
     tokenizer = make_tokenizer(folder / "words")
-    parts = {"vae": make_vae(), "text_encoder": make_text_encoder(tokenizer), "tokenizer": tokenizer, "unet": make_unet()}
+    parts = {"vae": make_vae(), "text_encoder": make_text_encoder(tokenizer), "tokenizer": tokenizer, "unet": make_unet(pixels // 8)}
     torch.set_rng_state(state)
     none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     StableDiffusionPipeline(**parts, scheduler=make_scheduler(), **none).save_pretrained(folder / "pipeline")

@@ -61,14 +61,14 @@ def make_vae(scaling: float, shift: float, sample_size: int) -> AutoencoderKL:
     )
 
 
-def save_sd3(folder: Path, shift: float = 3.0, t5: bool = True) -> Path:
-    """Write a tiny StableDiffusion3Pipeline of 64x64 pixels; always the same weights."""
+def save_sd3(folder: Path, shift: float = 3.0, t5: bool = True, pixels: int = 64, patch_size: int = 2) -> Path:
+    """Write a tiny StableDiffusion3Pipeline of `pixels` a side; always the same weights."""
     state = torch.get_rng_state()
     torch.manual_seed(0)
     words, words3 = make_tokenizer(folder / "words"), make_t5_tokenizer(folder / "words3")
     transformer = SD3Transformer2DModel(
-        sample_size=8,
-        patch_size=2,
+        sample_size=pixels // 8,
+        patch_size=patch_size,
         in_channels=16,
         out_channels=16,
         num_layers=2,
@@ -82,7 +82,7 @@ def save_sd3(folder: Path, shift: float = 3.0, t5: bool = True) -> Path:
     StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
-        vae=make_vae(1.5305, 0.0609, 64),
+        vae=make_vae(1.5305, 0.0609, pixels),
         text_encoder=make_projected_clip(words, 16),
         tokenizer=words,
         text_encoder_2=make_projected_clip(words, 32),
@@ -94,8 +94,8 @@ def save_sd3(folder: Path, shift: float = 3.0, t5: bool = True) -> Path:
     return folder / "pipeline"
 
 
-def save_flux(folder: Path, guidance_embeds: bool = True) -> Path:
-    """Write a tiny FluxPipeline of 64x64 pixels; always the same weights."""
+def save_flux(folder: Path, guidance_embeds: bool = True, pixels: int = 64) -> Path:
+    """Write a tiny FluxPipeline of `pixels` a side; always the same weights."""
     state = torch.get_rng_state()
     torch.manual_seed(0)
     words, words2 = make_tokenizer(folder / "words"), make_t5_tokenizer(folder / "words2")
@@ -114,7 +114,7 @@ def save_flux(folder: Path, guidance_embeds: bool = True) -> Path:
     shifts = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
     FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True, **shifts),
-        vae=make_vae(0.3611, 0.1159, 64),
+        vae=make_vae(0.3611, 0.1159, pixels),
         text_encoder=make_text_encoder(words),
         tokenizer=words,
         text_encoder_2=make_t5(words2, 32),

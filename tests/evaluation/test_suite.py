@@ -176,7 +176,7 @@ def test_variables_of_the_published_scripts(monkeypatch, tmp_path):
     (tmp_path / "p.csv").write_text("caption\none\ntwo\n")
     told = {"PROMPT_FILE": str(tmp_path / "p.csv"), "SEEDS": "7,3,5", "FLUX_MODEL_PATH": "weights/flux", "OUTDIR": str(tmp_path)}
     plan = make_plan("flux", ["euler"], 2, told)
-    assert plan.pairs == [(3, "two"), (5, "one"), (7, "one")]
+    assert plan.pairs == [(3, "two"), (5, "two"), (7, "two")]
     assert plan.outdir == tmp_path
     assert plan.shared == ("--seeds", "7,3,5", "--batch", "2", "--prompt-file", told["PROMPT_FILE"], "--model-path", "weights/flux")
     assert make_plan("flux", [], None, told | {"MODEL_ID": "a/b"}).shared[-1] == "a/b"
