@@ -58,14 +58,14 @@ setup() {
 configured() { # training/STAGE NAME ARGUMENTS: the shipped configuration of that name
     local stage=$1 name=${2:-}
     if [ ! -f "$stage/cfgs/$name.yaml" ]; then
-        echo "error: '$name' is no configuration of $stage; expected one of $(cd "$stage/cfgs" && echo *.yaml | sed 's/\.yaml//g')" >&2
+        echo "error: '$name' is no configuration of $stage; expected one of $(cd "$stage/cfgs" && find . -name '*.yaml' | sort | sed 's,^\./,,; s/\.yaml//' | tr '\n' ' ')" >&2
         exit 2
     fi
     shift 2
     setup
     local launcher=()
     [ "${PROCESSES:-1}" = 1 ] || launcher=(-m torch.distributed.run --standalone --nproc_per_node="$PROCESSES")
-    exec .venv/bin/python "${launcher[@]}" -m "${stage/\//.}.launch" --config "$stage/cfgs/$name.yaml" --run-name "$name" "$@"
+    exec .venv/bin/python "${launcher[@]}" -m "${stage/\//.}.launch" --config "$stage/cfgs/$name.yaml" --run-name "${name//\//_}" "$@"
 }
 
 demo() { # ARGUMENTS go to the first comparison

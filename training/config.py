@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from solvers import UserError
+from solvers.predictor.options import SECRETS
 
 Config = TypeVar("Config")
 
@@ -116,5 +117,11 @@ def check_ranges(config: object, lowest: dict[str, float], highest: dict[str, fl
 
 
 def to_yaml(config: object) -> str:
-    """A dataclass instance as YAML that load_config reads back to the same."""
-    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
+    """A dataclass instance as YAML that load_config reads back to the same, but for secrets such as an access token."""
+    return OmegaConf.to_yaml(OmegaConf.create(without_secrets(dataclasses.asdict(config))))
+
+
+def without_secrets(values: dict) -> dict:
+    """A mapping without the entries, at any depth, whose names say that they are secret."""
+    kept = {k: v for k, v in values.items() if not str(k).lower().endswith(SECRETS)}
+    return {k: without_secrets(v) if isinstance(v, dict) else v for k, v in kept.items()}

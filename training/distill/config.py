@@ -7,6 +7,7 @@ from omegaconf import MISSING
 
 from backends import DTYPES, NAMES, SCHEDULES
 from solvers import BASELINES, Spec
+from solvers.predictor.options import lift_options
 
 from ..config import ConfigError, check_choices, check_options, check_ranges
 
@@ -93,8 +94,9 @@ class BankConfig:
     """Pairs of a prompt and a seed, and where their teacher states are kept."""
 
     folder: str = "banks"
-    prompts: str = MISSING
-    """A text file (one a line) or CSV of prompts, or "digits"."""
+    prompts: str | None = None
+    """A text file (one a line), CSV or COCO file of prompts, or "digits". By default the digits' own for digits; for ms_coco
+    src/prompts/MS-COCO_val2014_30k_captions.csv where it is there; else src/prompts/train.txt."""
     heldout_prompts: str | None = None
     """Prompts to measure with; by default the last of `prompts`, a fifth of them at most, which are then not trained on."""
     pairs: int = 512
@@ -192,19 +194,20 @@ class DistillConfig:
     def spec(self, num_steps: int | None = None, schedule: str | None = None) -> Spec:
         """The backend and schedule part of a predictor's spec."""
         nodes = self.nodes
+        options, of_schedule = lift_options(self.backend.config)
         return Spec(
             dataset_name=self.dataset_name,
             backend=self.backend.name,
-            backend_config=self.backend.config,
+            backend_config=options,
             num_steps=num_steps or nodes.num_steps,
             guidance_type="cfg",
             guidance_rate=float(self.guidance_scale),
             schedule_type=schedule or nodes.schedule,
             schedule_rho=nodes.rho,
-            sigma_min=nodes.sigma_min,
-            sigma_max=nodes.sigma_max,
-            flowmatch_shift=nodes.flowmatch_shift,
-            flowmatch_mu=nodes.flowmatch_mu,
+            sigma_min=of_schedule.get("sigma_min") if nodes.sigma_min is None else nodes.sigma_min,
+            sigma_max=of_schedule.get("sigma_max") if nodes.sigma_max is None else nodes.sigma_max,
+            flowmatch_shift=of_schedule.get("flowmatch_shift") if nodes.flowmatch_shift is None else nodes.flowmatch_shift,
+            flowmatch_mu=of_schedule.get("flowmatch_mu") if nodes.flowmatch_mu is None else nodes.flowmatch_mu,
         )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from backends import Backend
 from backends.distributed import Ranks
+from backends.prompts import default_prompts
 from solvers import Predictor, baseline_of, compile_tableau
 
 from ..config import ConfigError
@@ -29,9 +30,10 @@ SHOWN = 32  # training pairs from which a tableau learns what its start's states
 def pairs_of(config: DistillConfig) -> tuple[Pairs, Pairs]:
     """Training and held-out pairs: different prompts, different seeds."""
     bank = config.bank
-    own = digits_prompts(bank.pairs, bank.heldout_pairs) if bank.prompts == "digits" else None
-    told = None if bank.prompts == "digits" else bank.prompts
-    prompts, heldout = split_prompts(("bank.prompts", told), ("bank.heldout_prompts", bank.heldout_prompts), bank.heldout_pairs, own)
+    digits = bank.prompts == "digits" or (bank.prompts is None and config.backend.name == "digits")
+    own = digits_prompts(bank.pairs, bank.heldout_pairs) if digits else None
+    file = None if digits else bank.prompts or str(default_prompts(config.dataset_name))
+    prompts, heldout = split_prompts(("bank.prompts", file), ("bank.heldout_prompts", bank.heldout_prompts), bank.heldout_pairs, own)
     return (
         Pairs([prompts[i % len(prompts)] for i in range(bank.pairs)], list(range(bank.first_seed, bank.first_seed + bank.pairs))),
         Pairs(

@@ -23,9 +23,10 @@ class RunConfig:
 @dataclass
 class DataConfig:
     predictor_snapshot: str = MISSING
-    """The table to start from: a file, a run folder, or a name under exps."""
+    """The table to start from: a file, a run folder, a folder of tables (its distilled one, else its start), or a name under exps."""
     prompt_csv: str | None = None
-    """Text or CSV file of training prompts; digits has its own."""
+    """Text, CSV or COCO file of training prompts. By default the digits' own; for ms_coco src/prompts/MS-COCO_val2014_30k_captions.csv
+    where it is there; else src/prompts/train.txt."""
 
 
 @dataclass
@@ -41,6 +42,7 @@ class ModelConfig:
     num_points: int | None = None
     backend: str | None = None
     resolution: int | None = None
+    """Pixels a side for sd3 and flux; ldm uses the model's own, as published (or backend_options.resolution)."""
     backend_options: dict[str, Any] = field(default_factory=dict)
     sigma_min: float | None = None
     sigma_max: float | None = None
@@ -219,12 +221,11 @@ LOWEST = {
     "logging.save_interval": 1,
 }
 ABOVE_ZERO = ("ppo.dirichlet_concentration", "ppo.max_log_change", "ppo.scale_std", "ppo.kl_target")
-ONLY = {  # published keys that have one value left, and why
-    "ppo.decode_rgb": (True, "rewards score images, never latents"),
-    "reward.multi.imagereward.med_config": (None, "ImageReward's layout is known"),
+WITHOUT_MEANING = {  # published keys that are accepted, and why they do nothing here
+    "reward.multi.imagereward.med_config": "ImageReward's layout is known",
     **dict.fromkeys(
         ("reward.cache_dir", "reward.multi.imagereward.cache_dir", "reward.multi.clip.cache_dir"),
-        (None, "HF_HUB_CACHE in the environment says where files of the hub are"),
+        "HF_HUB_CACHE in the environment says where files of the hub are",
     ),
 }
 HIGHEST = {"run.seed": 2**31, "ppo.max_log_change": 20, "ppo.dirichlet_concentration": 1e8}
@@ -251,11 +252,20 @@ def check(config: RDPOConfig) -> None:
         raise ConfigError(f"ppo.rollout_batch_size is {ppo.rollout_batch_size}, expected a multiple of ppo.rloo_k ({ppo.rloo_k})")
     if ppo.minibatch_size > ppo.rollout_batch_size:
         raise ConfigError(f"ppo.minibatch_size is {ppo.minibatch_size}, expected at most ppo.rollout_batch_size ({ppo.rollout_batch_size})")
-    for key, (only, reason) in ONLY.items():
-        if value_at(config, key) != only:
-            raise ConfigError(f"{key} is {value_at(config, key)!r}; {reason}: leave it out")
+    if not ppo.decode_rgb:
+        raise ConfigError("ppo.decode_rgb is False; rewards score images, never latents: leave it out")
     trained = {config.reward.type}
     if config.reward.type == "multi":
         trained |= {name for name, weight in config.reward.multi.weights.items() if weight > 0}
     if both := trained & set(config.evaluation.rewards):
         raise ConfigError(f"evaluation.rewards holds {min(both)!r}, which is trained on; it is always measured")
+
+
+def notes_on(config: RDPOConfig) -> list[str]:
+    """What is said of keys that a configuration sets and that do nothing here."""
+    said = [f"{key} is not used: {why}" for key, why in WITHOUT_MEANING.items() if value_at(config, key) is not None]
+    if config.model.resolution is not None and config.model.backend == "ldm":
+        said.append(
+            f"model.resolution {config.model.resolution} is not used: ldm has the model's own, else model.backend_options.resolution"
+        )
+    return said

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from backends.distributed import check_device
 from solvers import UserError, save_predictor
 from solvers.errors import run_command
 from solvers.files import write_atomically
@@ -20,8 +21,9 @@ from .trainer import predictor_of
 @click.argument("run_dir")
 @click.option("--checkpoint", help="A checkpoint of the run, by path or name; by default the best policy by held-out reward.")
 @click.option("--output-dir", type=click.Path(path_type=Path), help="Where to write; RUN_DIR/export by default.")
+@click.option("--device", help="Where the policy is evaluated, for its float64 arithmetic; cpu by default.")
 @click.option("--no-manifest", is_flag=True, help="Leave out the JSON file beside the predictor.")
-def main(run_dir: str, checkpoint: str | None, output_dir: Path | None, no_manifest: bool) -> None:
+def main(run_dir: str, checkpoint: str | None, output_dir: Path | None, device: str | None, no_manifest: bool) -> None:
     """Write the table that sampling uses: mean positions and weights, median scales, and the solver that was rolled out."""
     run = RunFolder.find(run_dir, kind="ppo", told_by="RUN_DIR")
     path = None
@@ -34,8 +36,11 @@ def main(run_dir: str, checkpoint: str | None, output_dir: Path | None, no_manif
     state = run.load_checkpoint(path)
     if not {"policy", "best", "export"} <= state.keys():
         raise UserError(f"{path}: not a checkpoint of an RDPO run")
+    check_device(device or "cpu")
+    if device is not None and device.startswith("mps"):
+        raise UserError("--device mps: it has no float64, in which tables are computed; give cpu or cuda")
     config = load_config(RDPOConfig, run.config)
-    policy = policy_of(config, load_start(config)[0])
+    policy = policy_of(config, load_start(config)[0]).to(device or "cpu")
     best, told = checkpoint is None, state["export"]
     step = state["best"]["step"] if best else state["step"]
     found = {"step": step} | ({"heldout_gain": state["best"]["gain"]} if best else {})

@@ -7,14 +7,14 @@ import click
 
 from backends import check_backend, load_backend
 from backends.distributed import Ranks, process_group
-from solvers import UserError, save_predictor
-from solvers.errors import run_command
+from solvers import UserError, resolve_predictor_path, save_predictor
+from solvers.errors import note, run_command
 
 from ..config import load_config, to_yaml
 from ..ranks import settle_threads
 from ..run_folder import Log, RunFolder, stop_requests
-from .config import RDPOConfig, check
-from .prepare import calls_of, check_rewards, load_start, prepare, prompts_of, settle
+from .config import RDPOConfig, check, notes_on
+from .prepare import START_KINDS, calls_of, check_rewards, load_start, notes_on_start, prepare, prompts_of, settle
 from .trainer import Trainer, predictor_of
 
 
@@ -67,6 +67,28 @@ def train(config: RDPOConfig, ranks: Ranks, run: RunFolder, state: dict | None, 
     return trainer
 
 
+def check_all(config: RDPOConfig, name: str | None, dry_run: bool) -> None:
+    """Refuse what cannot be run before anything loads, print notes and, for a dry run, the plan.
+
+    `name` is the configuration's, None for a run that goes on. Reward weights that are missing do not spoil a dry run.
+    """
+    predictor, _ = load_start(config)
+    spec = settle(config, predictor)
+    check_backend(spec)
+    prompts_of(config, spec.backend, spec.dataset_name)
+    for text in [*notes_on(config), *([] if name is None else notes_on_start(config, name))]:
+        note(text)
+    if dry_run:
+        click.echo(f"{to_yaml(config)}# dry run, {calls_of(config, predictor)}")
+    try:
+        for text in check_rewards(config):
+            note(text)
+    except UserError as error:
+        if not dry_run:
+            raise
+        note(f"before a run: {error}")
+
+
 @click.command()
 @click.option("--config", "path", type=click.Path(path_type=Path), help="YAML file, such as training/ppo/cfgs/digits.yaml.")
 @click.option("--override", "overrides", multiple=True, help="section.key=value over the file; may be repeated.")
@@ -85,14 +107,8 @@ def main(path, overrides, run_name, max_steps, dry_run, resume, output_root, dev
     run = None if resume is None else RunFolder.find(resume, output_root or Path("exps"), kind="ppo")
     config = load_config(RDPOConfig, path if run is None else run.config, overrides)
     check(config)
-    predictor, _ = load_start(config)
-    spec = settle(config, predictor)
-    check_backend(spec)
-    prompts_of(config, spec.backend)
-    if dry_run:
-        click.echo(f"{to_yaml(config)}# dry run, {calls_of(config, predictor)}")
-    for note in check_rewards(config):
-        click.echo(note, err=True)
+    config.data.predictor_snapshot = str(resolve_predictor_path(config.data.predictor_snapshot, kinds=START_KINDS))
+    check_all(config, None if path is None else path.stem, dry_run)
     if dry_run:
         return
     state = None if run is None else run.load_checkpoint()

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from backends import Backend, check_backbone_known, check_backend
 from backends.distributed import Ranks
+from backends.prompts import default_prompts
 from rewards import check_reward, load_reward
 from solvers import Predictor, Spec, Tableau, load_predictor, resolve_predictor_path
+from solvers.predictor.options import lift_options
 
-from ..config import ConfigError
+from ..config import ConfigError, without_secrets
 from ..prompts import digits_prompts, split_prompts
 from ..run_folder import RunFolder
 from .config import RDPOConfig
@@ -17,6 +19,7 @@ from .policy import ResidualPolicy, make_policy
 from .rollout import Scorer
 from .trainer import Trainer
 
+DISTILL_CONFIGS = Path(__file__).parents[1] / "distill" / "cfgs"
 EVALUATION_SEED = 3_000_000
 START_KINDS = ("distilled", "start", "best")  # of a folder of tables, what RDPO starts from
 
@@ -36,16 +39,18 @@ def load_start(config: RDPOConfig) -> tuple[Predictor, str]:
 def settle(config: RDPOConfig, predictor: Predictor) -> Spec:
     """The spec of the run: the configuration where it says something, else the start table's; a contradiction names both."""
     told, recorded = config.model, predictor.spec
+    asked_options, of_schedule = lift_options(told.backend_options)
     facts = {"num_steps": predictor.table.num_intervals + 1, "num_points": predictor.table.num_points}
     values = vars(recorded) | facts
     for name in vars(Spec()):
-        asked = getattr(told, name, None)
+        asked = of_schedule.get(name) if getattr(told, name, None) is None else getattr(told, name)
         if asked is None:
             continue
-        if values[name] is not None and values[name] != asked and name != "dataset_name":
+        if values[name] is not None and values[name] != asked and name not in without_effect(values):
             raise ConfigError(f"model.{name} is {asked!r}, but {config.data.predictor_snapshot} was made for {values[name]!r}")
         values[name] = asked
-    options = dict(recorded.backend_config) | told.backend_options | ({} if told.resolution is None else {"resolution": told.resolution})
+    resolution = {} if told.resolution is None or values["backend"] == "ldm" else {"resolution": told.resolution}
+    options = dict(recorded.backend_config) | asked_options | resolution
     for name, value in recorded.backend_config.items():
         if name == "resolution" and options[name] != value:
             raise ConfigError(f"model.resolution is {options[name]}, but {config.data.predictor_snapshot} was made for {value}")
@@ -54,13 +59,31 @@ def settle(config: RDPOConfig, predictor: Predictor) -> Spec:
     return Spec(**values | {"backend_config": options})
 
 
-def prompts_of(config: RDPOConfig, backend_name: str) -> tuple[list[str], list[str]]:
+def without_effect(values: dict) -> tuple[str, ...]:
+    """Settings that may differ from the table's, as nothing that is computed depends on them."""
+    if values["schedule_type"] != "flowmatch":
+        return ("dataset_name",)
+    return ("dataset_name", "sigma_min", "sigma_max", *(() if values["flowmatch_mu"] is None else ("flowmatch_shift",)))
+
+
+def notes_on_start(config: RDPOConfig, name: str) -> list[str]:
+    """What is said of the table that a run starts from; `name` is the configuration's."""
+    predictor, parent = load_start(config)
+    said = [f"{config.data.predictor_snapshot}: {text}" for text in predictor.notes]
+    if predictor.is_start:
+        command = f"./launch.sh distill {name}" if (DISTILL_CONFIGS / f"{name}.yaml").is_file() else "./launch.sh distill NAME"
+        said.append(f"nothing was learned yet in the start table {config.data.predictor_snapshot} ({parent}); distil first: {command}")
+    return said
+
+
+def prompts_of(config: RDPOConfig, backend_name: str, dataset_name: str | None) -> tuple[list[str], list[str]]:
     """Training and held-out prompts; no prompt is in both."""
     own = None
     if backend_name == "digits":
         train, heldout = digits_prompts(10**4, config.evaluation.images)
         own = list(dict.fromkeys(train)), heldout
-    files = ("data.prompt_csv", config.data.prompt_csv), ("evaluation.prompt_csv", config.evaluation.prompt_csv)
+    chosen = config.data.prompt_csv or (None if own else str(default_prompts(dataset_name)))
+    files = ("data.prompt_csv", chosen), ("evaluation.prompt_csv", config.evaluation.prompt_csv)
     return split_prompts(*files, config.evaluation.images, own)
 
 
@@ -81,7 +104,7 @@ def prepare(config: RDPOConfig, backend: Backend, ranks: Ranks, run: RunFolder) 
     spec = settle(config, predictor)
     nodes = backend.sigmas(spec) if predictor.sigmas is None else predictor.sigmas
     guidance = backend.default_guidance if spec.guidance_rate is None else spec.guidance_rate
-    train, heldout = prompts_of(config, backend.name)
+    train, heldout = prompts_of(config, backend.name, spec.dataset_name)
     trained = load_reward(config.reward.type, config.reward.chosen(), ranks.device)
     measured = [trained, *(load_reward(name, {}, ranks.device) for name in config.evaluation.rewards)]
     scorer = Scorer(backend, nodes, guidance, spec.afs, spec.max_order, [trained], config.reward.batch_size)
@@ -97,7 +120,7 @@ def prepare(config: RDPOConfig, backend: Backend, ranks: Ranks, run: RunFolder) 
         train,
         [heldout[i % len(heldout)] for i in range(count)],
         list(range(EVALUATION_SEED, EVALUATION_SEED + count)),
-        replace(spec, guidance_rate=float(guidance)),
+        replace(spec, guidance_rate=float(guidance), backend_config=without_secrets(spec.backend_config)),
         provenance | {"learned_sigmas": predictor.provenance.get("learned_sigmas", False)},
     )
 

@@ -278,7 +278,6 @@ def test_mistakes_of_files_and_options(tmp_path, config):
     for text in ("- 1", "5", "true"):
         (tmp_path / "list.yaml").write_text(text)
         assert "sections" in refused("--config", tmp_path / "list.yaml")
-    assert "bank.prompts is not set" in refused("--config", CONFIGS / "sd15.yaml", "--dry-run")
     assert "either --config" in refused()
     assert "--override" in refused("--resume", "x", "--override", "train.steps=3")
     assert "no run" in refused("--resume", "latest", "--exps", tmp_path / "none")

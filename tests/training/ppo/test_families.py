@@ -1,11 +1,13 @@
 """RDPO runs on Stable Diffusion 1, 3 and FLUX as on the digits: the shipped configurations on tiny pipelines of the real layouts."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
+from published import NAMES, make_models, write_released
+from tiny import save_tiny
+from tiny_flow import save_flux, save_sd3
 
 from backends import check_backend
 from solvers import Predictor, SolverTable, Spec, discrete, flowmatch, load_predictor, resolve_predictor_path, save_predictor
@@ -15,30 +17,125 @@ from training.ppo.config import RDPOConfig, check
 from training.ppo.prepare import load_start, settle
 from training.start_tables import stable_diffusion_noise
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "backends"))
-from tiny import save_tiny
-from tiny_flow import save_flux, save_sd3
-
 CONFIGS = Path(__file__).parents[3] / "training" / "ppo" / "cfgs"
 REAL = ("sd15", "sd3_512", "sd3_1024", "flux_dev")
+FOLDERS = {"sd15": "sd15", "sd3_512": "sd3-512", "sd3_1024": "sd3-1024", "flux_dev": "flux"}
+TINY_STEP = ("ppo.rollout_batch_size=2", "ppo.rloo_k=2", "ppo.minibatch_size=2", "ppo.rollout_chunk=2", "evaluation.images=2")
+TINY_STEP += ("evaluation.interval=80", "evaluation.rewards=[]", "reward.type=digits", "reward.weights_path=null")
 FAMILIES = {"sd15": ("ldm", save_tiny), "sd3_1024": ("sd3", save_sd3), "flux_dev": ("flux", save_flux)}
 NODES = {"ldm": discrete(3, stable_diffusion_noise()), "sd3": flowmatch(3, shift=3.0), "flux": flowmatch(3, mu=0.46)}
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return make_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def downloads(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("downloads")
+    write_released(folder)
+    return folder
+
+
 @pytest.mark.parametrize("name", REAL)
-def test_the_published_keys_have_the_published_values(name):
-    config = load_config(RDPOConfig, CONFIGS / f"{name}.yaml")
+def test_published_means_the_published_value_of_every_key(name):
+    config = load_config(RDPOConfig, CONFIGS / "published" / f"{name}.yaml")
     check(config)
     spec = settle(config, load_start(config)[0])
     assert check_backend(spec)[0] == {"sd15": "ldm", "sd3_512": "sd3", "sd3_1024": "sd3", "flux_dev": "flux"}[name]
-    ppo = config.ppo
+    ppo, model, reward = config.ppo, config.model, config.reward
     assert (ppo.rloo_k, ppo.ppo_epochs, ppo.minibatch_size, ppo.clip_range, ppo.kl_coef, ppo.entropy_coef) == (4, 1, 4, 0.2, 0.0, 0.0)
-    assert (ppo.learning_rate, ppo.max_grad_norm, ppo.policy) == (7e-5, 1.0, "mlp")
+    assert (ppo.learning_rate, ppo.max_grad_norm, ppo.policy, ppo.scale_std) == (7e-5, 1.0, "mlp", 0.05)
+    assert (ppo.group_noise, ppo.baseline, ppo.max_log_change, ppo.kl_target) == ("independent", "mixed", 20, None)
     assert ppo.dirichlet_concentration == (20 if name == "sd15" else 10)
     assert ppo.rollout_batch_size == (16 if name == "sd3_512" else 8)
     assert (ppo.steps, config.logging.save_interval) == ((20000, 200) if name == "flux_dev" else (99999, 500))
-    assert config.model.guidance_rate == {"sd15": 7.5, "flux_dev": 3.5}.get(name, 4.5)
-    assert (config.reward.type, config.reward.batch_size, config.reward.hps_version) == ("hps", 1 if name == "flux_dev" else 4, "v2.1")
+    assert (ppo.train_scale_dir, ppo.train_scale_time) == ((False, False) if name == "flux_dev" else (None, None))
+    assert (model.guidance_rate, model.num_steps, model.num_points) == ({"sd15": 7.5, "flux_dev": 3.5}.get(name, 4.5), None, None)
+    assert (reward.type, reward.batch_size, reward.hps_version, reward.enable_amp) == (
+        "multi",
+        1 if name == "flux_dev" else 4,
+        "v2.1",
+        True,
+    )
+    assert {head for head, weight in reward.multi.weights.items() if weight} == {"hps"}
+    assert config.data.predictor_snapshot.endswith("-start.pkl")
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_plain_names_hold_the_settings_that_learn_on_the_digits(name):
+    config, digits = (load_config(RDPOConfig, CONFIGS / f"{n}.yaml") for n in (name, "digits"))
+    check(config)
+    assert vars(config.ppo) | {"rollout_chunk": 64, "train_scale_dir": None, "train_scale_time": None} == vars(digits.ppo)
+    assert "/" not in config.data.predictor_snapshot.removeprefix("exps/"), "a folder: its distilled table, where there is one"
+
+
+@pytest.mark.parametrize("name", [*REAL, *(f"published/{name}" for name in REAL)])
+def test_a_dry_run_prints_the_plan_and_what_is_missing(name, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parents[2])
+    result = CliRunner().invoke(launch.main, ["--config", str(CONFIGS / f"{name}.yaml"), "--dry-run"], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "# dry run, a step: " in result.output
+    stem = name.rsplit("/", 1)[-1]
+    assert f"note: nothing was learned yet in the start table exps/{FOLDERS[stem]}/start.pkl" in result.output
+    assert f"distil first: ./launch.sh distill {stem}" in result.output
+    assert "note: before a run: reward " in result.output
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_step_from_a_published_table(tmp_path, models, downloads, name):
+    """Stable Diffusion 3's 1024 pixels and FLUX are tried in full by tests/test_moving_in.py."""
+    backbone = name.split("/")[0]
+    config = CONFIGS / {"sd15": "sd15.yaml", "flux": "flux_dev.yaml"}.get(backbone, backbone.replace("-", "_") + ".yaml")
+    overrides = [f"data.predictor_snapshot={downloads / 'exps' / name}", f"model.backend_options.model_name_or_path={models[backbone]}"]
+    overrides += [*TINY_STEP, "model.backend_options.torch_dtype=float32"]
+    arguments = ["--config", str(config), "--device", "cpu", "--output-root", str(tmp_path / "exps")]
+    arguments += [part for text in overrides for part in ("--override", text)]
+    assert CliRunner().invoke(launch.main, [*arguments, "--dry-run"], catch_exceptions=False).exit_code == 0
+    if "best" not in name and backbone != "sd3-512":
+        return
+    result = CliRunner().invoke(launch.main, [*arguments, "--max-steps", "1"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    exported = load_predictor(resolve_predictor_path(str(next((tmp_path / "exps").iterdir()))))
+    source = load_predictor(downloads / "exps" / name)
+    assert exported.spec.num_steps == source.spec.num_steps
+    assert exported.spec.backend_config.get("resolution") == source.spec.backend_config.get("resolution")
+
+
+def test_keys_without_a_meaning_here_are_accepted_with_a_note(tmp_path):
+    (tmp_path / "published.yaml").write_text(PUBLISHED)
+    result = CliRunner().invoke(launch.main, ["--config", str(tmp_path / "published.yaml"), "--dry-run"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    for key in ("reward.cache_dir", "reward.multi.imagereward.med_config", "reward.multi.clip.cache_dir"):
+        assert f"note: {key} is not used: " in result.output
+    assert "note: model.resolution 1024 is not used: ldm has the model's own" in result.output
+
+
+PUBLISHED = """
+run: {output_root: exps, run_name: sd15, seed: 0}
+data: {predictor_snapshot: exps/sd15/sd15-start.pkl, prompt_csv: null}
+model:
+  {dataset_name: ms_coco, guidance_type: cfg, guidance_rate: 7.5, schedule_type: discrete, schedule_rho: 1.0, num_steps: null,
+   num_points: null, backend: ldm, resolution: 1024, backend_options: {}, sigma_min: null, sigma_max: null}
+reward:
+  type: multi
+  weights_path: weights/HPS_v2.1_compressed.pt
+  batch_size: 4
+  enable_amp: true
+  hps_version: v2.1
+  cache_dir: weights
+  multi:
+    weights: {hps: 1.0, pickscore: 0.0, imagereward: 0.0, clip: 0.0, aesthetic: 0.0}
+    pickscore: {model: yuvalkirstain/PickScore_v1, processor: laion/CLIP-ViT-H-14-laion2B-s32B-b79K}
+    imagereward: {checkpoint: weights/ImageReward.pt, med_config: weights/med_config.json, cache_dir: weights}
+    clip: {cache_dir: weights/clip}
+    aesthetic: {predictor_path: weights/sac+logos+ava1-l14-linearMSE.pth, clip_path: null}
+ppo:
+  {rollout_batch_size: 8, rloo_k: 4, ppo_epochs: 1, minibatch_size: 4, learning_rate: 7.0e-5, clip_range: 0.2, kl_coef: 0.0,
+   entropy_coef: 0.0, max_grad_norm: 1.0, decode_rgb: true, steps: 99999, dirichlet_concentration: 20}
+logging: {log_interval: 1, save_interval: 500}
+"""
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -51,7 +148,7 @@ def test_a_shipped_configuration_on_a_tiny_model(tmp_path, name):
     (tmp_path / "prompts.txt").write_text("\n".join(f"a cat {i}" for i in range(10)))
     overrides = [f"data.predictor_snapshot={tmp_path / 'start.pkl'}", f"data.prompt_csv={tmp_path / 'prompts.txt'}", "model.num_steps=null"]
     overrides += ["model.resolution=null", "model.flowmatch_mu=null", "reward.type=digits", "reward.weights_path=null"]
-    overrides += ["ppo.steps=2", "ppo.learning_rate=0.01", "evaluation.images=2", "evaluation.rewards=[]"]
+    overrides += ["ppo.steps=2", "ppo.rollout_batch_size=8", "ppo.minibatch_size=4", "evaluation.images=2", "evaluation.rewards=[]"]
     told = [part for text in overrides for part in ("--override", text)]
     arguments = ["--config", str(CONFIGS / f"{name}.yaml"), "--output-root", str(tmp_path / "exps"), *told]
     result = CliRunner().invoke(launch.main, arguments, catch_exceptions=False)

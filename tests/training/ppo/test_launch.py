@@ -287,10 +287,15 @@ def test_a_resume_with_another_reward_is_refused(tmp_path, config):
 
 
 def test_no_unknown_option_and_no_secret_reaches_a_file(tmp_path, config):
-    for option in ("model.backend_options.token=secret", "model.backend_options.colour=red"):
-        told = refused("--config", config, "--output-root", tmp_path / "exps", "--override", option)
-        assert "unknown option" in told
+    told = refused("--config", config, "--output-root", tmp_path / "exps", "--override", "model.backend_options.colour=red")
+    assert "unknown option" in told
     assert not (tmp_path / "exps").exists()
+    overrides = ["--override", f"data.predictor_snapshot={ROOT / 'exps/digits'}", "--override", "model.backend_options.token=hf_secret"]
+    arguments = arguments_of(config, tmp_path, "token", *overrides)
+    assert "hf_secret" not in invoke(*arguments, "--dry-run") + invoke(*arguments, "--max-steps", 1)
+    files = [p for p in (tmp_path / "exps").rglob("*") if p.is_file()]
+    assert len(files) > 5
+    assert not any(b"hf_secret" in p.read_bytes() for p in files)
 
 
 def test_the_bits_do_not_depend_on_the_number_of_threads(tmp_path, config):
