@@ -20,7 +20,9 @@ from solvers import (
     num_steps_for_depth,
     num_steps_for_evaluations,
     resolve_predictor_path,
+    tables_in,
 )
+from solvers.errors import note
 
 VARIABLES = ("PREDICTOR", "RUN_DIR", "RUN_NAME", "PROMPT_FILE", "SEEDS", "OUTDIR", "MODEL_ID")
 
@@ -31,8 +33,9 @@ class Preset:
 
     backend: str
     config: dict
-    predictors: Mapping[str, str]
-    """Path of each by what to call it; those that are not there are left out after the first."""
+    predictors: Mapping[str, str] | str
+    """Path of each by what to call it; those that are not there are left out after the first. Or a folder of tables: its best and
+    its distilled one, else the one that the folder stands for."""
     batch: int = 64
     metrics: str = "hps,clip"
     seeds: str = "0-149"
@@ -45,10 +48,10 @@ def digits(family: str, distilled: str, **others: str) -> Preset:
 
 
 PRESETS = {
-    "sd15": Preset("ldm", {}, {"start": "exps/sd15"}, batch=16),
-    "sd3-512": Preset("sd3", {"resolution": 512}, {"start": "exps/sd3-512"}, batch=8),
-    "sd3-1024": Preset("sd3", {"resolution": 1024}, {"start": "exps/sd3-1024"}, batch=4),
-    "flux": Preset("flux", {"resolution": 1024}, {"start": "exps/flux"}, batch=1),
+    "sd15": Preset("ldm", {}, "exps/sd15", batch=16),
+    "sd3-512": Preset("sd3", {"resolution": 512}, "exps/sd3-512", batch=8),
+    "sd3-1024": Preset("sd3", {"resolution": 1024}, "exps/sd3-1024", batch=4),
+    "flux": Preset("flux", {"resolution": 1024}, "exps/flux", batch=1),
     "digits": digits("ldm", "exps/digits-distilled/epd-g7.5-d4", rdpo="exps/digits-rdpo/epd-g7.5-d4"),
     "digits-sd3": digits("sd3", "exps/digits-sd3-distilled/epd-g4.5-d4"),
     "digits-flux": digits("flux", "exps/digits-flux-distilled/epd-g3.5-d4"),
@@ -91,6 +94,8 @@ def make_plan(name: str, baselines: Sequence[str], batch: int | None, environmen
     predictors = {label: load_predictor(path) for label, path in paths.items()}
     for label, predictor in predictors.items():
         check_made_for(preset, name, predictor, paths[label])
+        for text in predictor.said():
+            note(f"{paths[label]}: {text}")
     model = told.get("MODEL_ID") or (environment.get("FLUX_MODEL_PATH") if preset.backend == "flux" else None)
     shared = ["--seeds", text, "--batch", str(batch or preset.batch)]
     shared += [] if file is None else ["--prompt-file", str(file)]
@@ -140,6 +145,9 @@ def predictors_of(preset: Preset, told: Mapping[str, str], exps: Path = Path("ex
         chosen = str(runs[-1])
     if chosen is not None:
         return {label_of(resolve_predictor_path(chosen)): chosen}
+    if isinstance(preset.predictors, str):
+        learned_tables = tables_in(Path(preset.predictors), ("best", "distilled"))
+        return {kind: str(path) for kind, path in learned_tables.items()} or {"start": str(resolve_predictor_path(preset.predictors))}
     first = next(iter(preset.predictors))
     return {label: path for label, path in preset.predictors.items() if label == first or Path(path).is_dir()}
 

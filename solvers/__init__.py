@@ -4,7 +4,7 @@ from .baselines import BASELINES, baseline_of, num_steps_for_depth, num_steps_fo
 from .epd import EPD
 from .errors import UserError
 from .multi_step import IPNDM, DPMpp, UniPC
-from .predictor import Predictor, PredictorError, Spec, load_predictor, resolve_predictor_path, save_predictor
+from .predictor import Predictor, PredictorError, Spec, load_predictor, resolve_predictor_path, save_predictor, tables_in
 from .sampling import FINISHES, Solver, denoiser_from_velocity, sample, trajectory, velocity_from_denoiser
 from .schedules import SCHEDULES, NoiseSchedule, discrete, flowmatch, logsnr, polynomial, schedule_nodes, time_uniform
 from .single_step import DPM, DPM2, Euler, Heun
@@ -45,6 +45,7 @@ __all__ = [
     "sample",
     "save_predictor",
     "schedule_nodes",
+    "tables_in",
     "time_uniform",
     "trajectory",
     "velocity_from_denoiser",

@@ -17,7 +17,12 @@ NAMES = [name.removeprefix("exps/") for name in TEXT_TO_IMAGE]
 def make_models(folder: Path) -> dict[str, Path]:
     """A pipeline for each backbone, whose own size is the real one's; Stable Diffusion 3's is 1024 whichever size is asked for."""
     sd3 = save_sd3(folder / "sd3", pixels=1024, patch_size=8)
-    return {"sd15": save_tiny(folder / "sd15", 512), "sd3-512": sd3, "sd3-1024": sd3, "flux": save_flux(folder / "flux", pixels=1024)}
+    return {
+        "sd15": save_tiny(folder / "sd15", 512),
+        "sd3-512": sd3,
+        "sd3-1024": sd3,
+        "flux": save_flux(folder / "flux", pixels=1024, heads=1),
+    }
 
 
 def move_in(folder: Path) -> Path:

@@ -78,6 +78,11 @@ class Predictor:
             return False
         return bool(torch.equal(table.r, table.r[:1].expand_as(table.r)) and (table.w == table.w[0, 0]).all())
 
+    def said(self) -> list[str]:
+        """What a command line says of this predictor when it uses it."""
+        untrained = "a start table, in which nothing was learned yet; distil first (./launch.sh distill NAME)"
+        return [*self.notes, *([untrained] if self.is_start else [])]
+
     def solver(self, parallel: bool = True, max_batch: int | None = None) -> Solver:
         """The solver that this predictor describes."""
         if isinstance(self.table, Tableau):

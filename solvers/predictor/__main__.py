@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ..errors import run_command
+from ..errors import note, run_command
 from . import Predictor, PredictorError, load_predictor, resolve_predictor_path, save_predictor
 from .reading import printable
 
@@ -41,7 +41,10 @@ def main() -> None:
 def show(file: str) -> None:
     """Print the table and the settings of FILE (a .pkl, a run folder, or a name under exps)."""
     path = resolve_predictor_path(file)
-    click.echo(f"{path}\n{describe(load_predictor(path))}")
+    predictor = load_predictor(path)
+    for text in predictor.said():
+        note(text)
+    click.echo(f"{path}\n{describe(predictor)}")
 
 
 @main.command()
@@ -52,7 +55,10 @@ def convert(source: str, target: Path, force: bool) -> None:
     """Write SOURCE (own or published format) to TARGET in the own format, which holds plain data only."""
     if target.exists() and not force:
         raise PredictorError(f"{target} exists; give --force to replace it")
-    save_predictor(load_predictor(resolve_predictor_path(source)), target)
+    predictor = load_predictor(resolve_predictor_path(source))
+    for text in predictor.notes:
+        note(text)
+    save_predictor(predictor, target)
     click.echo(f"wrote {target}")
 
 

@@ -94,7 +94,7 @@ def save_sd3(folder: Path, shift: float = 3.0, t5: bool = True, pixels: int = 64
     return folder / "pipeline"
 
 
-def save_flux(folder: Path, guidance_embeds: bool = True, pixels: int = 64) -> Path:
+def save_flux(folder: Path, guidance_embeds: bool = True, pixels: int = 64, heads: int = 2) -> Path:
     """Write a tiny FluxPipeline of `pixels` a side; always the same weights."""
     state = torch.get_rng_state()
     torch.manual_seed(0)
@@ -105,7 +105,7 @@ def save_flux(folder: Path, guidance_embeds: bool = True, pixels: int = 64) -> P
         num_layers=1,
         num_single_layers=1,
         attention_head_dim=16,
-        num_attention_heads=2,
+        num_attention_heads=heads,
         joint_attention_dim=32,
         pooled_projection_dim=32,
         guidance_embeds=guidance_embeds,

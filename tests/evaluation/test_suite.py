@@ -165,7 +165,7 @@ def test_what_cannot_be_done_is_refused(monkeypatch, name, variables, words):
 @pytest.mark.parametrize("name", PRESETS)
 def test_baselines_have_the_depth_and_the_evaluations_of_the_table(monkeypatch, name):
     monkeypatch.chdir(ROOT)
-    parts = make_plan(name, ["euler", "unipc"], None, {"PREDICTOR": next(iter(PRESETS[name].predictors.values()))}).parts
+    parts = make_plan(name, ["euler", "unipc"], None, {"PREDICTOR": next(iter(predictors_of(PRESETS[name], {}).values()))}).parts
     first, *others = (part.settings for part in parts)
     costs = [(part["depth"], part["evaluations"]) for part in others]
     assert costs == [(c, c) for c in (first["depth"], first["evaluations"])] * 2

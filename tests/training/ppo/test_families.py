@@ -83,9 +83,11 @@ def test_a_dry_run_prints_the_plan_and_what_is_missing(name, monkeypatch):
     assert "note: before a run: reward " in result.output
 
 
-@pytest.mark.parametrize("name", NAMES)
+QUICK = [name for name in NAMES if name.startswith("sd3-512")]  # tests/test_published_commands.py trains at 1024 pixels
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES])
 def test_one_step_from_a_published_table(tmp_path, models, downloads, name):
-    """Stable Diffusion 3's 1024 pixels and FLUX are tried in full by tests/test_moving_in.py."""
     backbone = name.split("/")[0]
     config = CONFIGS / {"sd15": "sd15.yaml", "flux": "flux_dev.yaml"}.get(backbone, backbone.replace("-", "_") + ".yaml")
     overrides = [f"data.predictor_snapshot={downloads / 'exps' / name}", f"model.backend_options.model_name_or_path={models[backbone]}"]
@@ -93,8 +95,6 @@ def test_one_step_from_a_published_table(tmp_path, models, downloads, name):
     arguments = ["--config", str(config), "--device", "cpu", "--output-root", str(tmp_path / "exps")]
     arguments += [part for text in overrides for part in ("--override", text)]
     assert CliRunner().invoke(launch.main, [*arguments, "--dry-run"], catch_exceptions=False).exit_code == 0
-    if "best" not in name and backbone != "sd3-512":
-        return
     result = CliRunner().invoke(launch.main, [*arguments, "--max-steps", "1"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     exported = load_predictor(resolve_predictor_path(str(next((tmp_path / "exps").iterdir()))))
