@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import manifest
+from common.statistics import estimate, sign_test
 
 from .scores import Scores, ScoresError, metrics_of, read_scores
-from .statistics import estimate, sign_test
 from .tables import number, text_table, with_interval
 
 HEADER = ["run", "metric", "difference [95 %]", "std. error", "win rate", "sign test p", "pairs", "prompts", "trained on it"]
