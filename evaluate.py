@@ -78,7 +78,7 @@ RUNS = click.option("--run", "folders", type=FOLDER, multiple=True, required=Tru
     "--images", "folders", type=FOLDER, multiple=True, required=True, help="The --outdir of sample.py, or any folder with --prompts."
 )
 @click.option("--metrics", required=True, callback=names_of, help=f"One or more of {', '.join(NAMES)}, with commas.")
-@click.option("--prompts", type=FOLDER, help="Text, CSV or COCO file, for images without a manifest: they pair by sorted name.")
+@click.option("--prompts", type=FOLDER, help="Text, CSV or COCO file, for images without a manifest: one an image, paired by sorted name.")
 @click.option("--option", "texts", multiple=True, help="metric.key=value: an option of a metric, such as hps.weights_path=hps.pt.")
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Images in a batch.")
 @click.option("--device", help="cpu, cuda, cuda:1, mps; CUDA where there is one by default.")

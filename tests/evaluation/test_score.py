@@ -129,15 +129,25 @@ def test_two_processes_write_what_one_does(evaluation, tmp_path):
     assert evaluation.contents(two) == evaluation.contents(one)
 
 
-def test_prompts_pair_by_sorted_name_and_repeat(evaluation, tmp_path):
+def test_prompts_pair_by_sorted_name(evaluation, tmp_path):
     folder = evaluation.make(tmp_path / "a", range(5))
     (folder / "manifest.jsonl").unlink()
-    (tmp_path / "prompts.txt").write_text("a red seven\na blue two\n")
+    (tmp_path / "prompts.txt").write_text("a red seven\na blue two\n" * 2 + "a red seven\n")
     evaluation.score(folder, "--prompts", tmp_path / "prompts.txt", metrics="judge")
     lines = evaluation.lines(folder, "judge")
     assert [line["prompt"] for line in lines] == ["a red seven", "a blue two"] * 2 + ["a red seven"]
     assert [(line["file"], line["seed"]) for line in lines] == [(f"{i:06d}.png", i) for i in range(5)]
     assert evaluation.summary(folder, "judge")["trained_on"] is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_as_many_prompts_as_images_are_needed(evaluation, tmp_path, count):
+    folder = evaluation.make(tmp_path / "a", range(4))
+    (folder / "manifest.jsonl").unlink()
+    (tmp_path / "prompts.txt").write_text("a red seven\n" * count)
+    message = refused_folder(evaluation, folder, "--prompts", tmp_path / "prompts.txt")
+    assert f"--prompts {tmp_path / 'prompts.txt'}: {count} prompts for the 4 images in {folder}" in message
+    assert not (folder / "scores").exists()
 
 
 def test_every_metric_is_checked_before_any_loads(evaluation, tmp_path):
