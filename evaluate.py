@@ -12,7 +12,7 @@ from evaluation.images import read_image_set
 from evaluation.page import write_report
 from evaluation.provenance import find_predictors, training_of
 from evaluation.scoring import score_images
-from evaluation.tables import text_table, with_interval
+from evaluation.tables import interval_footnote, text_table, with_interval
 from rewards import NAMES, check_reward, load_reward
 from solvers import UserError
 from solvers.errors import run_command
@@ -78,7 +78,7 @@ RUNS = click.option("--run", "folders", type=FOLDER, multiple=True, required=Tru
     "--images", "folders", type=FOLDER, multiple=True, required=True, help="The --outdir of sample.py, or any folder with --prompts."
 )
 @click.option("--metrics", required=True, callback=names_of, help=f"One or more of {', '.join(NAMES)}, with commas.")
-@click.option("--prompts", type=FOLDER, help="Text, CSV or COCO file, for images without a manifest: they pair by sorted name.")
+@click.option("--prompts", type=FOLDER, help="Text, CSV or COCO file, for images without a manifest: one an image, paired by sorted name.")
 @click.option("--option", "texts", multiple=True, help="metric.key=value: an option of a metric, such as hps.weights_path=hps.pt.")
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Images in a batch.")
 @click.option("--device", help="cpu, cuda, cuda:1, mps; CUDA where there is one by default.")
@@ -100,17 +100,19 @@ def score(folders, metrics, prompts, texts, batch, device, exps) -> None:
             notes.append("no predictor file tells all rewards that this solver was trained on; --exps DIR says where to look for it")
         for note in notes if ranks.rank == 0 else ():
             click.echo(f"note: {note}", err=True)
-        cells = []
+        cells, methods = [], []
         for metric in metrics:
             reward = load_reward(metric, options[metric], ranks.device)
             for images, training in zip(sets, trainings, strict=True):
                 found = score_images(images, metric, reward, training, batch, ranks)
                 if found is not None:
                     marks = [str(found["count"]), str(found["prompts"]), TRAINED_ON[found["trained_on"]]]
+                    methods.append(found["method"])
                     cells.append([images.folder.name, metric, with_interval(found["mean"], found["interval"]), *marks])
             del reward  # one is in memory at a time
         if ranks.rank == 0:
-            click.echo(text_table(["folder", "metric", "mean [95 %]", "images", "prompts", "trained on it"], cells, text_columns=2))
+            header = ["folder", "metric", "mean [95 %]", "images", "prompts", "trained on it"]
+            click.echo(text_table(header, cells, text_columns=2) + interval_footnote(methods))
 
 
 @main.command("compare")

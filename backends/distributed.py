@@ -90,11 +90,14 @@ def tell_of_sigterm() -> None:
 
 @contextmanager
 def process_group(device: str | None = None) -> Iterator[Ranks]:
-    """Join the group that torchrun describes in RANK, WORLD_SIZE and LOCAL_RANK (nccl on CUDA, else gloo)."""
+    """Join the group that torchrun describes in RANK, WORLD_SIZE and LOCAL_RANK (nccl on CUDA, else gloo).
+
+    The CUDA device of this process becomes the current one, which libraries use for their kernels and pinned memory.
+    """
     kind = device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(kind)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
+        use_device(kind)
         yield Ranks(0, 1, torch.device(kind))
         return
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
@@ -104,12 +107,19 @@ def process_group(device: str | None = None) -> Iterator[Ranks]:
         raise BackendError(f"--device {kind}: under torchrun every rank has a device of its own; give --device cuda")
     if kind == "cuda":
         kind = f"cuda:{os.environ['LOCAL_RANK']}"
-        check_device(kind)
-        torch.cuda.set_device(torch.device(kind))
+    use_device(kind)
     dist.init_process_group("nccl" if kind.startswith("cuda") else "gloo", timeout=PATIENCE)
     yield Ranks(dist.get_rank(), world, torch.device(kind))
     time.sleep(0.1)  # a thread of gloo may still let go of the last collective; the group must not end within it
     dist.destroy_process_group()  # not after an error: it would wait for the other ranks, which torchrun is about to end
+
+
+def use_device(kind: str) -> None:
+    """Make a device the current one of this process; no other device is touched, which would create a CUDA context there."""
+    check_device(kind)
+    device = torch.device(kind)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
 
 
 def check_device(kind: str) -> None:

@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import manifest
+from common.statistics import by_prompt, estimate, sign_test
 
 from .scores import Scores, ScoresError, metrics_of, read_scores
-from .statistics import estimate, sign_test
-from .tables import number, text_table, with_interval
+from .tables import interval_footnote, number, text_table, with_interval
 
-HEADER = ["run", "metric", "difference [95 %]", "std. error", "win rate", "sign test p", "pairs", "prompts", "trained on it"]
+HEADER = ["run", "metric", "difference [95 %]", "std. error", "win rate", "sign test p (prompts)", "pairs", "prompts", "trained on it"]
 
 
 @dataclass(frozen=True)
@@ -73,25 +73,36 @@ def check_alike(first: Scores, other: Scores) -> None:
 def compare(first: Run, other: Run, metric: str) -> dict:
     """Difference of a run to the first, image by image: mean with standard error and interval by prompt, win rate, sign test.
 
-    Ties count half in the win rate and not at all in the test, which takes images as independent.
+    The win rate is that of images, ties half. The sign test is that of prompts, which are independent where images of one prompt are
+    not: a prompt is won when the mean difference of its images is above 0, and ties are left out.
     """
     ours, theirs = first.scores[metric].pairs(), other.scores[metric].pairs()
     differences = [theirs[pair]["score"] - line["score"] for pair, line in ours.items()]
-    wins, losses = (sum(sign * d > 0 for d in differences) for sign in (1, -1))
-    ties = len(differences) - wins - losses
+    prompts = [prompt for prompt, _ in ours]
+    wins, ties, losses = signs(differences)
+    of_prompts = signs(by_prompt(differences, prompts)[0])
     return {
         "run": str(other.folder),
         "against": str(first.folder),
         "metric": metric,
-        "difference": asdict(estimate(differences, [prompt for prompt, _ in ours])),
+        "difference": asdict(estimate(differences, prompts)),
         "wins": wins,
         "ties": ties,
         "losses": losses,
         "win_rate": (wins + ties / 2) / len(differences),
-        "sign_test_p": sign_test(wins, losses),
+        "prompt_wins": of_prompts[0],
+        "prompt_ties": of_prompts[1],
+        "prompt_losses": of_prompts[2],
+        "sign_test_p": sign_test(of_prompts[0], of_prompts[2]),
         "trained_on": {"run": other.scores[metric].summary["trained_on"], "against": first.scores[metric].summary["trained_on"]},
         "protocol_id": first.scores[metric].summary["protocol_id"],
     }
+
+
+def signs(differences: Sequence[float]) -> tuple[int, int, int]:
+    """How many differences are above 0, 0 and below 0."""
+    wins, losses = (sum(bool(sign * d > 0) for d in differences) for sign in (1, -1))
+    return wins, len(differences) - wins - losses, losses
 
 
 def comparisons(runs: Sequence[Run]) -> list[list[dict]]:
@@ -108,7 +119,7 @@ def trained_on(row: dict) -> str:
 
 
 def comparison_table(runs: Sequence[Run], rows: Sequence[Sequence[dict]]) -> str:
-    """The comparisons as a Markdown table."""
+    """The comparisons as a Markdown table, and under it how its intervals were made where they are not bootstrapped."""
     cells = []
     for run, of_run in zip(runs[1:], rows, strict=True):
         for row in of_run:
@@ -116,7 +127,8 @@ def comparison_table(runs: Sequence[Run], rows: Sequence[Sequence[dict]]) -> str
             difference = with_interval(found["mean"], found["interval"], signed=True)
             tested = [number(row["win_rate"]), p_value(row["sign_test_p"]), str(found["count"]), str(found["prompts"])]
             cells.append([run.name, row["metric"], difference, number(found["standard_error"]), *tested, trained_on(row)])
-    return text_table(HEADER, cells, text_columns=2)
+    methods = [row["difference"]["method"] for of_run in rows for row in of_run]
+    return text_table(HEADER, cells, text_columns=2) + interval_footnote(methods)
 
 
 def p_value(p: float) -> str:

@@ -42,8 +42,8 @@ class ImageSet:
 def read_image_set(folder: Path, prompts: Path | None = None) -> ImageSet:
     """The images that the manifest of a folder lists; without one those below it, by sorted name, with the prompts of a file.
 
-    Prompts repeat as sample.py repeats them, and an image's position is its seed. No images, neither manifest nor prompts, both,
-    or images of two runs: ImagesError.
+    A file has as many prompts as there are images, and an image's position is its seed. No images, neither manifest nor prompts,
+    both, or images of two runs: ImagesError.
     """
     path = folder / manifest.NAME
     if not folder.is_dir():
@@ -57,8 +57,14 @@ def read_image_set(folder: Path, prompts: Path | None = None) -> ImageSet:
     if prompts is None:
         raise ImagesError(f"--images {folder}: no {manifest.NAME} says the prompts; give --prompts FILE to pair them by sorted file name")
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-    told = read_prompts(prompts, "--prompts")
-    return nonempty(ImageSet(folder, [{"file": f, "seed": i, "prompt": told[i % len(told)]} for i, f in enumerate(files)], {}))
+    texts = read_prompts(prompts, "--prompts")
+    if files and len(texts) != len(files):
+        raise ImagesError(
+            f"--prompts {prompts}: {len(texts)} prompts for the {len(files)} images in {folder}; they are paired by sorted file name, "
+            "so give one prompt an image"
+        )
+    pairs = enumerate(zip(files, texts, strict=False))  # nonempty says it where there is no file
+    return nonempty(ImageSet(folder, [{"file": file, "seed": i, "prompt": prompt} for i, (file, prompt) in pairs], {}))
 
 
 def from_manifest(folder: Path, records: list[dict]) -> ImageSet:

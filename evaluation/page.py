@@ -8,13 +8,14 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from common.statistics import STUDENT
 from solvers import Predictor, SolverTable, UserError, load_predictor
 from solvers.files import write_atomically
 
 from . import plots
 from .comparison import Run, comparisons, p_value, trained_on
 from .plots import Picture, Point
-from .tables import number
+from .tables import STUDENT_NOTE, number
 
 SHOWN = 8
 SIDE = 256  # pixels of a larger image's longer side in the page
@@ -24,7 +25,7 @@ COSTS = {"depth": "serial depth", "evaluations": "evaluations an image"}
 def write_report(runs: Sequence[Run], predictors: Mapping[str, Path], out: Path, title: str) -> list[Path]:
     """Write the page and its plots; returns their paths."""
     pictures = quality_plots(runs)
-    tables = solver_tables(runs, predictors)
+    tables, compared = solver_tables(runs, predictors), comparisons(runs)
     page = (
         environment()
         .get_template("report.html.j2")
@@ -32,8 +33,9 @@ def write_report(runs: Sequence[Run], predictors: Mapping[str, Path], out: Path,
             title=title,
             runs=runs,
             first=next(iter(runs[0].scores.values())).summary,
+            intervals=interval_notes(runs, compared),
             metrics=[(name, scores.summary["protocol"]) for name, scores in runs[0].scores.items()],
-            rows=list(zip(runs[1:], comparisons(runs), strict=True)),
+            rows=list(zip(runs[1:], compared, strict=True)),
             pictures=pictures,
             uncosted=[run.name for run in runs if "depth" not in run.settings],
             samples=samples(runs),
@@ -47,6 +49,17 @@ def write_report(runs: Sequence[Run], predictors: Mapping[str, Path], out: Path,
         write_atomically(paths[-1], drawn.light)
     write_atomically(out, page.encode())
     return paths
+
+
+def interval_notes(runs: Sequence[Run], compared: Sequence[Sequence[dict]]) -> list[str]:
+    """How the intervals of the scores and of the differences were made, a sentence a method."""
+    summaries = [scores.summary for run in runs for scores in run.scores.values()]
+    methods = [summary.get("method") for summary in summaries] + [row["difference"]["method"] for of_run in compared for row in of_run]
+    notes = [
+        f"Intervals are a percentile bootstrap over prompts, {made['resamples']} resamples, seed {made['seed']}."
+        for made in [summary["bootstrap"] for summary in summaries if "bootstrap" in summary][:1]
+    ]
+    return [*notes, STUDENT_NOTE] if STUDENT in methods else notes
 
 
 def environment() -> Environment:

@@ -14,6 +14,7 @@ from backends.prompts import TEST, parse_seeds, read_prompts
 from solvers import (
     BASELINES,
     Predictor,
+    Tableau,
     UserError,
     compile_tableau,
     load_predictor,
@@ -181,7 +182,8 @@ def learned(label: str, path: Path, predictor: Predictor, model: str | None) -> 
     """The images of a learned table."""
     cost = predictor.cost()
     sha = hashlib.sha256(path.read_bytes()).hexdigest()
-    settings = {"solver": "epd", "predictor": sha, "depth": cost.depth, "evaluations": cost.evaluations}
+    solver = "tableau" if isinstance(predictor.table, Tableau) else "epd"
+    settings = {"solver": solver, "predictor": sha, "depth": cost.depth, "evaluations": cost.evaluations}
     settings |= common_settings(predictor, model)
     name = f"epd-{label.removeprefix('epd-')}-depth{cost.depth}-evals{cost.evaluations}"
     return Part(name, ("--predictor-path", str(path)), settings)

@@ -8,13 +8,13 @@ from pathlib import Path
 from statistics import fmean
 
 import manifest
+from common.statistics import BOOTSTRAP, RESAMPLES, SEED, Estimate, estimate
 from rewards import Reward
 from solvers import UserError
 from solvers.files import write_atomically
 
 from .images import ImageSet
 from .provenance import Training
-from .statistics import RESAMPLES, SEED, Estimate, estimate
 
 FOLDER = "scores"
 KEYS = manifest.KEYS | {"score", "image", "protocol"}
@@ -121,7 +121,10 @@ def estimate_of(lines: list[dict]) -> Estimate:
 
 def summarise(lines: list[dict], metric: str, protocol: dict, parts: list[str], images: ImageSet, training: Training) -> dict:
     """What is said of a metric: its estimate, whether the solver was trained on it, its protocol, what made the images."""
-    summary = {"metric": metric} | asdict(estimate_of(lines)) | {"bootstrap": {"resamples": RESAMPLES, "seed": SEED}}
+    found = estimate_of(lines)
+    summary = {"metric": metric} | asdict(found)
+    if found.method == BOOTSTRAP:
+        summary["bootstrap"] = {"resamples": RESAMPLES, "seed": SEED}
     if "heads" in lines[0]:
         summary["heads"] = {head: sum(line["heads"][head] for line in lines) / len(lines) for head in parts}
     trained_on = training.covers([metric, *parts])

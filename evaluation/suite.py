@@ -19,7 +19,7 @@ from .page import write_report
 from .plan import Part, Plan, make_plan, preset_of
 from .provenance import find_predictors
 from .scores import ScoresError, read_scores
-from .tables import text_table, with_interval
+from .tables import interval_footnote, text_table, with_interval
 
 ROOT = Path(__file__).parent.parent
 
@@ -120,7 +120,8 @@ def scores_table(runs: Sequence[Run]) -> str:
     for run in runs:
         means = [with_interval(s.summary["mean"], s.summary["interval"]) for s in run.scores.values()]
         rows.append([run.name, str(run.settings["depth"]), str(run.settings["evaluations"]), *means])
-    return text_table(header, rows)
+    methods = [scores.summary.get("method") for run in runs for scores in run.scores.values()]
+    return text_table(header, rows) + interval_footnote(methods)
 
 
 def stop(*_) -> None:

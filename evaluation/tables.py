@@ -1,5 +1,14 @@
 """Tables and numbers as text."""
 
+from collections.abc import Iterable
+
+from common.statistics import ENOUGH_PROMPTS, STUDENT
+
+STUDENT_NOTE = (
+    f"Intervals over fewer than {ENOUGH_PROMPTS} prompts are Student's t: mean ± t × standard error clustered by prompt, "
+    "prompts - 1 degrees of freedom."
+)
+
 
 def text_table(header: list[str], rows: list[list[str]], text_columns: int = 1) -> str:
     """A Markdown table, aligned: the first columns to the left, numbers to the right."""
@@ -18,6 +27,11 @@ def number(value: float | None, signed: bool = False) -> str:
     if value is None:
         return "–"
     return f"{value:{'+' if signed else ''}#.4g}".removesuffix(".")
+
+
+def interval_footnote(methods: Iterable[str | None]) -> str:
+    """A line to print under a table whose intervals were made by some methods: what Student's t is where one of them is it."""
+    return f"\n\n{STUDENT_NOTE}" if STUDENT in methods else ""
 
 
 def with_interval(mean: float, interval: list[float] | None, signed: bool = False) -> str:

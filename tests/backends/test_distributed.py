@@ -61,6 +61,54 @@ def test_the_device_is_found(alone):
         assert ranks.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+class Devices:
+    """A machine with CUDA devices that are not there: which of them were touched, and which one was made the current one."""
+
+    def __init__(self, monkeypatch, count: int):
+        self.touched, self.current, self.backends = [], [], []
+        empty = torch.empty
+
+        def touch(*sizes, device):
+            place = torch.device(device)
+            if (place.index or 0) >= count:
+                raise RuntimeError("CUDA error: invalid device ordinal\nmore")
+            self.touched.append(str(place))
+            return empty(*sizes)
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: self.current.append(str(device)))
+        monkeypatch.setattr(torch, "empty", touch)
+        monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout: self.backends.append(backend))
+        monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+        monkeypatch.setattr(dist, "get_rank", lambda: int(os.environ["RANK"]))
+
+
+def test_the_cuda_device_that_is_asked_for_becomes_the_current_one(alone, monkeypatch):
+    devices = Devices(monkeypatch, 2)
+    with process_group("cuda:1") as ranks:
+        assert ranks.device == torch.device("cuda:1")
+    assert (devices.touched, devices.current) == (["cuda:1"], ["cuda:1"])
+    with process_group() as ranks:
+        assert ranks.device == torch.device("cuda")
+    with pytest.raises(BackendError, match="device 'cuda:2' cannot be used"), process_group("cuda:2"):
+        pass
+    assert devices.current == ["cuda:1"]
+
+
+@pytest.mark.parametrize("device", [None, "cuda"])
+def test_a_rank_touches_its_own_device_only(alone, monkeypatch, device):
+    devices = Devices(monkeypatch, 2)
+    ranks_of = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in ranks_of.items():
+        monkeypatch.setenv(name, value)
+    with process_group(device) as ranks:
+        assert ranks.device == torch.device("cuda:1")
+    assert (devices.touched, devices.current, devices.backends) == (["cuda:1"], ["cuda:1"], ["nccl"])
+    with pytest.raises(BackendError, match="under torchrun every rank has a device of its own"), process_group("cuda:0"):
+        pass
+    assert devices.touched == ["cuda:1"]
+
+
 def test_two_processes(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

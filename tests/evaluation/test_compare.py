@@ -1,11 +1,15 @@
 """evaluate.py compare: the numbers of a pair of runs, and the pairs it refuses."""
 
+import html
 import json
 import shutil
 
 import numpy as np
 import pytest
 from scipy import stats
+
+from common.statistics import BOOTSTRAP, STUDENT
+from evaluation.tables import STUDENT_NOTE
 
 
 @pytest.fixture
@@ -43,10 +47,13 @@ def test_the_numbers_are_those_of_the_lines(evaluation, scored, tmp_path):
     assert row["difference"]["mean"] == pytest.approx(differences.mean())
     by_prompt = differences.reshape(4, 2).mean(1)
     assert row["difference"]["standard_error"] == pytest.approx(stats.sem(by_prompt))
-    assert by_prompt.min() <= row["difference"]["interval"][0] < row["difference"]["mean"] < row["difference"]["interval"][1]
+    exact = stats.t.interval(0.95, 3, by_prompt.mean(), stats.sem(by_prompt))
+    assert row["difference"]["interval"] == pytest.approx(list(exact), rel=1e-3)
     wins = int((differences > 0).sum())
     assert (row["wins"], row["losses"], row["win_rate"]) == (wins, 8 - wins, wins / 8)
-    assert row["sign_test_p"] == pytest.approx(stats.binomtest(wins, 8).pvalue)
+    prompt_wins = int((by_prompt > 0).sum())
+    assert (row["prompt_wins"], row["prompt_ties"], row["prompt_losses"]) == (prompt_wins, 0, 4 - prompt_wins)
+    assert row["sign_test_p"] == pytest.approx(stats.binomtest(prompt_wins, 4).pvalue)
     (back,) = comparison(evaluation, tmp_path, "--run", scored[1], "--run", scored[0], "--metrics", "judge")
     assert back["difference"]["mean"] == pytest.approx(-row["difference"]["mean"])
     assert back["win_rate"] == 1 - row["win_rate"]
@@ -61,8 +68,35 @@ def test_ties_count_half(evaluation, copies, tmp_path):
     (row,) = comparison(evaluation, tmp_path, "--run", copies[0], "--run", copies[1], "--metrics", "digits")
     assert (row["wins"], row["ties"], row["losses"]) == (5, 3, 0)
     assert row["win_rate"] == (5 + 1.5) / 8
-    assert row["sign_test_p"] == 2 / 2**5
+    assert (row["prompt_wins"], row["prompt_ties"], row["prompt_losses"]) == (3, 1, 0)
+    assert row["sign_test_p"] == 2 / 2**3
     assert row["difference"]["mean"] == 5 / 8
+
+
+def test_the_sign_test_counts_prompts_not_images(evaluation, copies, tmp_path):
+    """Seven images of eight win, but only as much as the eighth loses for its prompt."""
+    scores = {0: 1.0, 1: -3.0}
+    rewrite(copies[0], "digits", lambda lines: [line | {"score": 0.0} for line in lines])
+    rewrite(copies[1], "digits", lambda lines: [line | {"score": scores.get(line["seed"], 1.0)} for line in lines])
+    (row,) = comparison(evaluation, tmp_path, "--run", copies[0], "--run", copies[1], "--metrics", "digits")
+    assert (row["wins"], row["ties"], row["losses"]) == (7, 0, 1)
+    assert (row["prompt_wins"], row["prompt_ties"], row["prompt_losses"]) == (3, 0, 1)
+    assert row["sign_test_p"] == stats.binomtest(3, 4).pvalue
+
+
+def test_intervals_over_few_prompts_are_said_to_be_students_t(evaluation, copies, tmp_path):
+    assert evaluation.run("compare", "--run", copies[0], "--run", copies[1]).splitlines()[-1] == STUDENT_NOTE
+    many = [evaluation.make(tmp_path / name, range(20), light=light) for name, light in (("a", 1.0), ("b", 0.5))]
+    assert evaluation.score(copies[0]).splitlines()[-1] == STUDENT_NOTE
+    assert "Student" not in evaluation.score(many[0], metrics="digits") + evaluation.score(many[1], metrics="digits")
+    assert "Student" not in evaluation.run("compare", "--run", many[0], "--run", many[1])
+    assert evaluation.summary(many[0], "digits")["method"] == BOOTSTRAP
+    assert evaluation.summary(copies[0], "digits")["method"] == STUDENT
+    for runs, method, other in ((copies, STUDENT_NOTE, "bootstrap"), (many, "bootstrap over prompts", "Student")):
+        evaluation.run("report", "--run", runs[0], "--run", runs[1], "--out", tmp_path / "page.html")
+        page = html.unescape((tmp_path / "page.html").read_text())
+        assert method in page
+        assert other not in page
 
 
 def test_the_order_of_the_lines_does_not_matter(evaluation, copies, tmp_path):
@@ -76,8 +110,9 @@ def test_the_table_is_markdown_and_marks_what_was_trained_on(evaluation, copies)
     told.write_text(json.dumps(json.loads(told.read_text()) | {"trained_on": True}))
     lines = evaluation.run("compare", "--run", copies[0], "--run", copies[1]).splitlines()
     assert lines[0] == "differences to first"
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     assert rows[0][0] == "run"
+    assert "sign test p (prompts)" in rows[0]
     assert [(row[0], row[1], row[-1]) for row in rows[2:]] == [("second", "digits", "no"), ("second", "judge", "this run")]
 
 

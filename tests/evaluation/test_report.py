@@ -164,7 +164,7 @@ def test_a_run_without_a_manifest_has_no_costs(evaluation, scored, tmp_path):
     folder = shutil.copytree(scored[0], tmp_path / "found")
     shutil.rmtree(folder / "scores")
     (folder / "manifest.jsonl").unlink()
-    (tmp_path / "prompts.txt").write_text("a red seven\n")
+    (tmp_path / "prompts.txt").write_text("a red seven\n" * 8)
     evaluation.score(folder, "--prompts", tmp_path / "prompts.txt", metrics="judge")
     evaluation.run("report", "--run", folder, "--out", tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()

@@ -51,7 +51,7 @@ def test_lines_and_summary(evaluation, scored):
     assert summary["mean"] == pytest.approx(np.mean([line["score"] for line in lines]))
     by_prompt = [np.mean([lines[i]["score"], lines[i + 1]["score"]]) for i in range(0, 8, 2)]
     assert summary["standard_error"] == pytest.approx(stats.sem(by_prompt))
-    assert min(by_prompt) <= summary["interval"][0] < summary["mean"] < summary["interval"][1] <= max(by_prompt)
+    assert summary["interval"] == pytest.approx(list(stats.t.interval(0.95, 3, np.mean(by_prompt), stats.sem(by_prompt))), rel=1e-3)
     assert summary["protocol"]["weights"]
     assert summary["images"]["depth"] == 6
 
@@ -129,15 +129,25 @@ def test_two_processes_write_what_one_does(evaluation, tmp_path):
     assert evaluation.contents(two) == evaluation.contents(one)
 
 
-def test_prompts_pair_by_sorted_name_and_repeat(evaluation, tmp_path):
+def test_prompts_pair_by_sorted_name(evaluation, tmp_path):
     folder = evaluation.make(tmp_path / "a", range(5))
     (folder / "manifest.jsonl").unlink()
-    (tmp_path / "prompts.txt").write_text("a red seven\na blue two\n")
+    (tmp_path / "prompts.txt").write_text("a red seven\na blue two\n" * 2 + "a red seven\n")
     evaluation.score(folder, "--prompts", tmp_path / "prompts.txt", metrics="judge")
     lines = evaluation.lines(folder, "judge")
     assert [line["prompt"] for line in lines] == ["a red seven", "a blue two"] * 2 + ["a red seven"]
     assert [(line["file"], line["seed"]) for line in lines] == [(f"{i:06d}.png", i) for i in range(5)]
     assert evaluation.summary(folder, "judge")["trained_on"] is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_as_many_prompts_as_images_are_needed(evaluation, tmp_path, count):
+    folder = evaluation.make(tmp_path / "a", range(4))
+    (folder / "manifest.jsonl").unlink()
+    (tmp_path / "prompts.txt").write_text("a red seven\n" * count)
+    message = refused_folder(evaluation, folder, "--prompts", tmp_path / "prompts.txt")
+    assert f"--prompts {tmp_path / 'prompts.txt'}: {count} prompts for the 4 images in {folder}" in message
+    assert not (folder / "scores").exists()
 
 
 def test_every_metric_is_checked_before_any_loads(evaluation, tmp_path):

@@ -36,7 +36,7 @@ def run_script(script: str, *arguments: object) -> int:
     return CliRunner().invoke(command, [str(a) for a in arguments], catch_exceptions=False, standalone_mode=False).exit_code
 
 
-def run_here(monkeypatch, out: Path) -> tuple[str, list[str]]:
+def run_here(monkeypatch, out: Path, arguments=ARGUMENTS, **environment: str) -> tuple[str, list[str]]:
     """What an evaluation prints, and the scripts it called, which run in this process."""
     called = []
 
@@ -46,9 +46,9 @@ def run_here(monkeypatch, out: Path) -> tuple[str, list[str]]:
 
     monkeypatch.setattr(suite, "call", call)
     monkeypatch.chdir(ROOT)
-    for name, value in (SETTINGS | {"OUTDIR": str(out)}).items():
+    for name, value in (SETTINGS | {"OUTDIR": str(out)} | environment).items():
         monkeypatch.setenv(name, value)
-    result = CliRunner().invoke(suite.main, ARGUMENTS, catch_exceptions=False)
+    result = CliRunner().invoke(suite.main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output, called
 
@@ -107,6 +107,14 @@ def test_a_second_run_makes_nothing_anew(whole, monkeypatch):
     assert called == []
     assert again == text
     assert {p: p.stat().st_mtime_ns for p in out.glob("*/**/*") if p.is_file()} == before
+
+
+def test_a_second_run_with_a_learned_tableau_samples_nothing(monkeypatch, tmp_path):
+    tableau = {"PREDICTOR": "exps/digits-distilled/tableau1-g7.5-d4", "SEEDS": "0-1"}
+    arguments = ("digits", "--baselines", "euler", "--metrics", "judge", "--device", "cpu")
+    _, first = run_here(monkeypatch, tmp_path, arguments, **tableau)
+    assert first == ["sample.py", "sample.py", "evaluate.py"]
+    assert run_here(monkeypatch, tmp_path, arguments, **tableau)[1] == []
 
 
 def test_a_run_killed_half_way_ends_in_the_same_files(whole, monkeypatch, tmp_path):

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.statistics import bootstrap_means, by_prompt, estimate, sign_test
-from evaluation.tables import number, with_interval
+from common.statistics import BOOTSTRAP, STUDENT, bootstrap_means, by_prompt, estimate, sign_test, student_t_975
 
 VALUES = np.random.default_rng(3).normal(2, 5, 60).tolist()
 PROMPTS = [f"prompt {i}" for i in range(60)]
@@ -45,13 +44,45 @@ def test_images_of_a_prompt_add_no_prompts():
 def test_prompts_of_unequal_numbers_are_weighted_by_their_images():
     found = estimate([0.0, 0.0, 0.0, 1.0], ["a", "a", "a", "b"])
     assert found.mean == 0.25
-    assert found.interval == [0.0, 1.0]
     assert found.standard_error == pytest.approx((2 * (0.75**2 + 0.75**2)) ** 0.5 / 4)
+    half = stats.t.ppf(0.975, 1) * found.standard_error
+    assert found.interval == pytest.approx([0.25 - half, 0.25 + half], rel=1e-4)
+
+
+@pytest.mark.parametrize("prompts", [2, 5, 9])
+def test_few_prompts_have_the_interval_of_students_t(prompts):
+    found = estimate(VALUES[:prompts], PROMPTS[:prompts])
+    exact = stats.t.interval(0.95, prompts - 1, np.mean(VALUES[:prompts]), stats.sem(VALUES[:prompts]))
+    assert found.interval == pytest.approx(list(exact), rel=1e-3)
+    assert found.method == STUDENT
+    assert estimate(VALUES[:10], PROMPTS[:10]).method == BOOTSTRAP
+
+
+def test_quantiles_of_students_t():
+    for degrees in range(1, 300):
+        assert student_t_975(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=3e-4)
+    with pytest.raises(ValueError, match="0 degrees"):
+        student_t_975(0)
+
+
+@pytest.mark.parametrize("prompts", [3, 5, 8])
+def test_95_percent_intervals_cover_the_mean_in_95_percent(prompts):
+    """4 images a prompt that share half of their variance; the bootstrap's intervals cover less."""
+    rng, draws, names = np.random.default_rng(prompts), 3000, np.repeat(PROMPTS[:prompts], 4).tolist()
+    drawn = rng.normal(size=(draws, prompts, 1)) + rng.normal(size=(draws, prompts, 4))
+    samples = drawn.reshape(draws, -1)
+
+    def coverage(intervals) -> float:
+        return np.mean([low <= 0 <= high for low, high in intervals])
+
+    of_bootstrap = (np.quantile(bootstrap_means(*by_prompt(s, names), resamples=500), (0.025, 0.975)) for s in samples[:1000])
+    assert 0.93 <= coverage(estimate(s, names).interval for s in samples) <= 0.97
+    assert coverage(of_bootstrap) < 0.91
 
 
 def test_one_prompt_has_no_interval():
     found = estimate([1.0, 2.0], ["a", "a"])
-    assert (found.mean, found.standard_error, found.interval) == (1.5, None, None)
+    assert (found.mean, found.standard_error, found.interval, found.method) == (1.5, None, None, None)
 
 
 def test_the_sign_test_is_scipys():
@@ -59,9 +90,3 @@ def test_the_sign_test_is_scipys():
     for wins, losses in pairs:
         assert sign_test(wins, losses) == pytest.approx(stats.binomtest(wins, wins + losses).pvalue, rel=1e-9)
     assert sign_test(0, 0) == 1
-
-
-def test_numbers_as_text():
-    assert [number(v) for v in (0.12345, 12345.6, -3.0, 0.0, None)] == ["0.1235", "1.235e+04", "-3.000", "0.000", "–"]
-    assert with_interval(1.0, [0.5, 1.25], signed=True) == "+1.000 [+0.5000, +1.250]"
-    assert with_interval(1.0, None) == "1.000"
