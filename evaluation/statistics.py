@@ -6,7 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from common.statistics import by_prompt, clustered_error
+
 RESAMPLES, SEED = 10_000, 0
+
+__all__ = ["Estimate", "bootstrap_means", "by_prompt", "clustered_error", "estimate", "sign_test"]
 
 
 @dataclass(frozen=True)
@@ -28,20 +32,6 @@ def estimate(values: Sequence[float], prompts: Sequence[str]) -> Estimate:
         return Estimate(mean, None, None, *found)
     low, high = np.quantile(bootstrap_means(sums, counts), (0.025, 0.975)).tolist()
     return Estimate(mean, clustered_error(sums, counts), [low, high], *found)
-
-
-def by_prompt(values: Sequence[float], prompts: Sequence[str]) -> tuple[NDArray, NDArray]:
-    """Sum and number of the values of each of G prompts: [G], [G]."""
-    order = {prompt: g for g, prompt in enumerate(dict.fromkeys(prompts))}
-    groups = np.array([order[prompt] for prompt in prompts])
-    return np.bincount(groups, np.asarray(values, dtype=np.float64)), np.bincount(groups)
-
-
-def clustered_error(sums: NDArray, counts: NDArray) -> float:
-    """Standard error of a mean clustered by prompt (Liang & Zeger 1986): s / sqrt(n) where each prompt [G] has one image."""
-    groups = len(sums)
-    residuals = sums - counts * (sums.sum() / counts.sum())
-    return float(np.sqrt(groups / (groups - 1) * (residuals**2).sum()) / counts.sum())
 
 
 def bootstrap_means(sums: NDArray, counts: NDArray, resamples: int = RESAMPLES, seed: int = SEED) -> NDArray:

@@ -1,4 +1,4 @@
-"""The dependency rule: solvers know nothing of ours, backends solvers at most, and nothing imports the scripts."""
+"""The dependency rule: solvers know nothing of ours, backends solvers and what is common, and nothing imports the scripts."""
 
 import ast
 import subprocess
@@ -9,11 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = {
+    "common": {"common"},
     "solvers": {"solvers"},
-    "backends": {"solvers", "backends"},
-    "rewards": {"solvers", "backends", "rewards"},
-    "evaluation": {"solvers", "backends", "rewards", "evaluation", "manifest"},
-    "training": {"solvers", "backends", "rewards", "training"},
+    "backends": {"common", "solvers", "backends"},
+    "rewards": {"common", "solvers", "backends", "rewards"},
+    "evaluation": {"common", "solvers", "backends", "rewards", "evaluation", "manifest"},
+    "training": {"common", "solvers", "backends", "rewards", "training"},
 }
 SCRIPTS = {"sample", "sample_family", "sample_sd3", "sample_flux", "evaluate"}
 OURS = {*LAYERS, *SCRIPTS, "sample_options", "benchmarks", "generation", "manifest", "tests"}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from backends.distributed import Ranks
 from solvers import Solver, UserError, trajectory
 from solvers.files import write_atomically
 
-from ..ranks import broadcast
+from ..ranks import broadcast, never, taken_in_turn
 
 FORMAT = 1
 
@@ -93,14 +94,17 @@ class Bank:
     def num_shards(self) -> int:
         return -(-len(self) // self.shard_size)
 
-    def build(self, ranks: Ranks, what: str) -> None:
-        """Compute the shards that are not there yet, shared out over the ranks; an interrupted build goes on."""
+    def build(self, ranks: Ranks, what: str, stop_requested: Callable[[], bool] = never) -> None:
+        """Compute the shards that are not there yet, shared out over the ranks; an interrupted build goes on.
+
+        A stop ends it after the shard in hand: StopRequested.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = broadcast([i for i in range(self.num_shards) if not self.path(i).is_file()], ranks)  # one rank decides for all
         if ranks.rank == 0:
             write_atomically(self.folder / "bank.json", (json.dumps(self.contents, indent=1) + "\n").encode())
-        mine = missing[ranks.rank :: ranks.world]
-        for i in tqdm(mine, desc=f"teacher, {what}", unit="shard", disable=ranks.rank > 0 or not mine or None):
+        own, count = taken_in_turn(missing, ranks, stop_requested), len(missing[ranks.rank :: ranks.world])
+        for i in tqdm(own, desc=f"teacher, {what}", total=count, unit="shard", disable=ranks.rank > 0 or not count or None):
             write_atomically(self.path(i), save(self._compute(i)))
         ranks.barrier()
 

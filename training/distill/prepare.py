@@ -13,7 +13,7 @@ from solvers import Predictor, baseline_of, compile_tableau
 
 from ..config import ConfigError
 from ..prompts import digits_prompts, split_prompts
-from ..ranks import broadcast
+from ..ranks import broadcast, never
 from ..run_folder import RunFolder
 from .bank import Bank, Pairs, Teacher, refined, twice_as_fine
 from .baselines import Baselines, errors
@@ -78,7 +78,8 @@ def tableau_start(config: DistillConfig, train: Bank, baselines: Baselines, load
     if loaded is not None:
         predictor, parent = loaded
         nodes = predictor.sigmas
-        error = errors(train, predictor.solver(), nodes, tuning, config.evaluation.batch, baselines.ranks).mean().item()
+        shared = config.evaluation.batch, baselines.ranks, baselines.stop_requested
+        error = errors(train, predictor.solver(), nodes, tuning, *shared).mean().item()
         tableau = compile_tableau(predictor.solver(), nodes)
         if student.widen:
             tableau = widened(tableau, student.num_points, student.stride, student.first_points)
@@ -99,15 +100,15 @@ def state_scales(bank: Bank, kept: list[int]) -> Tensor:
     return states[kept].double().flatten(1).square().mean(1).sqrt().cpu()
 
 
-def make_banks(config: DistillConfig, backend: Backend, ranks: Ranks) -> tuple[Bank, Bank]:
+def make_banks(config: DistillConfig, backend: Backend, ranks: Ranks, stop_requested: Callable[[], bool] = never) -> tuple[Bank, Bank]:
     """The training and the held-out bank, complete on disk."""
     settings, teacher = config.bank, make_teacher(config, backend)
     train, heldout = (
         Bank(Path(settings.folder), backend, teacher, config.guidance_scale, pairs, settings.shard_size, settings.dtype)
         for pairs in pairs_of(config)
     )
-    train.build(ranks, "training pairs")
-    heldout.build(ranks, "held-out pairs")
+    train.build(ranks, "training pairs", stop_requested)
+    heldout.build(ranks, "held-out pairs", stop_requested)
     return train, heldout
 
 
@@ -128,19 +129,26 @@ def make_student(config: DistillConfig, train: Bank, baselines: Baselines) -> tu
     return tableau_student(config, spec, start, broadcast(gram, baselines.ranks)), start.error
 
 
-def prepare(config: DistillConfig, backend: Backend, ranks: Ranks, run: RunFolder, say: Callable[[str], None]) -> tuple[Trainer, Baselines]:
-    """Everything that a run needs, in order: banks, baselines, student, loss."""
-    train, heldout = make_banks(config, backend, ranks)
+def prepare(
+    config: DistillConfig,
+    backend: Backend,
+    ranks: Ranks,
+    run: RunFolder,
+    say: Callable[[str], None],
+    stop_requested: Callable[[], bool] = never,
+) -> tuple[Trainer, Baselines]:
+    """Everything that a run needs, in order: banks, baselines, student, loss; StopRequested if asked to stop before all is there."""
+    train, heldout = make_banks(config, backend, ranks, stop_requested)
     provenance = {"kind": "distilled", "teacher": train.teacher.name, "bank": [train.key, heldout.key], "loss": asdict(config.loss)}
     provenance |= {"train": {k: getattr(config.train, k) for k in ("steps", "batch", "lr", "seed")}}
     provenance |= {"learned_sigmas": config.student.learn_sigmas}
     if config.teacher.check:
         teacher, count = train.teacher, min(config.teacher.check, len(heldout))
-        found = errors(heldout, teacher.solver, twice_as_fine(teacher.nodes), count, config.evaluation.batch, ranks)
+        found = errors(heldout, teacher.solver, twice_as_fine(teacher.nodes), count, config.evaluation.batch, ranks, stop_requested)
         error, se = found.mean().item(), standard_error(found)
         say(f"teacher: {train.teacher.name}; it differs by RMSE {error:.5f} ± {1.96 * se:.5f} from twice as many intervals")
         provenance |= {"teacher_rmse_to_twice_as_fine": error}
-    baselines = Baselines(train, heldout, config.spec(), config.evaluation, ranks)
+    baselines = Baselines(train, heldout, config.spec(), config.evaluation, ranks, stop_requested)
     student, unit = make_student(config, train, baselines)
     kept = targets_kept(config, len(train.teacher.kept) - 1)
     check_nodes(student, train.teacher, kept, config.needs_states)

@@ -181,6 +181,8 @@ class LoggingConfig:
     log_interval: int = 1
     save_interval: int = 5
     """Steps between checkpoints."""
+    save_minutes: float | None = 10.0
+    """Minutes after which a checkpoint is written between these too; null for never."""
 
 
 @dataclass
@@ -218,7 +220,7 @@ LOWEST = {
     "logging.log_interval": 1,
     "logging.save_interval": 1,
 }
-ABOVE_ZERO = ("ppo.dirichlet_concentration", "ppo.max_log_change", "ppo.scale_std", "ppo.kl_target")
+ABOVE_ZERO = ("ppo.dirichlet_concentration", "ppo.max_log_change", "ppo.scale_std", "ppo.kl_target", "logging.save_minutes")
 ONLY = {  # published keys that have one value left, and why
     "ppo.decode_rgb": (True, "rewards score images, never latents"),
     "reward.multi.imagereward.med_config": (None, "ImageReward's layout is known"),

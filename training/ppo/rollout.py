@@ -1,5 +1,6 @@
 """Rollouts: groups of siblings that share a prompt, each with a table of its own, from noise to reward."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +12,7 @@ from rewards import Reward
 from solvers import EPD, SolverTable, sample
 
 from ..clock import Clock
-from ..ranks import shared_out
+from ..ranks import never, shared_out
 from .config import PPOConfig
 from .policy import Draw, ResidualPolicy
 
@@ -85,15 +86,25 @@ def stream(seed: int, step: int, purpose: int) -> int:
     return (seed * 1_000_003 + step) * 4 + purpose
 
 
-def scores_of(score: Scorer, policy: ResidualPolicy, draw: Draw, plan: Plan, chunk: int, ranks: Ranks) -> Tensor:
+def scores_of(
+    score: Scorer, policy: ResidualPolicy, draw: Draw, plan: Plan, chunk: int, ranks: Ranks, stop_requested: Callable[[], bool] = never
+) -> Tensor:
     """Scores [B, rewards] of all images of a step; the ranks take chunks in turn and share the results."""
 
     def measure(part: slice) -> Tensor:
         return score(policy.complete(draw.select(part).table()), plan.prompts[part], plan.seeds[part])
 
-    return shared_out(measure, len(plan.seeds), chunk, ranks)
+    return shared_out(measure, len(plan.seeds), chunk, ranks, stop_requested)
 
 
-def evaluate_table(score: Scorer, table: SolverTable, prompts: list[str], seeds: list[int], batch: int, ranks: Ranks) -> Tensor:
+def evaluate_table(
+    score: Scorer,
+    table: SolverTable,
+    prompts: list[str],
+    seeds: list[int],
+    batch: int,
+    ranks: Ranks,
+    stop_requested: Callable[[], bool] = never,
+) -> Tensor:
     """Scores [n, rewards] of one table on fixed prompts and seeds; the ranks take batches in turn."""
-    return shared_out(lambda part: score(table, prompts[part], seeds[part]), len(seeds), batch, ranks)
+    return shared_out(lambda part: score(table, prompts[part], seeds[part]), len(seeds), batch, ranks, stop_requested)
