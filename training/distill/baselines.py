@@ -49,7 +49,7 @@ def errors(
     def measure(part: slice) -> Tensor:
         with torch.inference_mode():
             condition, x, states = bank.rows(list(range(part.start, part.stop)))
-            return rmse_per_image(sample(solver, bank.backend.velocity(condition), x, nodes), states[-1])
+            return rmse_per_image(sample(solver, bank.measuring.velocity(bank.backend, condition), x, nodes), states[-1])
 
     return shared_out(measure, count, batch, ranks, stop_requested)
 

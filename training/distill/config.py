@@ -8,7 +8,7 @@ from omegaconf import MISSING
 from backends import DTYPES, NAMES, SCHEDULES
 from solvers import BASELINES, Spec
 
-from ..config import ConfigError, check_choices, check_options, check_ranges
+from ..config import ConfigError, check_choices, check_ranges
 
 
 @dataclass
@@ -228,7 +228,6 @@ def check(config: DistillConfig) -> None:
     )
     highest = dict.fromkeys(("train.seed", "bank.first_seed", "bank.heldout_seed"), 2**40)
     check_ranges(config, LOWEST, highest, above_zero=("train.checkpoint_minutes",))
-    check_options("backend.config", config.backend.config)
     _check_student(config)
     _check_loss(config)
 

@@ -16,7 +16,8 @@ from ..run_folder import CheckpointTimer, RunFolder, StopRequest
 from .bank import Bank
 from .baselines import Baseline, errors, mean_error
 from .config import DistillConfig
-from .losses import Loss, checkpointed
+from .gradients import ChunkGradient
+from .losses import Loss
 from .students import Student
 
 
@@ -53,6 +54,7 @@ class Trainer:
 
     def __post_init__(self):
         self.parameters = self.student.parameters()
+        self.chunk_row = ChunkGradient(self.student, self.loss, self.train, self.kept, self.config.train)
         self.optimiser = torch.optim.Adam(self.parameters, lr=self.peak_lr)
         self.step = 0
         self.best = Best()
@@ -71,19 +73,6 @@ class Trainer:
         order = torch.cat(orders).tolist()
         return order[first - epochs.start * n :][:size]
 
-    def chunk_row(self, indices: list[int]) -> Tensor:
-        """The summed gradient of a few pairs, then their summed loss and terms, and the first interval that broke."""
-        condition, x, states = self.train.rows(indices)
-        velocity = self.train.backend.velocity(condition)
-        if self.config.train.checkpointing:
-            velocity = checkpointed(velocity)
-        loss, terms, broken = self.loss(*self.student.solver(), velocity, x, states[self.kept])
-        found = torch.autograd.grad(loss.sum(), self.parameters, allow_unused=True)
-        flat = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, found, strict=True)]
-        scores = [loss.detach().sum(), *[terms[name].detach().sum() for name in self.term_names()]]
-        row = [*[g.flatten().cpu() for g in flat], *[s.double().reshape(1).cpu() for s in scores], torch.tensor([float(broken)])]
-        return torch.cat([part.double() for part in row])
-
     def learn(self) -> dict:
         """One step of Adam on the whole batch; what it logs."""
         settings, indices = self.config.train, self.batch(self.step)
@@ -94,16 +83,11 @@ class Trainer:
         gradient, scores = total[:count], total[count:].tolist()
         if not total.isfinite().all() or (rows[:, -1] >= 0).any():
             self.stop_broken(rows[:, -1])
-        record = {"step": self.step + 1, "loss": scores[0]} | dict(zip(self.term_names(), scores[1:], strict=True))
+        record = {"step": self.step + 1, "loss": scores[0]} | dict(zip(self.chunk_row.terms, scores[1:], strict=True))
         record |= {"gradient_norm": gradient.norm().item(), "lr": self.set_lr()}
         self.apply(gradient)
         self.step += 1
         return record
-
-    def term_names(self) -> list[str]:
-        """The terms of the loss in the order in which they are reported."""
-        weights = asdict(self.config.loss)
-        return sorted(name for name in ("stepwise", "trajectory", "final", "decoded", "feature") if weights[name])
 
     def apply(self, gradient: Tensor) -> None:
         """Clip the gradient, add what holds a tableau near its start, and step."""

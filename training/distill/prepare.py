@@ -9,6 +9,7 @@ from torch import Tensor
 
 from backends import Backend
 from backends.distributed import Ranks
+from backends.points import Points
 from solvers import Predictor, baseline_of, compile_tableau
 
 from ..config import ConfigError
@@ -107,6 +108,7 @@ def make_banks(config: DistillConfig, backend: Backend, ranks: Ranks, stop_reque
         Bank(Path(settings.folder), backend, teacher, config.guidance_scale, pairs, settings.shard_size, settings.dtype)
         for pairs in pairs_of(config)
     )
+    backend.encode_ahead(list(dict.fromkeys(train.missing_prompts(ranks) + heldout.missing_prompts(ranks))), config.guidance_scale)
     train.build(ranks, "training pairs", stop_requested)
     heldout.build(ranks, "held-out pairs", stop_requested)
     return train, heldout
@@ -122,10 +124,11 @@ def make_student(config: DistillConfig, train: Bank, baselines: Baselines) -> tu
     start = tableau_start(config, train, baselines, loaded)
     shown, chunk = min(SHOWN, len(train)), min(config.train.chunk, SHOWN)
     gram = torch.zeros(start.tableau.evaluations + 1, start.tableau.evaluations + 1, dtype=torch.float64)
+    points = Points()
     with torch.no_grad():
         for i in range(0, shown, chunk):
             condition, x, _ = train.rows(list(range(i, min(i + chunk, shown))))
-            gram += second_moments(start.tableau, backend.velocity(condition), x) * len(x) / shown
+            gram += second_moments(start.tableau, points.velocity(backend, condition), x) * len(x) / shown
     return tableau_student(config, spec, start, broadcast(gram, baselines.ranks)), start.error
 
 

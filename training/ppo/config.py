@@ -10,7 +10,7 @@ from backends import SCHEDULES
 from rewards import NAMES as REWARDS
 from rewards import TRAINABLE
 
-from ..config import ConfigError, check_choices, check_options, check_ranges, value_at
+from ..config import ConfigError, check_choices, check_ranges, value_at
 
 
 @dataclass
@@ -248,7 +248,6 @@ def check(config: RDPOConfig) -> None:
         ]
     )
     check_ranges(config, LOWEST, HIGHEST, ABOVE_ZERO)
-    check_options("model.backend_options", config.model.backend_options)
     if ppo.rollout_batch_size % ppo.rloo_k:
         raise ConfigError(f"ppo.rollout_batch_size is {ppo.rollout_batch_size}, expected a multiple of ppo.rloo_k ({ppo.rloo_k})")
     if ppo.minibatch_size > ppo.rollout_batch_size:

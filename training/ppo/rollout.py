@@ -8,6 +8,7 @@ from torch import Tensor
 
 from backends import Backend
 from backends.distributed import Ranks
+from backends.points import Points
 from rewards import Reward
 from solvers import EPD, SolverTable, sample
 
@@ -31,13 +32,15 @@ class Scorer:
     rewards: list[Reward]
     reward_batch: int = 64
     clock: Clock = field(default_factory=Clock)
+    points: Points = field(default_factory=Points)
+    """How many rows a network call may have; fewer once memory ended."""
 
     def __call__(self, table: SolverTable, prompts: list[str], seeds: list[int]) -> Tensor:
         """Scores [B, names] in float64."""
         part = self.clock.part
         with torch.inference_mode():
             with part("encode"):
-                velocity = self.backend.velocity(self.backend.encode(prompts, self.guidance_scale))
+                velocity = self.points.velocity(self.backend, self.backend.encode(prompts, self.guidance_scale))
             with part("sample"):
                 x = sample(EPD(table, self.afs, self.max_order), velocity, self.backend.start(seeds, self.nodes[0]), self.nodes)
             with part("decode"):

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from training.distill import launch
-from training.distill.loop import Trainer
+from training.distill.gradients import ChunkGradient
 from training.ranks import never
 from training.run_folder import CheckpointTimer
 
@@ -43,8 +43,8 @@ def went_on(cut, stopped: int) -> dict[str, bytes]:
     ],
 )
 def test_a_stop_in_mid_step_abandons_it_and_the_run_goes_on_to_the_same_end(tmp_path, monkeypatch, whole, look, stopped, evaluated, chunks):
-    done, honest = [], Trainer.chunk_row
-    monkeypatch.setattr(Trainer, "chunk_row", lambda self, indices: done.append(0) or honest(self, indices))
+    done, honest = [], ChunkGradient.__call__
+    monkeypatch.setattr(ChunkGradient, "__call__", lambda self, indices: done.append(0) or honest(self, indices))
     with monkeypatch.context() as patch:
         StopAtCheck(patch, look)
         out = invoke(launch.main, *arguments_of(write_config(tmp_path), tmp_path / "exps", "cut"))
@@ -80,7 +80,7 @@ def slow_chunks(log, arguments) -> None:
     """The command line where all chunks of a rank after the first step's two take a second."""
     import sys
 
-    done, honest = [], Trainer.chunk_row
+    done, honest = [], ChunkGradient.__call__
 
     def slow(self, indices):
         done.append(0)
@@ -90,7 +90,7 @@ def slow_chunks(log, arguments) -> None:
             time.sleep(1)
         return honest(self, indices)
 
-    Trainer.chunk_row = slow
+    ChunkGradient.__call__ = slow
     sys.argv = ["training.distill.launch", *arguments]
     launch.main(standalone_mode=False)
 
