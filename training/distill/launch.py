@@ -11,6 +11,7 @@ from solvers import UserError
 from solvers.errors import run_command
 
 from ..config import load_config, to_yaml
+from ..estimates import distill_estimates
 from ..ranks import StopRequested, settle_threads
 from ..run_folder import Log, RunFolder, stop_requests
 from .config import DistillConfig, check
@@ -32,13 +33,15 @@ def summary(trainer: Trainer) -> str:
 
 
 def plan(config: DistillConfig) -> str:
-    """The resolved configuration and what a run would do, without loading anything."""
+    """The resolved configuration and what a run would do and cost, without loading anything."""
     train, evals = config.train, config.bank.pairs + config.bank.heldout_pairs
     kept = config.teacher.intervals or config.nodes.num_steps - 1
-    return (
+    done = (
         f"{to_yaml(config)}# dry run: {evals} teacher trajectories of {kept * (config.teacher.inner + 1)} intervals "
         f"of {config.teacher.solver}, then {train.steps} steps of {train.batch} pairs"
     )
+    loaded = load_start(config)
+    return "\n# ".join([done, *distill_estimates(config, None if loaded is None else loaded[0])])
 
 
 def distill(config: DistillConfig, ranks: Ranks, run: RunFolder, state: dict | None, max_steps: int | None) -> Trainer | None:

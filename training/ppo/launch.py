@@ -11,11 +11,13 @@ from solvers import UserError, save_predictor
 from solvers.errors import run_command
 
 from ..config import load_config, to_yaml
+from ..estimates import rdpo_estimates
 from ..ranks import settle_threads
 from ..run_folder import Log, RunFolder, stop_requests
+from .advice import gain_text
 from .config import RDPOConfig, check
 from .prepare import calls_of, check_rewards, load_start, prepare, prompts_of, settle
-from .trainer import Trainer, gain_text, predictor_of
+from .trainer import Trainer, predictor_of
 
 
 def export(trainer: Trainer) -> Path:
@@ -90,7 +92,7 @@ def main(path, overrides, run_name, max_steps, dry_run, resume, output_root, dev
     check_backend(spec)
     prompts_of(config, spec.backend)
     if dry_run:
-        click.echo(f"{to_yaml(config)}# dry run, {calls_of(config, predictor)}")
+        click.echo("\n# ".join([f"{to_yaml(config)}# dry run, {calls_of(config, predictor)}", *rdpo_estimates(config, spec, predictor)]))
     for note in check_rewards(config):
         click.echo(note, err=True)
     if dry_run:

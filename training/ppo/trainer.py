@@ -12,11 +12,12 @@ from tqdm import tqdm
 
 from backends.distributed import Ranks
 from common.statistics import clustered_halfwidth
-from solvers import Predictor, SolverTable, Spec, UserError
+from solvers import Predictor, Spec, UserError
 
 from ..ranks import StopRequested, never
 from ..run_folder import CheckpointTimer, RunFolder, StopRequest
 from .advantages import BASELINES, whitened
+from .advice import no_signal
 from .config import RDPOConfig
 from .policy import Draw, ResidualPolicy
 from .rollout import Plan, Scorer, evaluate_table, scores_of, stream
@@ -182,23 +183,9 @@ class Trainer:
 
     def warning(self, record: dict) -> str | None:
         """What to say when nothing has been learned for long."""
-        name = self.config.reward.type
-        if self.step < self.config.evaluation.warn_after or record[f"gain_{name}"] > record.get(f"gain_{name}_halfwidth", 0.0):
+        if self.step < self.config.evaluation.warn_after:
             return None
-        advice = [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in self.better_settings()]
-        remedies = [f"set {', '.join(advice)}"] if advice else []
-        if equal_points(self.policy.base().mean()):
-            remedies = ["distil the start table first (training.distill.launch): its points are equally spaced", *remedies]
-        found = f"no signal: after {self.step} steps the gain in {name} is {gain_text(record, name)}"
-        return f"{found}; {', and '.join(remedies) or 'raise ppo.steps, or check that the reward tells images of one prompt apart'}"
-
-    def better_settings(self) -> list[tuple[str, str | float | int]]:
-        """The settings that gained on the digits (README, "RDPO"), where this run has others."""
-        ppo = self.config.ppo
-        found = {"ppo.policy": ("table", ppo.policy == "table"), "ppo.learning_rate": (0.01, ppo.learning_rate == 0.01)}
-        found |= {"ppo.dirichlet_concentration": (1000, ppo.dirichlet_concentration >= 1000)}
-        found |= {"ppo.rollout_batch_size": (64, ppo.rollout_batch_size >= 64)}
-        return [(key, value) for key, (value, has) in found.items() if not has]
+        return no_signal(record, self.config.reward.type, self.step, self.config.ppo, self.policy.base().mean())
 
     # files
 
@@ -312,17 +299,6 @@ def predictor_of(policy: ResidualPolicy, state: dict, exported: dict, found: dic
     with torch.no_grad():
         table = policy.complete(policy().mean())
     return Predictor(table, Spec(**exported["spec"]), exported["nodes"], exported["provenance"] | found)
-
-
-def gain_text(record: dict, name: str) -> str:
-    """The held-out gain of an evaluation in words, with half its interval where there is one."""
-    half = record.get(f"gain_{name}_halfwidth")
-    return f"{record[f'gain_{name}']:+.4f}" + ("" if half is None else f" ± {half:.4f}")
-
-
-def equal_points(table: SolverTable) -> bool:
-    """Whether all points are equally spaced in their intervals, as in a start table that nothing was learned for."""
-    return torch.allclose(table.r, SolverTable.uniform(table.num_intervals, table.num_points).r, rtol=0, atol=1e-4)
 
 
 def spread(values: Tensor) -> float:
