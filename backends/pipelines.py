@@ -41,6 +41,7 @@ class PipelineBackend(Backend):
     _embeddings: "EmbeddingCache"
     IMAGE_OPTIONS: Sequence[str]
     """The options, beside the weights, that decide what the images look like."""
+    _fingerprint: str | None = None
 
     def identity(self):
         if self.name == "digits":
@@ -55,9 +56,13 @@ class PipelineBackend(Backend):
         self._embeddings.known.clear()
 
     def fingerprint(self):
-        if self._embeddings.closed:
-            raise BackendError("offload: the text encoders are freed, and a fingerprint is of all weights; leave offload out")
-        return super().fingerprint()
+        if not self.config.get("offload"):
+            return super().fingerprint()
+        if self._fingerprint is None:  # kept: it is of the text encoders too, which will be freed
+            if self._embeddings.closed:
+                raise BackendError("offload: the text encoders are freed, and a fingerprint is of all weights; leave offload out")
+            self._fingerprint = super().fingerprint()
+        return self._fingerprint
 
     def encode_ahead(self, prompts, guidance_scale):
         """With offload: encode them all, then free the text encoders for good."""

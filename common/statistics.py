@@ -43,6 +43,15 @@ def estimate(values: Sequence[float], prompts: Sequence[str]) -> Estimate:
     return Estimate(mean, error, [low, high], images, groups, BOOTSTRAP)
 
 
+def clustered_halfwidth(values: Sequence[float], prompts: Sequence[str]) -> float | None:
+    """Half the 95 % interval of the mean of values [n] whose prompts [n] are drawn: t_(G - 1) standard errors of G prompts.
+
+    None where there is one prompt only.
+    """
+    sums, counts = by_prompt(values, prompts)
+    return student_t_975(len(sums) - 1) * clustered_error(sums, counts) if len(sums) > 1 else None
+
+
 def student_t_975(degrees: int) -> float:
     """The 97.5 % quantile of Student's t: a table to 9 degrees of freedom, then Abramowitz & Stegun 26.7.5."""
     if degrees < 1:

@@ -91,12 +91,6 @@ def check_choices(items: Iterable[tuple[str, object, Sequence]]) -> None:
             raise ConfigError(f"{key} is {value!r}, expected one of {', '.join(valid)}{meant}")
 
 
-def check_options(key: str, options: dict) -> None:
-    """Refuse options of a backbone that training cannot use."""
-    if options.get("offload"):
-        raise ConfigError(f"{key}.offload is true, but training encodes prompts as it goes, with the text encoders: leave it out")
-
-
 def value_at(config: object, key: str) -> object:
     """The value of a "section.key"."""
     return functools.reduce(lambda section, name: vars(section)[name], key.split("."), config)

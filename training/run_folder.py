@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -118,11 +119,26 @@ class RunFolder:
         """The complete lines of the metrics."""
         return complete_lines(self.metrics)
 
-    def rewind(self, step: int) -> None:
-        """Forget the metrics of steps after `step`, which are about to be made again."""
+    def rewind(self, step: int, evaluated: int) -> None:
+        """Forget the metrics of steps after `step` and of evaluations after step `evaluated`, which are about to be made again."""
         for path in (self.metrics, self.seconds):
-            kept = [json.dumps(r) for r in complete_lines(path) if r["step"] <= step]
+            kept = [json.dumps(r) for r in complete_lines(path) if r["step"] <= (evaluated if "table" in r else step)]
             write_atomically(path, "".join(line + "\n" for line in kept).encode())
+
+
+class CheckpointTimer:
+    """Whether a checkpoint is due because so many minutes passed since the last one; None for never."""
+
+    def __init__(self, minutes: float | None):
+        self.minutes, self.last = minutes, time.monotonic()
+
+    def due(self) -> bool:
+        """Whether the time is up."""
+        return self.minutes is not None and time.monotonic() - self.last >= 60 * self.minutes
+
+    def restart(self) -> None:
+        """Count from now."""
+        self.last = time.monotonic()
 
 
 def complete_lines(path: Path) -> list[dict]:
@@ -162,7 +178,7 @@ class Log:
 
 @contextmanager
 def stop_requests(ranks: Ranks) -> Iterator["StopRequest"]:
-    """Turn SIGTERM and the first Ctrl-C into a wish to stop after the step in hand; a second Ctrl-C ends at once."""
+    """Turn SIGTERM and the first Ctrl-C into a request to stop after the chunk in hand; a second Ctrl-C ends at once."""
     request = StopRequest(ranks)
     before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
 

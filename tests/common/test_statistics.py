@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from common.statistics import BOOTSTRAP, STUDENT, bootstrap_means, by_prompt, estimate, sign_test, student_t_975
+from common.statistics import BOOTSTRAP, STUDENT, bootstrap_means, by_prompt, clustered_halfwidth, estimate, sign_test, student_t_975
 
 VALUES = np.random.default_rng(3).normal(2, 5, 60).tolist()
 PROMPTS = [f"prompt {i}" for i in range(60)]
@@ -90,3 +90,15 @@ def test_the_sign_test_is_scipys():
     for wins, losses in pairs:
         assert sign_test(wins, losses) == pytest.approx(stats.binomtest(wins, wins + losses).pvalue, rel=1e-9)
     assert sign_test(0, 0) == 1
+
+
+@pytest.mark.parametrize("prompts, seeds", [(2, 4), (5, 8), (32, 8)])
+def test_95_of_100_half_widths_hold_the_true_mean(prompts, seeds):
+    generator = np.random.default_rng(0)
+    names = [str(g) for g in range(prompts)] * seeds
+    held = 0
+    for _ in range(4000):
+        values = np.tile(generator.normal(0.3, 1.0, prompts), seeds) + generator.normal(0, 1.0, prompts * seeds)
+        held += abs(values.mean() - 0.3) <= clustered_halfwidth(values, names)
+    assert 0.94 < held / 4000 < 0.96
+    assert clustered_halfwidth([1.0, 2.0], ["a", "a"]) is None

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from tqdm import tqdm
 
 from backends import Backend, Condition
 from backends.distributed import Ranks
+from backends.points import Points
 from solvers import Solver, UserError, trajectory
 from solvers.files import write_atomically
 
-from ..ranks import broadcast
+from ..ranks import broadcast, never, taken_in_turn
 
 FORMAT = 1
 
@@ -50,10 +52,10 @@ class Teacher:
         """The nodes whose states are kept, the first included."""
         return self.nodes[:: self.every]
 
-    def states(self, backend: Backend, condition: Condition, x: Tensor) -> Tensor:
+    def states(self, backend: Backend, condition: Condition, x: Tensor, points: Points) -> Tensor:
         """The states at the kept nodes after the first: [kept - 1, B, C, H, W]."""
         with torch.inference_mode():
-            states = list(trajectory(self.solver, backend.velocity(condition), x, self.nodes))
+            states = list(trajectory(self.solver, points.velocity(backend, condition), x, self.nodes))
         return torch.stack(states[self.every - 1 :: self.every])
 
 
@@ -79,6 +81,7 @@ class Bank:
             "shard_size": shard_size,
             "dtype": dtype,
         }
+        self.building, self.measuring = Points(), Points()  # how many rows a network call may have: of shards, of evaluations
         self.key = hashlib.sha256(json.dumps(self.contents, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = folder / self.key
 
@@ -93,22 +96,37 @@ class Bank:
     def num_shards(self) -> int:
         return -(-len(self) // self.shard_size)
 
-    def build(self, ranks: Ranks, what: str) -> None:
-        """Compute the shards that are not there yet, shared out over the ranks; an interrupted build goes on."""
+    def missing(self, ranks: Ranks) -> list[int]:
+        """The shards that are not on disk; rank 0 decides for all."""
+        return broadcast([i for i in range(self.num_shards) if not self.path(i).is_file()], ranks)
+
+    def missing_prompts(self, ranks: Ranks) -> list[str]:
+        """The prompts of the shards that are not on disk."""
+        return [prompt for i in self.missing(ranks) for prompt in self.pairs.prompts[self.pairs_of(i)]]
+
+    def pairs_of(self, shard: int) -> slice:
+        """The pairs in a shard."""
+        return slice(shard * self.shard_size, (shard + 1) * self.shard_size)
+
+    def build(self, ranks: Ranks, what: str, stop_requested: Callable[[], bool] = never) -> None:
+        """Compute the shards that are not there yet, shared out over the ranks; an interrupted build goes on.
+
+        A stop ends it after the shard in hand: StopRequested.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        missing = broadcast([i for i in range(self.num_shards) if not self.path(i).is_file()], ranks)  # one rank decides for all
+        missing = self.missing(ranks)
         if ranks.rank == 0:
             write_atomically(self.folder / "bank.json", (json.dumps(self.contents, indent=1) + "\n").encode())
-        mine = missing[ranks.rank :: ranks.world]
-        for i in tqdm(mine, desc=f"teacher, {what}", unit="shard", disable=ranks.rank > 0 or not mine or None):
+        own, count = taken_in_turn(missing, ranks, stop_requested), len(missing[ranks.rank :: ranks.world])
+        for i in tqdm(own, desc=f"teacher, {what}", total=count, unit="shard", disable=ranks.rank > 0 or not count or None):
             write_atomically(self.path(i), save(self._compute(i)))
         ranks.barrier()
 
     def _compute(self, shard: int) -> dict[str, Tensor]:
-        rows = slice(shard * self.shard_size, (shard + 1) * self.shard_size)
+        rows = self.pairs_of(shard)
         condition = self.backend.encode(self.pairs.prompts[rows], self.guidance_scale)
         x = self.backend.start(self.pairs.seeds[rows], self.teacher.nodes[0])
-        states = self.teacher.states(self.backend, condition, x).transpose(0, 1)
+        states = self.teacher.states(self.backend, condition, x, self.building).transpose(0, 1)
         tensors = {"states": states.to(self.dtype)} | {f"positive.{k}": v for k, v in condition.positive.items()}
         tensors |= {f"negative.{k}": v for k, v in (condition.negative or {}).items()}
         if not states.isfinite().all():
@@ -122,6 +140,11 @@ class Bank:
             with safe_open(path, "pt") as file:
                 return {k: file.get_tensor(k) if k.startswith("negative.") else file.get_slice(k)[at : at + 1] for k in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
+            if not path.exists():
+                raise BankError(
+                    f"{path}: does not exist; bank.folder must be on storage that all ranks share (a shard that was removed is made "
+                    "again by the same command)"
+                ) from None
             reason = str(error).splitlines()[0]
             raise BankError(f"{path}: cannot be read ({reason}); remove the file, and it is made again") from None
 

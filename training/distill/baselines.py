@@ -1,6 +1,7 @@
 """Held-out errors of the classical solvers, each computed once for a bank and kept beside it."""
 
 import math
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from backends.distributed import Ranks
 from solvers import BASELINES, Solver, Spec, UserError, baseline_of, num_steps_for_depth, sample
 from solvers.files import write_atomically
 
-from ..ranks import broadcast, shared_out
+from ..ranks import broadcast, never, shared_out
 from .bank import Bank, rmse_per_image
 from .config import EvaluationConfig
 
@@ -40,23 +41,34 @@ def baseline(backend: Backend, spec: Spec, name: str, depth: int, schedule: str)
     return Baseline(name, schedule, depth, nodes, baseline_of(name, backend.flow))
 
 
-def errors(bank: Bank, solver: Solver, nodes: Tensor, count: int, batch: int, ranks: Ranks) -> Tensor:
+def errors(
+    bank: Bank, solver: Solver, nodes: Tensor, count: int, batch: int, ranks: Ranks, stop_requested: Callable[[], bool] = never
+) -> Tensor:
     """RMSE of final states to the teacher's on the first `count` pairs [count], the pairs shared out over the ranks."""
 
     def measure(part: slice) -> Tensor:
         with torch.inference_mode():
             condition, x, states = bank.rows(list(range(part.start, part.stop)))
-            return rmse_per_image(sample(solver, bank.backend.velocity(condition), x, nodes), states[-1])
+            return rmse_per_image(sample(solver, bank.measuring.velocity(bank.backend, condition), x, nodes), states[-1])
 
-    return shared_out(measure, count, batch, ranks)
+    return shared_out(measure, count, batch, ranks, stop_requested)
 
 
 class Baselines:
     """The baselines of a spec at any serial depth, each with the schedule that suits it best on the tuning pairs."""
 
-    def __init__(self, train: Bank, heldout: Bank, spec: Spec, config: EvaluationConfig, ranks: Ranks):
+    def __init__(
+        self,
+        train: Bank,
+        heldout: Bank,
+        spec: Spec,
+        config: EvaluationConfig,
+        ranks: Ranks,
+        stop_requested: Callable[[], bool] = never,
+    ):
         self.train, self.heldout, self.spec, self.names = train, heldout, spec, config.baselines
         self.schedules, self.tuning, self.batch, self.ranks = config.schedules or SCHEDULES, config.tuning_pairs, config.batch, ranks
+        self.stop_requested = stop_requested
 
     def at(self, depth: int) -> dict[str, tuple[Baseline, Tensor]]:
         """By name: the baseline of a serial depth and its held-out errors, best on the tuning pairs first."""
@@ -80,7 +92,7 @@ class Baselines:
         known = broadcast(known, self.ranks)  # one rank decides for all
         if known is not None:
             return known
-        found = errors(bank, option.solver, option.nodes, count, self.batch, self.ranks)
+        found = errors(bank, option.solver, option.nodes, count, self.batch, self.ranks, self.stop_requested)
         if self.ranks.rank == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, save({"nodes": option.nodes, "errors": found}))

@@ -9,7 +9,7 @@ from backends import DTYPES, NAMES, SCHEDULES
 from solvers import BASELINES, Spec
 from solvers.predictor.options import lift_options
 
-from ..config import ConfigError, check_choices, check_options, check_ranges
+from ..config import ConfigError, check_choices, check_ranges
 
 
 @dataclass
@@ -152,6 +152,9 @@ class TrainConfig:
     parallel_points: bool = True
     """K points in one network call, as when sampling; off saves memory."""
     checkpoint_interval: int = 50
+    """Steps between checkpoints."""
+    checkpoint_minutes: float | None = 10.0
+    """Minutes after which a checkpoint is written between these too; null for never."""
     patience: int = 0
     """Stop after so many evaluations without a better table; 0 for never."""
 
@@ -226,8 +229,8 @@ def check(config: DistillConfig) -> None:
             *[("evaluation.schedules", name, SCHEDULES) for name in config.evaluation.schedules],
         ]
     )
-    check_ranges(config, LOWEST, dict.fromkeys(("train.seed", "bank.first_seed", "bank.heldout_seed"), 2**40))
-    check_options("backend.config", config.backend.config)
+    highest = dict.fromkeys(("train.seed", "bank.first_seed", "bank.heldout_seed"), 2**40)
+    check_ranges(config, LOWEST, highest, above_zero=("train.checkpoint_minutes",))
     _check_student(config)
     _check_loss(config)
 

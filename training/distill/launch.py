@@ -11,7 +11,8 @@ from solvers import UserError
 from solvers.errors import run_command
 
 from ..config import load_config, to_yaml
-from ..ranks import settle_threads
+from ..estimates import distill_estimates
+from ..ranks import StopRequested, settle_threads
 from ..run_folder import Log, RunFolder, stop_requests
 from .config import DistillConfig, check
 from .loop import Trainer
@@ -32,17 +33,22 @@ def summary(trainer: Trainer) -> str:
 
 
 def plan(config: DistillConfig) -> str:
-    """The resolved configuration and what a run would do, without loading anything."""
+    """The resolved configuration and what a run would do and cost, without loading anything."""
     train, evals = config.train, config.bank.pairs + config.bank.heldout_pairs
     kept = config.teacher.intervals or config.nodes.num_steps - 1
-    return (
+    done = (
         f"{to_yaml(config)}# dry run: {evals} teacher trajectories of {kept * (config.teacher.inner + 1)} intervals "
         f"of {config.teacher.solver}, then {train.steps} steps of {train.batch} pairs"
     )
+    loaded = load_start(config)
+    return "\n# ".join([done, *distill_estimates(config, None if loaded is None else loaded[0])])
 
 
-def distill(config: DistillConfig, ranks: Ranks, run: RunFolder, state: dict | None, max_steps: int | None) -> Trainer:
-    """Run to the end, to `max_steps`, or to a request to stop; writes everything under the run's folder."""
+def distill(config: DistillConfig, ranks: Ranks, run: RunFolder, state: dict | None, max_steps: int | None) -> Trainer | None:
+    """Run to the end, to `max_steps`, or to a request to stop; writes everything under the run's folder.
+
+    None where it was asked to stop before the bank and the baselines were complete.
+    """
 
     def say(text: str) -> None:
         if ranks.rank == 0:
@@ -52,21 +58,26 @@ def distill(config: DistillConfig, ranks: Ranks, run: RunFolder, state: dict | N
     backend = load_backend(config.spec(), ranks.device, dtype)
     if config.backend.block_checkpointing:
         backend.checkpoint_blocks()
-    trainer, baselines = prepare(config, backend, ranks, run, say)
-    if state is not None:
-        trainer.restore(state)
-        if ranks.rank == 0:
-            run.rewind(trainer.step)
-    curves = {depth: baselines.at(depth) for depth in sorted({trainer.student.cost().depth, *config.evaluation.depths})}
-    log = Log(run, ranks, trainer.step)
-    with stop_requests(ranks) as stop, closing(log):
-        finished = trainer.fit(min(config.train.steps, max_steps or config.train.steps), stop, log)
+    with stop_requests(ranks) as stop:
+        try:
+            trainer, baselines = prepare(config, backend, ranks, run, say, stop.agreed)
+            if state is not None:
+                trainer.restore(state)
+            curves = {depth: baselines.at(depth) for depth in sorted({trainer.student.cost().depth, *config.evaluation.depths})}
+        except StopRequested:
+            again = "run the same command again" if state is None else f"go on with --resume {run.path}"
+            say(f"stopped before step 1 as asked; what is complete in {config.bank.folder} is kept: {again}")
+            return None
+        if state is not None and ranks.rank == 0:
+            run.rewind(trainer.step, trainer.evaluated)
+        with closing(Log(run, ranks, trainer.step)) as log:
+            finished = trainer.fit(min(config.train.steps, max_steps or config.train.steps), stop, log)
     if ranks.rank == 0:
         trainer.export(last=True)
         draw(run, trainer, curves)
     if not finished:
         say(f"stopped at step {trainer.step} as asked; go on with --resume {run.path}")
-    say(f"{summary(trainer)}\nwrote {run.export}")
+    say(f"{summary(trainer)}\nwrote {run.export}" if trainer.best.state else f"wrote {run.export}")
     ranks.barrier()
     return trainer
 

@@ -1,6 +1,7 @@
 """The distillation loop: batches of the bank, Adam on a few dozen numbers, held-out error, checkpoints and exports."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -10,12 +11,13 @@ from tqdm import tqdm
 from backends.distributed import Ranks
 from solvers import UserError, save_predictor
 
-from ..ranks import shared_out
-from ..run_folder import RunFolder, StopRequest
+from ..ranks import StopRequested, never, shared_out
+from ..run_folder import CheckpointTimer, RunFolder, StopRequest
 from .bank import Bank
 from .baselines import Baseline, errors, mean_error
 from .config import DistillConfig
-from .losses import Loss, checkpointed
+from .gradients import ChunkGradient
+from .losses import Loss
 from .students import Student
 
 
@@ -52,9 +54,13 @@ class Trainer:
 
     def __post_init__(self):
         self.parameters = self.student.parameters()
+        self.chunk_row = ChunkGradient(self.student, self.loss, self.train, self.kept, self.config.train)
         self.optimiser = torch.optim.Adam(self.parameters, lr=self.peak_lr)
         self.step = 0
         self.best = Best()
+        self.evaluated = -1  # the last step that was evaluated
+        self.stop_requested: Callable[[], bool] = never
+        self.timer = CheckpointTimer(self.config.train.checkpoint_minutes)
 
     # one step
 
@@ -67,39 +73,21 @@ class Trainer:
         order = torch.cat(orders).tolist()
         return order[first - epochs.start * n :][:size]
 
-    def chunk_row(self, indices: list[int]) -> Tensor:
-        """The summed gradient of a few pairs, then their summed loss and terms, and the first interval that broke."""
-        condition, x, states = self.train.rows(indices)
-        velocity = self.train.backend.velocity(condition)
-        if self.config.train.checkpointing:
-            velocity = checkpointed(velocity)
-        loss, terms, broken = self.loss(*self.student.solver(), velocity, x, states[self.kept])
-        found = torch.autograd.grad(loss.sum(), self.parameters, allow_unused=True)
-        flat = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, found, strict=True)]
-        scores = [loss.detach().sum(), *[terms[name].detach().sum() for name in self.term_names()]]
-        row = [*[g.flatten().cpu() for g in flat], *[s.double().reshape(1).cpu() for s in scores], torch.tensor([float(broken)])]
-        return torch.cat([part.double() for part in row])
-
     def learn(self) -> dict:
         """One step of Adam on the whole batch; what it logs."""
         settings, indices = self.config.train, self.batch(self.step)
         chunks = [indices[i : i + settings.chunk] for i in range(0, len(indices), settings.chunk)]
-        rows = shared_out(lambda part: self.chunk_row(chunks[part.start])[None], len(chunks), 1, self.ranks)
+        rows = shared_out(lambda part: self.chunk_row(chunks[part.start])[None], len(chunks), 1, self.ranks, self.stop_requested)
         count = sum(p.numel() for p in self.parameters)
         total = rows[:, :-1].sum(0) / len(indices)
         gradient, scores = total[:count], total[count:].tolist()
         if not total.isfinite().all() or (rows[:, -1] >= 0).any():
             self.stop_broken(rows[:, -1])
-        record = {"step": self.step + 1, "loss": scores[0]} | dict(zip(self.term_names(), scores[1:], strict=True))
+        record = {"step": self.step + 1, "loss": scores[0]} | dict(zip(self.chunk_row.terms, scores[1:], strict=True))
         record |= {"gradient_norm": gradient.norm().item(), "lr": self.set_lr()}
         self.apply(gradient)
         self.step += 1
         return record
-
-    def term_names(self) -> list[str]:
-        """The terms of the loss in the order in which they are reported."""
-        weights = asdict(self.config.loss)
-        return sorted(name for name in ("stepwise", "trajectory", "final", "decoded", "feature") if weights[name])
 
     def apply(self, gradient: Tensor) -> None:
         """Clip the gradient, add what holds a tableau near its start, and step."""
@@ -137,7 +125,7 @@ class Trainer:
         with torch.no_grad():
             solver, nodes = self.student.solver()
         batch = self.config.evaluation.batch
-        found = errors(self.heldout, solver, nodes, len(self.heldout), batch, self.ranks)
+        found = errors(self.heldout, solver, nodes, len(self.heldout), batch, self.ranks, self.stop_requested)
         record = {"step": self.step, "heldout": found.mean().item(), "heldout_se": standard_error(found)}
         if self.baselines:
             name, (option, theirs) = min(self.baselines.items(), key=lambda item: item[1][1].mean().item())
@@ -151,6 +139,7 @@ class Trainer:
             self.best = Best(self.step, error, 0, state)
         else:
             self.best.stale += 1
+        self.evaluated = self.step
         return {k: v for k, v in record.items() if not (isinstance(v, float) and not math.isfinite(v))}
 
     def describe(self) -> dict:
@@ -168,6 +157,7 @@ class Trainer:
             "student": self.student.module.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "best": asdict(self.best),
+            "evaluated": self.evaluated,
             "peak_lr": self.peak_lr,
             "provenance": self.provenance,
             "bank": [self.train.key, self.heldout.key],
@@ -178,6 +168,12 @@ class Trainer:
         """Write a checkpoint."""
         if self.ranks.rank == 0:
             self.run.save_checkpoint(self.step, self.state())
+            self.timer.restart()
+
+    def save_if_due(self, now: bool = False) -> None:
+        """Write a checkpoint where one is due now, or by the time since the last; it changes nothing but what a crash costs."""
+        if now or self.timer.due():
+            self.save()
 
     def restore(self, state: dict) -> None:
         """Go on from a checkpoint."""
@@ -191,6 +187,7 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.best, self.peak_lr = state["step"], Best(**state["best"]), state["peak_lr"]
         self.provenance = state["provenance"]
+        self.evaluated = state.get("evaluated", self.step)  # absent from earlier checkpoints, which were written after evaluations
 
     def export(self, last: bool = False) -> None:
         """Write the best table so far, by its step and as best.pkl, and if asked the last one as well."""
@@ -214,27 +211,42 @@ class Trainer:
     # the loop
 
     def fit(self, last_step: int, stop: StopRequest, log) -> bool:
-        """Learn up to a step; False if asked to stop before. Evaluations and checkpoints fall on fixed steps."""
-        settings, every = self.config.train, self.config.evaluation.interval
-        if self.step == 0 and self.best.step < 0:
-            log(self.evaluate())
-            self.save()
-        bar = tqdm(total=settings.steps, initial=self.step, desc="distil", unit="step", disable=self.ranks.rank > 0 or None)
+        """Learn up to a step; False if asked to stop before. Evaluations fall on fixed steps.
+
+        A step or evaluation that a stop interrupts is abandoned: the state before it is saved, and a resumed run does it again.
+        """
+        self.stop_requested = stop.agreed
+        bar = tqdm(total=self.config.train.steps, initial=self.step, desc="distil", unit="step", disable=self.ranks.rank > 0 or None)
         with bar:
-            while self.step < last_step and not self.stale():
-                log(self.learn())
-                bar.update()
-                if self.step % every == 0 or self.step == settings.steps:
-                    record = self.evaluate()
-                    log(record)
-                    bar.set_postfix_str(f"held-out {record.get('heldout', math.nan):.4f}")
-                if stop.agreed():
-                    self.save()
-                    return False
-                if self.step % settings.checkpoint_interval == 0:
-                    self.save()
+            try:
+                self.learn_until(last_step, log, bar)
+                finished = True
+            except StopRequested:
+                finished = False
         self.save()
-        return True
+        return finished
+
+    def learn_until(self, last_step: int, log, bar: tqdm) -> None:
+        """Steps and evaluations up to a step; StopRequested if asked to stop before."""
+        self.evaluate_if_due(log, bar)
+        self.save_if_due(now=self.step == 0)
+        while self.step < last_step and not self.stale():
+            log(self.learn())
+            bar.update()
+            self.save_if_due()
+            self.evaluate_if_due(log, bar)
+            if self.stop_requested():
+                raise StopRequested
+            self.save_if_due(now=self.step % self.config.train.checkpoint_interval == 0)
+
+    def evaluate_if_due(self, log, bar: tqdm) -> None:
+        """Evaluate and log where this step calls for it and has not been evaluated yet."""
+        due = self.step % self.config.evaluation.interval == 0 or self.step == self.config.train.steps
+        if not due or self.evaluated == self.step:
+            return
+        record = self.evaluate()
+        log(record)
+        bar.set_postfix_str(f"held-out {record.get('heldout', math.nan):.4f}")
 
     def stale(self) -> bool:
         """Whether patience has run out."""

@@ -99,6 +99,16 @@ def checkpointed(velocity: Velocity) -> Velocity:
     return lambda x, sigma: checkpoint(velocity, x, sigma, use_reentrant=False)
 
 
+def point_by_point(velocity: Velocity, images: int) -> Velocity:
+    """The same velocity in a network call for each point of a level, for memory."""
+
+    def calls(x: Tensor, sigma: Tensor) -> Tensor:
+        parts = zip(x.split(images), sigma.expand(len(x)).split(images), strict=True)
+        return torch.cat([velocity(*part) for part in parts])
+
+    return calls
+
+
 def load_features(name: str, device: torch.device) -> Features:
     """A frozen vision network by folder or hub id, as a differentiable function of images [B, 3, H, W] in [0, 1].
 

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from backends import Backend
 from backends.distributed import Ranks
+from backends.points import Points
 from backends.prompts import default_prompts
 from solvers import Predictor, baseline_of, compile_tableau
 
 from ..config import ConfigError
 from ..prompts import digits_prompts, split_prompts
-from ..ranks import broadcast
+from ..ranks import broadcast, never
 from ..run_folder import RunFolder
 from .bank import Bank, Pairs, Teacher, refined, twice_as_fine
 from .baselines import Baselines, errors
@@ -80,7 +81,8 @@ def tableau_start(config: DistillConfig, train: Bank, baselines: Baselines, load
     if loaded is not None:
         predictor, parent = loaded
         nodes = predictor.sigmas
-        error = errors(train, predictor.solver(), nodes, tuning, config.evaluation.batch, baselines.ranks).mean().item()
+        shared = config.evaluation.batch, baselines.ranks, baselines.stop_requested
+        error = errors(train, predictor.solver(), nodes, tuning, *shared).mean().item()
         tableau = compile_tableau(predictor.solver(), nodes)
         if student.widen:
             tableau = widened(tableau, student.num_points, student.stride, student.first_points)
@@ -101,15 +103,16 @@ def state_scales(bank: Bank, kept: list[int]) -> Tensor:
     return states[kept].double().flatten(1).square().mean(1).sqrt().cpu()
 
 
-def make_banks(config: DistillConfig, backend: Backend, ranks: Ranks) -> tuple[Bank, Bank]:
+def make_banks(config: DistillConfig, backend: Backend, ranks: Ranks, stop_requested: Callable[[], bool] = never) -> tuple[Bank, Bank]:
     """The training and the held-out bank, complete on disk."""
     settings, teacher = config.bank, make_teacher(config, backend)
     train, heldout = (
         Bank(Path(settings.folder), backend, teacher, config.guidance_scale, pairs, settings.shard_size, settings.dtype)
         for pairs in pairs_of(config)
     )
-    train.build(ranks, "training pairs")
-    heldout.build(ranks, "held-out pairs")
+    backend.encode_ahead(list(dict.fromkeys(train.missing_prompts(ranks) + heldout.missing_prompts(ranks))), config.guidance_scale)
+    train.build(ranks, "training pairs", stop_requested)
+    heldout.build(ranks, "held-out pairs", stop_requested)
     return train, heldout
 
 
@@ -123,26 +126,34 @@ def make_student(config: DistillConfig, train: Bank, baselines: Baselines) -> tu
     start = tableau_start(config, train, baselines, loaded)
     shown, chunk = min(SHOWN, len(train)), min(config.train.chunk, SHOWN)
     gram = torch.zeros(start.tableau.evaluations + 1, start.tableau.evaluations + 1, dtype=torch.float64)
+    points = Points()
     with torch.no_grad():
         for i in range(0, shown, chunk):
             condition, x, _ = train.rows(list(range(i, min(i + chunk, shown))))
-            gram += second_moments(start.tableau, backend.velocity(condition), x) * len(x) / shown
+            gram += second_moments(start.tableau, points.velocity(backend, condition), x) * len(x) / shown
     return tableau_student(config, spec, start, broadcast(gram, baselines.ranks)), start.error
 
 
-def prepare(config: DistillConfig, backend: Backend, ranks: Ranks, run: RunFolder, say: Callable[[str], None]) -> tuple[Trainer, Baselines]:
-    """Everything that a run needs, in order: banks, baselines, student, loss."""
-    train, heldout = make_banks(config, backend, ranks)
+def prepare(
+    config: DistillConfig,
+    backend: Backend,
+    ranks: Ranks,
+    run: RunFolder,
+    say: Callable[[str], None],
+    stop_requested: Callable[[], bool] = never,
+) -> tuple[Trainer, Baselines]:
+    """Everything that a run needs, in order: banks, baselines, student, loss; StopRequested if asked to stop before all is there."""
+    train, heldout = make_banks(config, backend, ranks, stop_requested)
     provenance = {"kind": "distilled", "teacher": train.teacher.name, "bank": [train.key, heldout.key], "loss": asdict(config.loss)}
     provenance |= {"train": {k: getattr(config.train, k) for k in ("steps", "batch", "lr", "seed")}}
     provenance |= {"learned_sigmas": config.student.learn_sigmas}
     if config.teacher.check:
         teacher, count = train.teacher, min(config.teacher.check, len(heldout))
-        found = errors(heldout, teacher.solver, twice_as_fine(teacher.nodes), count, config.evaluation.batch, ranks)
+        found = errors(heldout, teacher.solver, twice_as_fine(teacher.nodes), count, config.evaluation.batch, ranks, stop_requested)
         error, se = found.mean().item(), standard_error(found)
         say(f"teacher: {train.teacher.name}; it differs by RMSE {error:.5f} ± {1.96 * se:.5f} from twice as many intervals")
         provenance |= {"teacher_rmse_to_twice_as_fine": error}
-    baselines = Baselines(train, heldout, config.spec(), config.evaluation, ranks)
+    baselines = Baselines(train, heldout, config.spec(), config.evaluation, ranks, stop_requested)
     student, unit = make_student(config, train, baselines)
     kept = targets_kept(config, len(train.teacher.kept) - 1)
     check_nodes(student, train.teacher, kept, config.needs_states)

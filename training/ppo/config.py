@@ -10,7 +10,7 @@ from backends import SCHEDULES
 from rewards import NAMES as REWARDS
 from rewards import TRAINABLE
 
-from ..config import ConfigError, check_choices, check_options, check_ranges, value_at
+from ..config import ConfigError, check_choices, check_ranges, value_at
 
 
 @dataclass
@@ -183,6 +183,8 @@ class LoggingConfig:
     log_interval: int = 1
     save_interval: int = 5
     """Steps between checkpoints."""
+    save_minutes: float | None = 10.0
+    """Minutes after which a checkpoint is written between these too; null for never."""
 
 
 @dataclass
@@ -220,7 +222,7 @@ LOWEST = {
     "logging.log_interval": 1,
     "logging.save_interval": 1,
 }
-ABOVE_ZERO = ("ppo.dirichlet_concentration", "ppo.max_log_change", "ppo.scale_std", "ppo.kl_target")
+ABOVE_ZERO = ("ppo.dirichlet_concentration", "ppo.max_log_change", "ppo.scale_std", "ppo.kl_target", "logging.save_minutes")
 WITHOUT_MEANING = {  # published keys that are accepted, and why they do nothing here
     "reward.multi.imagereward.med_config": "ImageReward's layout is known",
     **dict.fromkeys(
@@ -247,7 +249,6 @@ def check(config: RDPOConfig) -> None:
         ]
     )
     check_ranges(config, LOWEST, HIGHEST, ABOVE_ZERO)
-    check_options("model.backend_options", config.model.backend_options)
     if ppo.rollout_batch_size % ppo.rloo_k:
         raise ConfigError(f"ppo.rollout_batch_size is {ppo.rollout_batch_size}, expected a multiple of ppo.rloo_k ({ppo.rloo_k})")
     if ppo.minibatch_size > ppo.rollout_batch_size:

@@ -11,8 +11,10 @@ from solvers import UserError, resolve_predictor_path, save_predictor
 from solvers.errors import note, run_command
 
 from ..config import load_config, to_yaml
+from ..estimates import rdpo_estimates
 from ..ranks import settle_threads
 from ..run_folder import Log, RunFolder, stop_requests
+from .advice import gain_text
 from .config import RDPOConfig, check, notes_on
 from .prepare import START_KINDS, calls_of, check_rewards, load_start, notes_on_start, prepare, prompts_of, settle
 from .trainer import Trainer, predictor_of
@@ -32,7 +34,7 @@ def summary(trainer: Trainer) -> str:
     record = next((r for r in trainer.run.records() if r["step"] == trainer.best.step and "table" in r), None)
     if record is None:
         return f"best policy: step {trainer.best.step}"
-    gains = [f"{n} {record[f'gain_{n}']:+.4f} ± {record[f'gain_{n}_halfwidth']:.4f}" for n in trainer.heldout.names]
+    gains = [f"{name} {gain_text(record, name)}" for name in trainer.heldout.names]
     tried = sum("table" in r for r in trainer.run.records())
     where = f"on held-out prompts and seeds, as the best of {tried} evaluations there"
     return f"best policy: step {trainer.best.step}; gain over the start table {where}: {', '.join(gains)}"
@@ -55,13 +57,13 @@ def train(config: RDPOConfig, ranks: Ranks, run: RunFolder, state: dict | None, 
     if state is not None:
         trainer.restore(state)
         if ranks.rank == 0:
-            run.rewind(trainer.step)
+            run.rewind(trainer.step, trainer.evaluated)
     log = Log(run, ranks, trainer.step)
     with stop_requests(ranks) as stop, closing(log):
         finished = trainer.fit(min(config.ppo.steps, max_steps or config.ppo.steps), stop, log, say)
     if not finished:
         say(f"stopped at step {trainer.step} as asked; go on with --resume {run.path}")
-    if ranks.rank == 0:
+    if trainer.best.state and ranks.rank == 0:
         say(f"{summary(trainer)}\nwrote {export(trainer)}")
     ranks.barrier()
     return trainer
@@ -79,7 +81,8 @@ def check_all(config: RDPOConfig, name: str | None, dry_run: bool) -> None:
     for text in [*notes_on(config), *([] if name is None else notes_on_start(config, name))]:
         note(text)
     if dry_run:
-        click.echo(f"{to_yaml(config)}# dry run, {calls_of(config, predictor)}")
+        lines = [f"{to_yaml(config)}# dry run, {calls_of(config, predictor)}", *rdpo_estimates(config, spec, predictor)]
+        click.echo("\n# ".join(lines))
     try:
         for text in check_rewards(config):
             note(text)

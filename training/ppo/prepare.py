@@ -6,6 +6,7 @@ from pathlib import Path
 
 from backends import Backend, check_backbone_known, check_backend
 from backends.distributed import Ranks
+from backends.points import Points
 from backends.prompts import default_prompts
 from rewards import check_reward, load_reward
 from solvers import Predictor, Spec, Tableau, load_predictor, resolve_predictor_path
@@ -105,6 +106,9 @@ def prepare(config: RDPOConfig, backend: Backend, ranks: Ranks, run: RunFolder) 
     nodes = backend.sigmas(spec) if predictor.sigmas is None else predictor.sigmas
     guidance = backend.default_guidance if spec.guidance_rate is None else spec.guidance_rate
     train, heldout = prompts_of(config, backend.name, spec.dataset_name)
+    heldout = heldout[: config.evaluation.images]
+    backend.fingerprint()  # with offload it is kept before the text encoders are freed
+    backend.encode_ahead(list(dict.fromkeys([*train, *heldout])), guidance)
     trained = load_reward(config.reward.type, config.reward.chosen(), ranks.device)
     measured = [trained, *(load_reward(name, {}, ranks.device) for name in config.evaluation.rewards)]
     scorer = Scorer(backend, nodes, guidance, spec.afs, spec.max_order, [trained], config.reward.batch_size)
@@ -116,7 +120,7 @@ def prepare(config: RDPOConfig, backend: Backend, ranks: Ranks, run: RunFolder) 
         run,
         policy_of(config, predictor),
         scorer,
-        replace(scorer, rewards=measured),
+        replace(scorer, rewards=measured, points=Points()),
         train,
         [heldout[i % len(heldout)] for i in range(count)],
         list(range(EVALUATION_SEED, EVALUATION_SEED + count)),

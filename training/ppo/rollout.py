@@ -1,5 +1,6 @@
 """Rollouts: groups of siblings that share a prompt, each with a table of its own, from noise to reward."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -7,11 +8,12 @@ from torch import Tensor
 
 from backends import Backend
 from backends.distributed import Ranks
+from backends.points import Points
 from rewards import Reward
 from solvers import EPD, SolverTable, sample
 
 from ..clock import Clock
-from ..ranks import shared_out
+from ..ranks import never, shared_out
 from .config import PPOConfig
 from .policy import Draw, ResidualPolicy
 
@@ -30,13 +32,15 @@ class Scorer:
     rewards: list[Reward]
     reward_batch: int = 64
     clock: Clock = field(default_factory=Clock)
+    points: Points = field(default_factory=Points)
+    """How many rows a network call may have; fewer once memory ended."""
 
     def __call__(self, table: SolverTable, prompts: list[str], seeds: list[int]) -> Tensor:
         """Scores [B, names] in float64."""
         part = self.clock.part
         with torch.inference_mode():
             with part("encode"):
-                velocity = self.backend.velocity(self.backend.encode(prompts, self.guidance_scale))
+                velocity = self.points.velocity(self.backend, self.backend.encode(prompts, self.guidance_scale))
             with part("sample"):
                 x = sample(EPD(table, self.afs, self.max_order), velocity, self.backend.start(seeds, self.nodes[0]), self.nodes)
             with part("decode"):
@@ -85,15 +89,25 @@ def stream(seed: int, step: int, purpose: int) -> int:
     return (seed * 1_000_003 + step) * 4 + purpose
 
 
-def scores_of(score: Scorer, policy: ResidualPolicy, draw: Draw, plan: Plan, chunk: int, ranks: Ranks) -> Tensor:
+def scores_of(
+    score: Scorer, policy: ResidualPolicy, draw: Draw, plan: Plan, chunk: int, ranks: Ranks, stop_requested: Callable[[], bool] = never
+) -> Tensor:
     """Scores [B, rewards] of all images of a step; the ranks take chunks in turn and share the results."""
 
     def measure(part: slice) -> Tensor:
         return score(policy.complete(draw.select(part).table()), plan.prompts[part], plan.seeds[part])
 
-    return shared_out(measure, len(plan.seeds), chunk, ranks)
+    return shared_out(measure, len(plan.seeds), chunk, ranks, stop_requested)
 
 
-def evaluate_table(score: Scorer, table: SolverTable, prompts: list[str], seeds: list[int], batch: int, ranks: Ranks) -> Tensor:
+def evaluate_table(
+    score: Scorer,
+    table: SolverTable,
+    prompts: list[str],
+    seeds: list[int],
+    batch: int,
+    ranks: Ranks,
+    stop_requested: Callable[[], bool] = never,
+) -> Tensor:
     """Scores [n, rewards] of one table on fixed prompts and seeds; the ranks take batches in turn."""
-    return shared_out(lambda part: score(table, prompts[part], seeds[part]), len(seeds), batch, ranks)
+    return shared_out(lambda part: score(table, prompts[part], seeds[part]), len(seeds), batch, ranks, stop_requested)

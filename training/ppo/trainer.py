@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -10,10 +11,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from backends.distributed import Ranks
+from common.statistics import clustered_halfwidth
 from solvers import Predictor, Spec, UserError
 
-from ..run_folder import RunFolder, StopRequest
+from ..ranks import StopRequested, never
+from ..run_folder import CheckpointTimer, RunFolder, StopRequest
 from .advantages import BASELINES, whitened
+from .advice import no_signal
 from .config import RDPOConfig
 from .policy import Draw, ResidualPolicy
 from .rollout import Plan, Scorer, evaluate_table, scores_of, stream
@@ -56,6 +60,9 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(self.policy.parameters(), lr=self.config.ppo.learning_rate, weight_decay=0.0)
         self.step, self.skipped, self.kl_coef = 0, 0, self.config.ppo.kl_coef
         self.best, self.base_scores = Best(), None
+        self.evaluated = -1  # the last step that was evaluated
+        self.stop_requested: Callable[[], bool] = never
+        self.timer = CheckpointTimer(self.config.logging.save_minutes)
 
     # one step
 
@@ -67,7 +74,7 @@ class Trainer:
             distribution = self.policy()
             draw = distribution.sample(ppo.rollout_batch_size, stream(seed, self.step, 2))
             old_log_prob = distribution.log_prob(*draw)
-        scores = scores_of(self.train, self.policy, draw, plan, ppo.rollout_chunk, self.ranks)
+        scores = scores_of(self.train, self.policy, draw, plan, ppo.rollout_chunk, self.ranks, self.stop_requested)
         rewards = scores[:, 0].view(-1, ppo.rloo_k)
         self.step += 1
         if not (rewards.isfinite().all() and old_log_prob.isfinite().all()):
@@ -146,18 +153,23 @@ class Trainer:
     # held-out reward
 
     def evaluate(self) -> dict:
-        """The mean table against the start table on fixed prompts and seeds: paired gains with 95 % intervals."""
+        """The mean table against the start table on fixed prompts and seeds: paired gains with 95 % intervals over the prompts.
+
+        With one prompt there is no interval. Where the two tables are the same, as at step 0, one is measured.
+        """
         with torch.no_grad():
             table, start = (self.policy.complete(d.mean()) for d in (self.policy(), self.policy.base()))
-        measure = (self.heldout_prompts, self.heldout_seeds, self.config.evaluation.batch, self.ranks)
+        measure = (self.heldout_prompts, self.heldout_seeds, self.config.evaluation.batch, self.ranks, self.stop_requested)
         if self.base_scores is None:
             self.base_scores = evaluate_table(self.heldout, start, *measure)
-        scores = evaluate_table(self.heldout, table, *measure)
+        same = all(torch.equal(value, table.arrays()[name]) for name, value in start.arrays().items())
+        scores = self.base_scores if same else evaluate_table(self.heldout, table, *measure)
         record: dict = {"step": self.step}
         for i, name in enumerate(self.heldout.names):
             gain = scores[:, i] - self.base_scores[:, i]
-            half = 1.96 * gain.std().item() / len(gain) ** 0.5
-            record |= {f"heldout_{name}": scores[:, i].mean().item(), f"gain_{name}": gain.mean().item(), f"gain_{name}_halfwidth": half}
+            record |= {f"heldout_{name}": scores[:, i].mean().item(), f"gain_{name}": gain.mean().item()}
+            half = clustered_halfwidth(gain.tolist(), self.heldout_prompts)
+            record |= {} if half is None else {f"gain_{name}_halfwidth": half}
         if not all(math.isfinite(v) for v in record.values()):
             raise Diverged(f"{self.run.path}: a held-out reward at step {self.step} is not finite; check the reward and the start table")
         trained = record[f"gain_{self.config.reward.type}"]
@@ -166,18 +178,14 @@ class Trainer:
             self.best = Best(self.step, trained, 0, state)
         else:
             self.best.stale += 1
+        self.evaluated = self.step
         return record | {"table": {"r": table.r.tolist(), "w": table.w.tolist()}}
 
     def warning(self, record: dict) -> str | None:
         """What to say when nothing has been learned for long."""
-        name = self.config.reward.type
-        gain, half = record[f"gain_{name}"], record[f"gain_{name}_halfwidth"]
-        if self.step < self.config.evaluation.warn_after or gain > half:
+        if self.step < self.config.evaluation.warn_after:
             return None
-        return (
-            f"no signal: after {self.step} steps the gain in {name} is {gain:+.4f} ± {half:.4f}; try larger groups (ppo.rloo_k), more "
-            "images a step (ppo.rollout_batch_size), a lower ppo.dirichlet_concentration or a higher ppo.learning_rate"
-        )
+        return no_signal(record, self.config.reward.type, self.step, self.config.ppo, self.policy.base().mean())
 
     # files
 
@@ -191,6 +199,7 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "best": asdict(self.best),
             "base_scores": self.base_scores,
+            "evaluated": self.evaluated,
             "kl_coef": self.kl_coef,
             "skipped": self.skipped,
         }
@@ -199,6 +208,12 @@ class Trainer:
         """Write a checkpoint."""
         if self.ranks.rank == 0:
             self.run.save_checkpoint(self.step, self.state(), keep=3)
+            self.timer.restart()
+
+    def save_if_due(self, now: bool = False) -> None:
+        """Write a checkpoint where one is due now, or by the time since the last; it changes nothing but what a crash costs."""
+        if now or self.timer.due():
+            self.save()
 
     def restore(self, state: dict) -> None:
         """Go on from a checkpoint."""
@@ -209,6 +224,7 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.best, self.base_scores = state["step"], Best(**state["best"]), state["base_scores"]
         self.kl_coef, self.skipped = state["kl_coef"], state["skipped"]
+        self.evaluated = state.get("evaluated", self.step)  # absent from earlier checkpoints, which were written after evaluations
 
     def depends_on(self) -> dict:
         """What must be the same when a run goes on."""
@@ -229,35 +245,56 @@ class Trainer:
     # the loop
 
     def fit(self, last_step: int, stop: StopRequest, log, say) -> bool:
-        """Learn up to a step; False if asked to stop before. Evaluations and checkpoints fall on fixed steps."""
-        settings, every = self.config.logging, self.config.evaluation.interval
-        if self.base_scores is None:
-            log(self.evaluate(), self.train.clock.read())
-            self.save()
+        """Learn up to a step; False if asked to stop before. Evaluations fall on fixed steps.
+
+        A step or evaluation that a stop interrupts is abandoned: the state before it is saved, and a resumed run does it again.
+        """
+        self.stop_requested = stop.agreed
         bar = tqdm(total=self.config.ppo.steps, initial=self.step, desc="RDPO", unit="step", disable=self.ranks.rank > 0 or None)
         with bar:
-            while self.step < last_step and not 0 < self.config.evaluation.patience <= self.best.stale:
-                record = self.learn()
-                if self.step % settings.log_interval == 0 or "skipped" in record:
-                    log(record, self.train.clock.read())
-                bar.update()
-                bar.set_postfix_str(f"reward {record.get('reward', math.nan):.4f} kl {record.get('kl', math.nan):.2f}")
-                if self.step % every == 0 or self.step == self.config.ppo.steps:
-                    record = self.evaluate()
-                    log(record, self.train.clock.read())
-                    if warning := self.warning(record):
-                        say(warning)
-                if stop.agreed():
-                    self.save()
-                    return False
-                if self.step % settings.save_interval == 0:
-                    self.save()
+            try:
+                self.learn_until(last_step, log, say, bar)
+                finished = True
+            except StopRequested:
+                finished = False
         self.save()
-        return True
+        return finished
+
+    def learn_until(self, last_step: int, log, say, bar: tqdm) -> None:
+        """Steps and evaluations up to a step; StopRequested if asked to stop before."""
+        settings = self.config.logging
+        self.evaluate_if_due(log, say)
+        self.save_if_due(now=self.step == 0)
+        while self.step < last_step and not 0 < self.config.evaluation.patience <= self.best.stale:
+            record = self.learn()
+            if self.step % settings.log_interval == 0 or "skipped" in record:
+                log(record, self.train.clock.read())
+            bar.update()
+            bar.set_postfix_str(f"reward {record.get('reward', math.nan):.4f} kl {record.get('kl', math.nan):.2f}")
+            self.save_if_due()
+            self.evaluate_if_due(log, say)
+            if self.stop_requested():
+                raise StopRequested
+            self.save_if_due(now=self.step % settings.save_interval == 0)
+
+    def evaluate_if_due(self, log, say) -> None:
+        """Evaluate and log where this step calls for it and has not been evaluated yet."""
+        due = self.step % self.config.evaluation.interval == 0 or self.step == self.config.ppo.steps
+        if not due or self.evaluated == self.step:
+            return
+        record = self.evaluate()
+        log(record, self.train.clock.read())
+        if self.step > 0 and (warning := self.warning(record)):
+            say(warning)
 
 
 def predictor_of(policy: ResidualPolicy, state: dict, exported: dict, found: dict) -> Predictor:
-    """The mean table of a policy's state, with the scales and the solver that were rolled out; leaves the policy in that state."""
+    """The mean table of a policy's state, with the scales and the solver that were rolled out; leaves the policy in that state.
+
+    The empty state of a run that was stopped before its first evaluation: UserError.
+    """
+    if not state:
+        raise UserError("the run has no best policy yet: it was stopped before its first evaluation; go on with --resume")
     policy.load_state_dict(state)
     with torch.no_grad():
         table = policy.complete(policy().mean())

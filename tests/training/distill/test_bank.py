@@ -84,6 +84,15 @@ def test_a_damaged_shard_is_named(tmp_path):
         bank.rows([9])
 
 
+def test_a_shard_that_another_rank_wrote_elsewhere_is_named(tmp_path):
+    bank = bank_of(tmp_path, Line())
+    bank.build(ALONE, "pairs")
+    bank.path(2).unlink()
+    with pytest.raises(BankError, match=r"shard-00002.*: does not exist; bank.folder must be on storage that all ranks share") as caught:
+        bank.rows([9])
+    assert "\n" not in str(caught.value)
+
+
 def test_half_precision_halves_the_states(tmp_path):
     full, half = bank_of(tmp_path, Line()), bank_of(tmp_path, Line(), dtype="float16")
     full.build(ALONE, "pairs")

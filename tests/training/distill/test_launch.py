@@ -244,6 +244,7 @@ def test_shipped_configurations_are_valid(path):
         ("train.stepz=3", "train.stepz"),
         ("train.steps=many", "train.steps"),
         ("train.steps=0", "train.steps is 0, expected at least 1"),
+        ("train.checkpoint_minutes=0", "train.checkpoint_minutes is 0.0, expected a number above 0"),
         ("train.lr=nan", "train.lr is nan"),
         ("train", "expected section.key=value"),
         ("backend.name=sdxl", "backend.name is 'sdxl', expected one of"),

@@ -246,6 +246,7 @@ def test_shipped_configurations_are_valid(path):
         ("model.schedule_type=logsnr", "made for 'discrete'"),
         ("data.predictor_snapshot=nowhere.pkl", "nowhere.pkl"),
         ("data.prompt_csv=nowhere.csv", "nowhere.csv"),
+        ("logging.save_minutes=0", "logging.save_minutes is 0.0, expected a number above 0"),
         ("ppo.kl_coef=-1", "ppo.kl_coef is -1"),
     ],
 )

@@ -57,7 +57,7 @@ def test_an_epoch_visits_every_prompt_once():
 
 def test_three_steps_that_are_not_finite_end_a_run_and_nothing_is_applied(tmp_path):
     trainer = trainer_of(tmp_path, broken=True)
-    trainer.base_scores = torch.zeros(64, 1)
+    trainer.base_scores, trainer.evaluated = torch.zeros(64, 1), 0
     records: list[dict] = []
     with pytest.raises(Diverged, match=r"3 steps in a row.*prompt"):
         trainer.fit(80, Never(), lambda record, seconds: records.append(record), print)
