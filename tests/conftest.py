@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # published.py, whatever pytest imports tests as
-import torch
 
 torch.set_num_threads(1)  # the networks here are tiny: more threads only wait for each other
 
