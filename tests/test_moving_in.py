@@ -1,18 +1,21 @@
 """The published predictors on every command line, on pipelines of the real families' layouts and sizes."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 from published import NAMES, ROOT, SIZES, make_models
+from published_writer import write_published
 from released import PIXELS, write_released
 
 import sample
 import sample_flux
 import sample_sd3
-from evaluation.plan import make_plan
+from evaluation.plan import PRESETS, make_plan, predictors_of
 from solvers import Predictor, UserError, flowmatch, load_predictor, save_predictor
 from training.ppo.launch import main as train
 
@@ -99,3 +102,51 @@ def test_a_table_of_another_backbone_is_refused_by_name(exps, name):
     assert f"{exps.parent / name} was made for dataset {dataset!r} and records no backbone" in line
     assert "velocity_from_denoiser" in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_evaluation_measures_the_best_and_the_distilled_table_of_the_downloads(monkeypatch, exps, name):
+    monkeypatch.chdir(exps.parent)
+    expected = {kind: f"exps/{name}/{name}-{kind}.pkl" for kind in ("best", "distilled") if (exps / name / f"{name}-{kind}.pkl").is_file()}
+    assert predictors_of(PRESETS[name], {}) == expected
+    assert next(iter(expected)) == "best", "what the others are compared with"
+
+
+def test_evaluation_measures_the_start_table_where_there_is_no_other(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert predictors_of(PRESETS["sd15"], {}) == {"start": "exps/sd15/start.pkl"}
+
+
+@pytest.mark.parametrize("text", ["sd3-512", "exps/sd3-512", "exps/sd3-512/sd3-512-best.pkl", "42"])
+def test_file_folder_name_and_number_on_each_command_line(tmp_path, monkeypatch, exps, text):
+    """What each command line finds first is the table; then it lacks weights, which is where this test ends."""
+    shutil.copytree(exps / "sd3-512", tmp_path / "exps" / "sd3-512")
+    shutil.copytree(exps / "sd3-512", tmp_path / "exps" / "00042-mine")
+    monkeypatch.chdir(tmp_path)
+    nothing = ["--model-path", "/no/such/model", "--prompt", "x"]
+    for command, option in ((sample.main, "--predictor_path"), (sample_sd3.main, "--predictor")):
+        with pytest.raises(UserError, match="'/no/such/model' not found"):
+            invoke(command, option, text, *nothing)
+    overrides = [
+        "--override",
+        f"data.predictor_snapshot={text}",
+        "--override",
+        "reward.type=digits",
+        "--override",
+        "reward.weights_path=null",
+    ]
+    said = invoke(train, "--config", ROOT / "training/ppo/cfgs/sd3_512.yaml", "--dry-run", *overrides)
+    assert "predictor_snapshot: exps/" in said
+    assert make_plan("sd3-512", [], None, {"PREDICTOR": text}).parts[0].settings["depth"] == 20
+
+
+def test_what_a_file_carries_that_is_unknown_here_is_one_note(tmp_path):
+    config = {"resolution": 512, "vae_tiling": True}
+    raw = {"r_params": torch.zeros(3, 2), "weight_s": torch.zeros(3, 2)}
+    path = write_published(tmp_path / "p.pkl", raw, backend="ldm", backend_config=config)
+    said = invoke(
+        sample.main, "--predictor", path, "--model-path", ROOT / "backends/digits/sd", "--prompt", "x", "--seeds", "0", "--outdir", tmp_path
+    )
+    assert said.count("note: ") == 2
+    assert f"note: {path}: backend_config.vae_tiling: no such option here, left out" in said
+    assert f"note: {path}: a start table, in which nothing was learned yet; distil first" in said
