@@ -143,7 +143,7 @@ def test_a_run_writes_all_it_promises(whole):
 
 def test_export_again_gives_the_same_table(tmp_path, whole):
     run = whole
-    invoke(run.path, "--output-dir", tmp_path / "out", command=export_epd_predictor.main)
+    invoke(run.path, "--output-dir", tmp_path / "out", "--device", "cpu", command=export_epd_predictor.main)
     best = load_predictor(run.export / "network-snapshot-export-best.pkl")
     found = load_predictor(resolve_predictor_path(str(tmp_path / "out")))
     assert torch.equal(found.table.r, best.table.r)
@@ -154,6 +154,7 @@ def test_export_again_gives_the_same_table(tmp_path, whole):
     invoke(run.path, "--checkpoint", "step000004.pt", "--output-dir", tmp_path / "four", "--no-manifest", command=export_epd_predictor.main)
     assert [p.name for p in (tmp_path / "four").iterdir()] == ["network-snapshot-export-step000004.pkl"]
     assert "step000004.pt" in refused(run.path, "--checkpoint", "x.pt", command=export_epd_predictor.main)
+    assert "device 'cuda:99' cannot be used" in refused(run.path, "--device", "cuda:99", command=export_epd_predictor.main)
 
 
 def test_three_steps_and_three_more_are_six(tmp_path, config, whole):
