@@ -17,16 +17,22 @@ def no_signal(record: dict, name: str, step: int, config: PPOConfig, start: Solv
     """A warning where the gain in a reward does not lie above 0 by more than half its interval; None where it does."""
     if record[f"gain_{name}"] > record.get(f"gain_{name}_halfwidth", 0.0):
         return None
-    advice = ", ".join(f"{key}={value}" for key, value in better_settings(config).items())
+    from_equal = equal_points(start)
+    advice = ", ".join(f"{key}={value}" for key, value in better_settings(config, from_equal).items())
     remedies = [f"set {advice}"] if advice else []
-    if equal_points(start):
+    if from_equal:
         remedies = ["distil the start table first (training.distill.launch): its points are equally spaced", *remedies]
-    remedy = ", and ".join(remedies) or "raise ppo.steps, or check that the reward tells images of one prompt apart"
+    remedy = ", or ".join(remedies) or "raise ppo.steps, or check that the reward tells images of one prompt apart"
     return f"no signal: after {step} steps the gain in {name} is {gain_text(record, name)}; {remedy}"
 
 
-def better_settings(config: PPOConfig) -> dict[str, str | float | int]:
-    """The settings that gained on the digits (README, "RDPO"), where a run has others."""
+def better_settings(config: PPOConfig, from_equal: bool) -> dict[str, str | float | int]:
+    """The settings that gained on the digits (README, "RDPO"), where a run has others.
+
+    A distilled table gains from narrow exploration and many images a step; equal points only from wide exploration.
+    """
+    if from_equal:
+        return {} if config.dirichlet_concentration <= 100 else {"ppo.dirichlet_concentration": 20}
     known = {
         "ppo.policy": ("table", config.policy == "table"),
         "ppo.learning_rate": (0.01, config.learning_rate == 0.01),

@@ -74,6 +74,10 @@ def notes_on_start(config: RDPOConfig, name: str) -> list[str]:
     if predictor.is_start:
         command = f"./launch.sh distill {name}" if (DISTILL_CONFIGS / f"{name}.yaml").is_file() else "./launch.sh distill NAME"
         said.append(f"nothing was learned yet in the start table {config.data.predictor_snapshot} ({parent}); distil first: {command}")
+        if config.ppo.dirichlet_concentration > 100:
+            said.append(
+                "from equal points only wide exploration learns: ppo.dirichlet_concentration=20, as in cfgs/published (README, RDPO)"
+            )
     return said
 
 

@@ -79,9 +79,13 @@ def test_step_0_is_measured_once(tmp_path, monkeypatch):
     [
         (
             {"policy": "mlp", "learning_rate": 7e-5, "rollout_batch_size": 8, "minibatch_size": 4},
+            0.3,
+            "set ppo.policy=table, ppo.learning_rate=0.01, ppo.dirichlet_concentration=1000, ppo.rollout_batch_size=64",
+        ),
+        (
+            {"dirichlet_concentration": 1000.0},
             0.5,
-            "distil the start table first (training.distill.launch): its points are equally spaced, and set ppo.policy=table, "
-            "ppo.learning_rate=0.01, ppo.dirichlet_concentration=1000, ppo.rollout_batch_size=64",
+            "distil the start table first (training.distill.launch): its points are equally spaced, or set ppo.dirichlet_concentration=20",
         ),
         ({"learning_rate": 0.01}, 0.3, "set ppo.dirichlet_concentration=1000"),
         ({"learning_rate": 0.01, "dirichlet_concentration": 3000.0}, 0.3, "raise ppo.steps, or check that the reward"),
