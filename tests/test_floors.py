@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from .floors import pinned
+from .floors import READABLE, check_readable, pinned
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,3 +23,13 @@ def test_a_dependency_without_a_lowest_version_is_refused():
     project = {"name": "own", "dependencies": ["torch>=2.6"], "optional-dependencies": {"all": ["own[some]"], "some": ["numpy"]}}
     with pytest.raises(SystemExit, match="dependency 'numpy' has no lowest version"):
         pinned(project)
+
+
+def test_images_that_the_judge_cannot_read_are_refused(tmp_path):
+    summary = tmp_path / "digits" / "scores" / "judge.summary.json"
+    summary.parent.mkdir(parents=True)
+    summary.write_text(f'{{"mean": {READABLE + 0.1}}}')
+    check_readable(summary)
+    summary.write_text('{"mean": -4.373}')
+    with pytest.raises(SystemExit, match=r"the judge gives -4.37 to digits, expected at least -1.5"):
+        check_readable(summary)
