@@ -81,7 +81,7 @@ def notes_on_start(config: RDPOConfig, name: str) -> list[str]:
     return said
 
 
-def prompts_of(config: RDPOConfig, backend_name: str, dataset_name: str | None) -> tuple[list[str], list[str]]:
+def prompts_of(config: RDPOConfig, backend_name: str, dataset_name: str | None = None) -> tuple[list[str], list[str]]:
     """Training and held-out prompts; no prompt is in both."""
     own = None
     if backend_name == "digits":
