@@ -17,6 +17,7 @@ import sample_flux
 import sample_sd3
 from evaluation.plan import PRESETS, make_plan, predictors_of
 from solvers import Predictor, UserError, flowmatch, load_predictor, save_predictor
+from solvers.predictor.__main__ import main as predictor_command
 from training.ppo.launch import main as train
 
 FAMILY = {"sd15": sample.main, "sd3-512": sample_sd3.main, "sd3-1024": sample_sd3.main, "flux": sample_flux.main}
@@ -150,3 +151,13 @@ def test_what_a_file_carries_that_is_unknown_here_is_one_note(tmp_path):
     assert said.count("note: ") == 2
     assert f"note: {path}: backend_config.vae_tiling: no such option here, left out" in said
     assert f"note: {path}: a start table, in which nothing was learned yet; distil first" in said
+
+
+@pytest.mark.parametrize("name", [*NAMES, *(name.removeprefix("exps/") for name in PIXELS)])
+def test_show_and_convert(tmp_path, exps, name):
+    shown = invoke(predictor_command, "show", exps / name)
+    assert f"{exps / name}\n" in shown
+    assert ("nothing was learned yet" in shown) == name.endswith("-start.pkl")
+    invoke(predictor_command, "convert", exps / name, tmp_path / "own.pkl")
+    again = invoke(predictor_command, "show", tmp_path / "own.pkl")
+    assert again.split("dataset_name", 1)[1] == shown.split("dataset_name", 1)[1]
