@@ -54,7 +54,11 @@ PUBLISHED = (  # Stable Diffusion 1.5's, in every key; as many images, and evalu
     f"evaluation.interval={IMAGES // 8 // 4}",
     f"logging.save_interval={IMAGES // 8 // 4}",
 )
-RECIPES = {"published": PUBLISHED, "recommended": RECOMMENDED}
+WIDE = ("ppo.dirichlet_concentration=100", "ppo.learning_rate=0.03")  # what a null concentration and rate are from equal points
+RECIPES = {  # by start
+    "distilled": {"published": PUBLISHED, "recommended": RECOMMENDED},
+    "equal points": {"published": PUBLISHED, "as from a distilled table": RECOMMENDED, "recommended": WIDE},
+}
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
@@ -161,7 +165,7 @@ def recipes(count: int, workers: int, seeds: int) -> None:
     backend = load_backend(Spec(backend="digits"), "cpu")
     exam = Exam.make(backend, GUIDANCE, count, WORK)
     starts = {"distilled": DISTILLED, "equal points": uniform_start(backend)}
-    jobs = [Job(f"{n}, {s}", i, o, starts[s]) for s in starts for n, o in RECIPES.items() for i in range(seeds)]
+    jobs = [Job(f"{n}, {s}", i, o, starts[s]) for s in starts for n, o in RECIPES[s].items() for i in range(seeds)]
     trained = dict(zip(jobs, train_all(jobs, workers), strict=True))
     rows = []
     for label, start in starts.items():

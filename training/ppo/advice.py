@@ -32,7 +32,7 @@ def better_settings(config: PPOConfig, from_equal: bool) -> dict[str, str | floa
     A distilled table gains from narrow exploration and many images a step; equal points only from wide exploration.
     """
     if from_equal:
-        return {} if config.dirichlet_concentration <= 100 else {"ppo.dirichlet_concentration": 20}
+        return {} if config.dirichlet_concentration <= 100 else {"ppo.dirichlet_concentration": 100, "ppo.learning_rate": 0.03}
     known = {
         "ppo.policy": ("table", config.policy == "table"),
         "ppo.learning_rate": (0.01, config.learning_rate == 0.01),

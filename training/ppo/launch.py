@@ -16,7 +16,7 @@ from ..ranks import settle_threads
 from ..run_folder import Log, RunFolder, stop_requests
 from .advice import gain_text
 from .config import RDPOConfig, check, notes_on
-from .prepare import START_KINDS, calls_of, check_rewards, load_start, notes_on_start, prepare, prompts_of, settle
+from .prepare import START_KINDS, calls_of, check_rewards, choose_exploration, load_start, notes_on_start, prepare, prompts_of, settle
 from .trainer import Trainer, predictor_of
 
 
@@ -111,6 +111,7 @@ def main(path, overrides, run_name, max_steps, dry_run, resume, output_root, dev
     config = load_config(RDPOConfig, path if run is None else run.config, overrides)
     check(config)
     config.data.predictor_snapshot = str(resolve_predictor_path(config.data.predictor_snapshot, kinds=START_KINDS))
+    choose_exploration(config.ppo, load_start(config)[0].is_start)
     check_all(config, None if path is None else path.stem, dry_run)
     if dry_run:
         return

@@ -15,7 +15,7 @@ from solvers.predictor.options import lift_options
 from ..config import ConfigError, without_secrets
 from ..prompts import digits_prompts, split_prompts
 from ..run_folder import RunFolder
-from .config import RDPOConfig
+from .config import PPOConfig, RDPOConfig
 from .policy import ResidualPolicy, make_policy
 from .rollout import Scorer
 from .trainer import Trainer
@@ -67,6 +67,15 @@ def without_effect(values: dict) -> tuple[str, ...]:
     return ("dataset_name", "sigma_min", "sigma_max", *(() if values["flowmatch_mu"] is None else ("flowmatch_shift",)))
 
 
+def choose_exploration(ppo: PPOConfig, from_equal: bool) -> None:
+    """Put numbers in place of a null concentration and learning rate: wide exploration from equal points, else narrow (README, RDPO)."""
+    concentration, rate = (100.0, 0.03) if from_equal else (1000.0, 0.01)
+    if ppo.dirichlet_concentration is None:
+        ppo.dirichlet_concentration = concentration
+    if ppo.learning_rate is None:
+        ppo.learning_rate = rate
+
+
 def notes_on_start(config: RDPOConfig, name: str) -> list[str]:
     """What is said of the table that a run starts from; `name` is the configuration's."""
     predictor, parent = load_start(config)
@@ -74,10 +83,6 @@ def notes_on_start(config: RDPOConfig, name: str) -> list[str]:
     if predictor.is_start:
         command = f"./launch.sh distill {name}" if (DISTILL_CONFIGS / f"{name}.yaml").is_file() else "./launch.sh distill NAME"
         said.append(f"nothing was learned yet in the start table {config.data.predictor_snapshot} ({parent}); distil first: {command}")
-        if config.ppo.dirichlet_concentration > 100:
-            said.append(
-                "from equal points only wide exploration learns: ppo.dirichlet_concentration=20, as in cfgs/published (README, RDPO)"
-            )
     return said
 
 

@@ -14,7 +14,7 @@ from solvers import Predictor, SolverTable, Spec, discrete, flowmatch, load_pred
 from training.config import load_config
 from training.ppo import launch
 from training.ppo.config import RDPOConfig, check
-from training.ppo.prepare import load_start, settle
+from training.ppo.prepare import choose_exploration, load_start, settle
 from training.start_tables import stable_diffusion_noise
 
 CONFIGS = Path(__file__).parents[3] / "training" / "ppo" / "cfgs"
@@ -67,8 +67,19 @@ def test_published_means_the_published_value_of_every_key(name):
 def test_the_plain_names_hold_the_settings_that_learn_on_the_digits(name):
     config, digits = (load_config(RDPOConfig, CONFIGS / f"{n}.yaml") for n in (name, "digits"))
     check(config)
+    choose_exploration(config.ppo, from_equal=False)
     assert vars(config.ppo) | {"rollout_chunk": 64, "train_scale_dir": None, "train_scale_time": None} == vars(digits.ppo)
     assert "/" not in config.data.predictor_snapshot.removeprefix("exps/"), "a folder: its distilled table, where there is one"
+
+
+@pytest.mark.parametrize("table, concentration, rate", [("start", 100.0, 0.03), ("distilled", 1000.0, 0.01)])
+def test_exploration_is_wide_from_equal_points_and_narrow_from_a_learned_table(downloads, table, concentration, rate):
+    snapshot = downloads / f"exps/sd15/sd15-{table}.pkl"
+    arguments = ["--config", str(CONFIGS / "sd15.yaml"), "--dry-run", "--override", f"data.predictor_snapshot={snapshot}"]
+    said = CliRunner().invoke(launch.main, arguments, catch_exceptions=False).output
+    assert f"  dirichlet_concentration: {concentration}\n" in said
+    assert f"  learning_rate: {rate}\n" in said
+    assert ("distil first" in said) == (table == "start")
 
 
 @pytest.mark.parametrize("name", [*REAL, *(f"published/{name}" for name in REAL)])

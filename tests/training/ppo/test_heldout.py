@@ -85,7 +85,8 @@ def test_step_0_is_measured_once(tmp_path, monkeypatch):
         (
             {"dirichlet_concentration": 1000.0},
             0.5,
-            "distil the start table first (training.distill.launch): its points are equally spaced, or set ppo.dirichlet_concentration=20",
+            "distil the start table first (training.distill.launch): its points are equally spaced, or set "
+            "ppo.dirichlet_concentration=100, ppo.learning_rate=0.03",
         ),
         ({"learning_rate": 0.01}, 0.3, "set ppo.dirichlet_concentration=1000"),
         ({"learning_rate": 0.01, "dirichlet_concentration": 3000.0}, 0.3, "raise ppo.steps, or check that the reward"),
