@@ -27,7 +27,7 @@ CUT = ["--layers", "1", "--resolution"]
 @pytest.mark.parametrize(
     "family, arguments, parts, gigabytes",
     [
-        ("sd3", [*CUT, "128"], {"transformer": 73.8, "text_encoder_3": 324.5}, 8),
+        pytest.param("sd3", [*CUT, "128"], {"transformer": 73.8, "text_encoder_3": 324.5}, 8, marks=SLOW),  # float16 on a CPU
         pytest.param("flux", [*CUT, "64"], {"transformer": 545.5, "text_encoder_2": 324.5}, 8, marks=SLOW),
         pytest.param("ldm", ["--dtype", "float32", "--resolution", "64"], {"unet": 859.5, "text_encoder": 123.1}, 9, marks=SLOW),
     ],
