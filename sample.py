@@ -137,7 +137,7 @@ def decide(choice: Choice) -> Decision:
         learned = predictor.provenance.get("learned_sigmas") or isinstance(predictor.table, Tableau)
         name = "tableau" if isinstance(predictor.table, Tableau) else name
         fixed = predictor.sigmas is not None and not learned
-        found = Decision(spec, predictor.solver(), name, path, predictor.sigmas, fixed, tuple(predictor.said()))
+        found = Decision(spec, predictor.solver(), name, path, predictor.sigmas, fixed, tuple(predictor.notices()))
     else:
         found = Decision(match_steps(choice, spec, predictor, name), BASELINES[name], name)
     check_backend(found.spec)

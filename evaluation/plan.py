@@ -95,7 +95,7 @@ def make_plan(name: str, baselines: Sequence[str], batch: int | None, environmen
     predictors = {label: load_predictor(path) for label, path in paths.items()}
     for label, predictor in predictors.items():
         check_made_for(preset, name, predictor, paths[label])
-        for line in predictor.said():
+        for line in predictor.notices():
             note(f"{paths[label]}: {line}")
     model = told.get("MODEL_ID") or (environment.get("FLUX_MODEL_PATH") if preset.backend == "flux" else None)
     shared = ["--seeds", text, "--batch", str(batch or preset.batch)]

@@ -74,11 +74,13 @@ class Predictor:
     def is_start(self) -> bool:
         """Whether nothing was learned yet: a table with the same points in each interval and equal weights."""
         table = self.table
+        if self.provenance.get("kind") in ("distilled", "rdpo"):
+            return False
         if isinstance(table, Tableau) or table.scale_dir is not None or table.scale_time is not None:
             return False
         return bool(torch.equal(table.r, table.r[:1].expand_as(table.r)) and (table.w == table.w[0, 0]).all())
 
-    def said(self) -> list[str]:
+    def notices(self) -> list[str]:
         """What a command line says of this predictor when it uses it."""
         untrained = "a start table, in which nothing was learned yet; distil first (./launch.sh distill NAME)"
         return [*self.notes, *([untrained] if self.is_start else [])]

@@ -42,7 +42,7 @@ def show(file: str) -> None:
     """Print the table and the settings of FILE (a .pkl, a run folder, or a name under exps)."""
     path = resolve_predictor_path(file)
     predictor = load_predictor(path)
-    for text in predictor.said():
+    for text in predictor.notices():
         note(text)
     click.echo(f"{path}\n{describe(predictor)}")
 

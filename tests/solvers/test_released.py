@@ -9,7 +9,18 @@ from problems import Mixture, noise
 from published_writer import write_published
 from released import PIXELS, TABLES, TEXT_TO_IMAGE, write_released
 
-from solvers import PredictorError, flowmatch, load_predictor, resolve_predictor_path, sample, save_predictor, velocity_from_denoiser
+from solvers import (
+    Predictor,
+    PredictorError,
+    SolverTable,
+    Spec,
+    flowmatch,
+    load_predictor,
+    resolve_predictor_path,
+    sample,
+    save_predictor,
+    velocity_from_denoiser,
+)
 
 ROOT = Path(__file__).parents[2]
 MODELS = {"sd3": "stabilityai/stable-diffusion-3-medium-diffusers", "flux": "black-forest-labs/FLUX.1-dev"}
@@ -116,6 +127,12 @@ def test_nodes_that_the_ends_do_not_decide(folder, tmp_path):
     with pytest.raises(PredictorError, match=r"'discrete'.*solvers\.discrete"):
         load_predictor(folder / "exps/sd15/sd15-best.pkl").nodes(0.03, 14.6)
     torch.testing.assert_close(load_predictor(folder / "exps/flux/flux-best.pkl").nodes(), flowmatch(9, mu=1.15))
+
+
+def test_a_learned_table_is_no_start_table_whatever_its_numbers():
+    table = SolverTable.uniform(1, 1)
+    assert Predictor(table, Spec()).is_start
+    assert not Predictor(table, Spec(), provenance={"kind": "distilled"}).is_start
 
 
 # folders

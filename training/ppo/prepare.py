@@ -44,7 +44,7 @@ def settle(config: RDPOConfig, predictor: Predictor) -> Spec:
     facts = {"num_steps": predictor.table.num_intervals + 1, "num_points": predictor.table.num_points}
     values = vars(recorded) | facts
     for name in vars(Spec()):
-        asked = of_schedule.get(name) if getattr(told, name, None) is None else getattr(told, name)
+        asked = of_schedule.get(name) if vars(told).get(name) is None else vars(told)[name]
         if asked is None:
             continue
         if values[name] is not None and values[name] != asked and name not in without_effect(values):
