@@ -1,5 +1,8 @@
 """What a user of the published system has: its downloads, and models of the real families' sizes (tiny, with random weights)."""
 
+import os
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -36,3 +39,13 @@ def move_in(folder: Path) -> Path:
             (folder / "exps" / tables / ours.name).write_bytes(ours.read_bytes())
     write_released(folder, TEXT_TO_IMAGE)
     return folder
+
+
+def run(project: Path, command: str, *more: str, **variables: str) -> str:
+    """Run a command line in the project's folder as a shell does, on the CPU; what it prints."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    told = {"PATH": path, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **variables}
+    line = " ".join([command, *map(shlex.quote, more)])
+    done = subprocess.run(["bash", "-c", line], cwd=project, env=os.environ | told, capture_output=True, text=True, timeout=230)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr

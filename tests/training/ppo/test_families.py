@@ -94,7 +94,7 @@ def test_a_dry_run_prints_the_plan_and_what_is_missing(name, monkeypatch):
     assert "note: before a run: reward " in result.output
 
 
-QUICK = [name for name in NAMES if name.startswith("sd3-512")]  # tests/test_published_commands.py trains at 1024 pixels
+QUICK = [name for name in NAMES if name.startswith("sd3-512")]  # tests/test_published_training.py trains at 1024 pixels
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES])
