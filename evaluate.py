@@ -6,18 +6,17 @@ from typing import Any
 
 import click
 
-from backends.distributed import process_group
+from common.distributed import process_group, use_single_thread
+from common.errors import run_command
+from common.files import write_atomically
 from evaluation.comparison import comparison_table, comparisons, load_runs
 from evaluation.images import read_image_set
-from evaluation.page import write_report
 from evaluation.provenance import find_predictors, training_of
+from evaluation.report.page import write_report
 from evaluation.scoring import score_images
 from evaluation.tables import interval_footnote, text_table, with_interval
 from rewards import NAMES, check_reward, load_reward
 from solvers import UserError
-from solvers.errors import run_command
-from solvers.files import write_atomically
-from training.ranks import settle_threads
 
 FOLDER = click.Path(path_type=Path)
 TRAINED_ON = {True: "yes", False: "no", None: "unknown"}
@@ -28,7 +27,9 @@ def names_of(context, parameter, text: str) -> list[str]:
     names = [name.strip() for name in text.split(",")] if text else []
     for name in names:
         if name not in NAMES:
-            raise UserError(f"--metrics {text!r}: {name!r} is no metric, expected one or more of {', '.join(NAMES)}")
+            raise UserError(
+                f"--metrics {text!r}: {name!r} is no metric, expected one or more of {', '.join(NAMES)}"
+            )
         if names.count(name) > 1:
             raise UserError(f"--metrics {text!r}: {name} is there twice; name it once")
     return names
@@ -68,23 +69,58 @@ def main() -> None:
     """How good images are, whether one solver's are better than another's, and a page that shows it."""
 
 
-METRICS = click.option("--metrics", default="", callback=names_of, help="Such as hps,clip; by default all that any of the runs has.")
-EXPS = click.option("--exps", type=FOLDER, multiple=True, help="Where predictor files are looked for by their hash; default: exps.")
-RUNS = click.option("--run", "folders", type=FOLDER, multiple=True, required=True, help="A scored folder; the first is compared with.")
+METRICS = click.option(
+    "--metrics",
+    default="",
+    callback=names_of,
+    help="Such as hps,clip; by default all that any of the runs has.",
+)
+EXPS = click.option(
+    "--exps",
+    type=FOLDER,
+    multiple=True,
+    help="Where predictor files are looked for by their hash; default: exps.",
+)
+RUNS = click.option(
+    "--run",
+    "folders",
+    type=FOLDER,
+    multiple=True,
+    required=True,
+    help="A scored folder; the first is compared with.",
+)
 
 
 @main.command()
 @click.option(
-    "--images", "folders", type=FOLDER, multiple=True, required=True, help="The --outdir of sample.py, or any folder with --prompts."
+    "--images",
+    "folders",
+    type=FOLDER,
+    multiple=True,
+    required=True,
+    help="The --outdir of sample.py, or any folder with --prompts.",
 )
-@click.option("--metrics", required=True, callback=names_of, help=f"One or more of {', '.join(NAMES)}, with commas.")
-@click.option("--prompts", type=FOLDER, help="Text, CSV or COCO file, for images without a manifest: one an image, paired by sorted name.")
-@click.option("--option", "texts", multiple=True, help="metric.key=value: an option of a metric, such as hps.weights_path=hps.pt.")
+@click.option(
+    "--metrics", required=True, callback=names_of, help=f"One or more of {', '.join(NAMES)}, with commas."
+)
+@click.option(
+    "--prompts",
+    type=FOLDER,
+    help="Text, CSV or COCO file, for images without a manifest: one an image, paired by sorted name.",
+)
+@click.option(
+    "--option",
+    "texts",
+    multiple=True,
+    help="metric.key=value: an option of a metric, such as hps.weights_path=hps.pt.",
+)
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Images in a batch.")
 @click.option("--device", help="cpu, cuda, cuda:1, mps; CUDA where there is one by default.")
 @EXPS
 def score(folders, metrics, prompts, texts, batch, device, exps) -> None:
-    """Score images: DIR/scores/METRIC.jsonl and a summary. Run again, it goes on where it stopped; torchrun shares the work out."""
+    """Score images: DIR/scores/METRIC.jsonl and a summary. Run again, it goes on where it stopped; torchrun
+    shares the work out.
+    """
     if not metrics:
         raise UserError(f"--metrics is empty, expected one or more of {', '.join(NAMES)}")
     options, predictors = options_of(texts, metrics), find_predictors(exps)
@@ -94,10 +130,13 @@ def score(folders, metrics, prompts, texts, batch, device, exps) -> None:
 
     notes = [note for metric in metrics for note in check_reward(metric, options[metric])]
     with process_group(device) as ranks:
-        settle_threads(ranks)
+        use_single_thread(ranks)
         untold = [images for images, training in zip(sets, trainings, strict=True) if not training.complete]
         if any(images.settings.get("predictor") for images in untold):
-            notes.append("no predictor file tells all rewards that this solver was trained on; --exps DIR says where to look for it")
+            notes.append(
+                "no predictor file tells all rewards that this solver was trained on; --exps DIR says where"
+                " to look for it"
+            )
         for note in notes if ranks.rank == 0 else ():
             click.echo(f"note: {note}", err=True)
         cells, methods = [], []
@@ -108,7 +147,9 @@ def score(folders, metrics, prompts, texts, batch, device, exps) -> None:
                 if found is not None:
                     marks = [str(found["count"]), str(found["prompts"]), TRAINED_ON[found["trained_on"]]]
                     methods.append(found["method"])
-                    cells.append([images.folder.name, metric, with_interval(found["mean"], found["interval"]), *marks])
+                    cells.append(
+                        [images.folder.name, metric, with_interval(found["mean"], found["interval"]), *marks]
+                    )
             del reward  # one is in memory at a time
         if ranks.rank == 0:
             header = ["folder", "metric", "mean [95 %]", "images", "prompts", "trained on it"]
@@ -120,7 +161,9 @@ def score(folders, metrics, prompts, texts, batch, device, exps) -> None:
 @METRICS
 @click.option("--out", type=FOLDER, help="A JSON file of the comparisons.")
 def compare_command(folders, metrics, out) -> None:
-    """Compare runs with the first one, image by image of the same prompt and seed; prints a Markdown table."""
+    """Compare runs with the first one, image by image of the same prompt and seed; prints a Markdown
+    table.
+    """
     if len(folders) < 2:
         raise UserError(f"--run {folders[0]}: nothing to compare it with; give --run once more")
     runs = load_runs(folders, metrics)
@@ -129,17 +172,30 @@ def compare_command(folders, metrics, out) -> None:
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         flat = [row for of_run in rows for row in of_run]
-        write_atomically(out, (json.dumps({"comparisons": flat}, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        write_atomically(
+            out,
+            (
+                json.dumps({"comparisons": flat}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+            ).encode(),
+        )
 
 
 @main.command()
 @RUNS
 @METRICS
-@click.option("--out", type=FOLDER, default=Path("report.html"), show_default=True, help="The page; its plots go beside it as PNG.")
+@click.option(
+    "--out",
+    type=FOLDER,
+    default=Path("report.html"),
+    show_default=True,
+    help="The page; its plots go beside it as PNG.",
+)
 @click.option("--title", default="Comparison of solvers", show_default=True)
 @EXPS
 def report(folders, metrics, out, title, exps) -> None:
-    """Write one HTML page that needs nothing else: scores, differences to the first run, costs, plots, images, learned tables."""
+    """Write one HTML page that needs nothing else: scores, differences to the first run, costs, plots,
+    images, learned tables.
+    """
     paths = write_report(load_runs(folders, metrics), find_predictors(exps), out, title)
     click.echo(f"wrote {out} and {len(paths) - 1} plots beside it")
 

@@ -95,7 +95,7 @@ case "$command" in
     eval) setup && exec .venv/bin/python -m evaluation.suite "$@" ;;
     show) setup && exec .venv/bin/python -m solvers.predictor show "$@" ;;
     floors) python=$(interpreter) && exec "$python" tests/floors.py ;;
-    build) setup && exec .venv/bin/python -m backends.digits.build "$@" ;;
+    build) setup && exec .venv/bin/python -m digits.build "$@" ;;
     -h | --help | help) usage ;;
     *)
         echo "error: unknown command '$command'; ./launch.sh --help lists them" >&2

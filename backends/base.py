@@ -1,63 +1,26 @@
-"""What every backbone becomes at its border: conditions, the velocity of one ODE, and decoded images."""
+"""From prompts to conditions, the velocity of one ODE, and latents to images: what every backbone becomes."""
 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from solvers import SCHEDULES, NoiseSchedule, Spec, UserError, discrete, flowmatch, schedule_nodes
-from solvers.sampling import to_device
+
+from .conditioning import Condition
 
 
 class BackendError(UserError):
     """A backbone that cannot be loaded or used as asked; the message is one line for the user."""
 
 
-@dataclass(frozen=True)
-class Condition:
-    """What the network is told besides x and sigma: row b of each tensor belongs to image b.
-
-    `negative` (one row, shared by all images) is there when classifier-free guidance is on: guidance_scale != 1.
-    """
-
-    positive: dict[str, Tensor]
-    negative: dict[str, Tensor] | None
-    guidance_scale: float
-
-    def __len__(self) -> int:
-        return len(next(iter(self.positive.values())))
-
-    def repeat(self, times: int) -> "Condition":
-        """Point-major repetition: row m * B + b is row b."""
-        return replace(self, positive={k: v.repeat(times, *[1] * (v.ndim - 1)) for k, v in self.positive.items()})
-
-    def select(self, indices: Sequence[int]) -> "Condition":
-        """The rows of some images."""
-        return replace(self, positive={k: v[list(indices)] for k, v in self.positive.items()})
-
-    def branches(self) -> "list[Condition]":
-        """The negative and the positive part of guidance, each a condition of its own; the condition itself without guidance."""
-        if self.negative is None:
-            return [self]
-        negative = {k: v.expand(len(self), *v.shape[1:]) for k, v in self.negative.items()}
-        return [replace(self, positive=part, negative=None) for part in (negative, self.positive)]
-
-    def guided_batch(self, times: int = 1) -> dict[str, Tensor]:
-        """The rows of one doubled batch [negative of all, positive of all], or the positive rows without guidance.
-
-        Of `repeat(times)`, but in one copy, and without guidance and repetition in none.
-        """
-        if self.negative is None:
-            return self.positive if times == 1 else self.repeat(times).positive
-        rows = times * len(self)
-        return {k: torch.cat([self.negative[k].expand(rows, *v.shape[1:]), *[v] * times]) for k, v in self.positive.items()}
-
-
 class Backend(ABC):
-    """A frozen pretrained family as an ODE dx/dsigma = velocity, from latents of noise level sigma_max to sigma_min."""
+    """A frozen pretrained family as an ODE dx/dsigma = velocity, from latents of noise level sigma_max to
+    sigma_min.
+    """
 
     name: str
     device: torch.device
@@ -70,7 +33,7 @@ class Backend(ABC):
     flow_mu: float | None = None
     default_schedule: str = "discrete"
     default_guidance: float = 7.5
-    guidance_doubles: bool = True
+    cfg_doubles_rows: bool = True
     """Whether guidance other than 1 doubles the rows of each evaluation."""
 
     @property
@@ -82,12 +45,14 @@ class Backend(ABC):
     def encode(self, prompts: Sequence[str], guidance_scale: float) -> Condition:
         """The condition of B prompts; guidance_scale 1 means no guidance."""
 
-    def encode_ahead(self, prompts: Sequence[str], guidance_scale: float) -> None:  # noqa: B027  nothing, unless a backbone overrides it
+    def precompute_embeddings(self, prompts: Sequence[str], guidance_scale: float) -> None:  # noqa: B027  nothing, unless a backbone overrides it
         """Told all prompts of a run before its first one is encoded; a backbone may make use of it."""
 
     @abstractmethod
     def velocity(self, condition: Condition) -> Callable[[Tensor, Tensor], Tensor]:
-        """velocity(x [M*B, C, H, W], sigma [] or [M*B]) -> [M*B, C, H, W] float32; row m * B + b has condition b."""
+        """velocity(x [M*B, C, H, W], sigma [] or [M*B]) -> [M*B, C, H, W] float32; row m * B + b has
+        condition b.
+        """
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
@@ -102,18 +67,27 @@ class Backend(ABC):
         return {}
 
     def fingerprint(self) -> str:
-        """A hash of the weights of networks(): of names, shapes and up to 256 evenly spread values of each tensor."""
+        """A hash of the weights of networks(): of names, shapes and up to 256 evenly spread values of each
+        tensor.
+        """
         digest = hashlib.sha256()
         for part, network in sorted(self.networks().items()):
             for name, value in sorted(network.state_dict().items()):
                 flat = value.detach().flatten()
                 few = flat[:: max(1, len(flat) // 256)][:256].double().cpu()
-                digest.update(f"{part}.{name} {list(value.shape)} {value.dtype}".encode() + few.numpy().tobytes())
+                digest.update(
+                    f"{part}.{name} {list(value.shape)} {value.dtype}".encode() + few.numpy().tobytes()
+                )
         return digest.hexdigest()[:16]
 
     def checkpoint_blocks(self) -> None:
-        """Make the network compute its blocks' activations again in a backward pass instead of keeping them."""
-        raise BackendError(f"backend.block_checkpointing: backend {self.name!r} has no blocks to compute again; set it to false")
+        """Make the network compute its blocks' activations again in a backward pass instead of
+        keeping them.
+        """
+        raise BackendError(
+            f"backend.block_checkpointing: backend {self.name!r} has no blocks to compute again; set it to"
+            " false"
+        )
 
     def image_options(self) -> dict:
         """The options, beside the weights, that decide what the images look like."""
@@ -132,11 +106,17 @@ class Backend(ABC):
             low = self.sigma_min if spec.sigma_min is None else spec.sigma_min
             high = self.sigma_max if spec.sigma_max is None else spec.sigma_max
             return schedule_nodes(kind, spec.num_steps, low, high, spec.schedule_rho)
-        fitting = [name for name in SCHEDULES if name != ("discrete" if self.noise_schedule is None else "flowmatch")]
-        raise BackendError(f"schedule {kind!r} does not fit backend {self.name!r}: expected one of {', '.join(fitting)}")
+        fitting = [
+            name for name in SCHEDULES if name != ("discrete" if self.noise_schedule is None else "flowmatch")
+        ]
+        raise BackendError(
+            f"schedule {kind!r} does not fit backend {self.name!r}: expected one of {', '.join(fitting)}"
+        )
 
     def nodes_note(self, spec: Spec, recorded: Tensor) -> str | None:
-        """What to say where nodes that a predictor recorded are not those of its schedule on this backbone; they are used all the same."""
+        """What to say where nodes that a predictor recorded are not those of its schedule on this backbone;
+        they are used all the same.
+        """
         if spec.schedule_type is None:
             return None
         own = self.sigmas(replace(spec, num_steps=len(recorded)))
@@ -144,69 +124,27 @@ class Backend(ABC):
         if furthest < 1e-4:
             return None
         return (
-            f"note: the recorded nodes differ from {spec.schedule_type} nodes of {self.name} by up to {100 * furthest:.2g} %; they are used"
+            f"the recorded nodes differ from {spec.schedule_type} nodes of {self.name} by up to"
+            f" {100 * furthest:.2g} %; they are used"
         )
 
     def _flow_nodes(self, spec: Spec) -> Tensor:
         mu = self.flow_mu if spec.flowmatch_mu is None else spec.flowmatch_mu
         if mu is not None:
             return flowmatch(spec.num_steps, mu=mu)
-        return flowmatch(spec.num_steps, shift=self.flow_shift if spec.flowmatch_shift is None else spec.flowmatch_shift)
+        return flowmatch(
+            spec.num_steps, shift=self.flow_shift if spec.flowmatch_shift is None else spec.flowmatch_shift
+        )
 
-    def start(self, seeds: Sequence[int], sigma: float | Tensor) -> Tensor:
+    def initial_latents(self, seeds: Sequence[int], sigma: float | Tensor) -> Tensor:
         """The state at the first node on the device: float32 noise of each seed, times sigma."""
         return float(sigma) * initial_noise(seeds, self.latent_shape).to(self.device)
 
 
 def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Unit float32 noise [len(seeds), *shape], each seed's from its own CPU generator: it depends on nothing else."""
-    return torch.stack([torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-
-
-def per_points(condition: Condition, rows: int, cache: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The doubled batch of a condition repeated to `rows` rows, made once per number of rows."""
-    if rows not in cache:
-        times, rest = divmod(rows, len(condition))
-        if rest or not times:
-            raise ValueError(f"{rows} rows for a condition of {len(condition)} images: expected a multiple")
-        cache[rows] = condition.guided_batch(times)
-    return cache[rows]
-
-
-class Told:
-    """What a network is told of noise levels sigma [] or [M*B] for some rows, worked out once for each and kept on the device.
-
-    `tell(sigma [rows])` -> tensors, computed in float64 on the host; levels that are being learned are told anew each time.
+    """Unit float32 noise [len(seeds), *shape], each seed's from its own CPU generator: it depends on nothing
+    else.
     """
-
-    def __init__(self, tell: Callable[[Tensor], tuple[Tensor, ...]], device: torch.device, limit: int = 1024):
-        self.tell, self.device, self.limit = tell, device, limit
-        self.known: dict[tuple[float, ...], tuple[Tensor, ...]] = {}
-
-    def __call__(self, sigma: Tensor, rows: int) -> tuple[Tensor, ...]:
-        if sigma.requires_grad and torch.is_grad_enabled():
-            return self._place(sigma, rows)
-        key = (rows, *sigma.reshape(-1).tolist())
-        if key not in self.known:
-            if len(self.known) >= self.limit:
-                self.known.clear()
-            with torch.inference_mode(False), torch.no_grad():  # kept for callers that differentiate as well
-                self.known[key] = self._place(sigma, rows)
-        return self.known[key]
-
-    def _place(self, sigma: Tensor, rows: int) -> tuple[Tensor, ...]:
-        return tuple(to_device(t, self.device) for t in self.tell(sigma.double().cpu().expand(rows)))
-
-
-def network_times(sigma: Tensor) -> tuple[Tensor]:
-    """The times that a flow-matching network is told: 1000 sigma, in float32."""
-    return ((1000 * sigma).float(),)
-
-
-def guide(output: Tensor, condition: Condition) -> Tensor:
-    """Classifier-free guidance (Ho and Salimans 2022): u + s (c - u) of a doubled batch [u, c], in float32."""
-    output = output.float()
-    if condition.negative is None:
-        return output
-    u, c = output.chunk(2)
-    return u + condition.guidance_scale * (c - u)
+    return torch.stack(
+        [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    )

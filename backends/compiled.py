@@ -1,4 +1,6 @@
-"""Networks whose repeated blocks are compiled (torch.compile): how, what it says where it cannot, and how often it happened."""
+"""Networks whose repeated blocks are compiled (torch.compile): how, what it says where it cannot, and how
+often it happened.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,11 +10,15 @@ from torch import nn
 from .base import BackendError
 
 TORCH = {"dynamic": False, "fullgraph": True}
-LIMIT = 1024  # compilations of one block's code; torch's own is 8, fewer than a U-Net and some batch sizes need
+LIMIT = (
+    1024  # compilations of one block's code; torch's own is 8, fewer than a U-Net and some batch sizes need
+)
 
 
 def compile_blocks(network: nn.Module) -> None:
-    """Compile the blocks that a network repeats (regional compilation): once for each shape, whichever block meets it first."""
+    """Compile the blocks that a network repeats (regional compilation): once for each shape, whichever block
+    meets it first.
+    """
     import torch._dynamo.config as limits  # only here: it takes seconds to import
 
     limits.recompile_limit = max(limits.recompile_limit, LIMIT)
@@ -25,7 +31,7 @@ def compile_blocks(network: nn.Module) -> None:
 
 
 @contextmanager
-def failures_told() -> Iterator[None]:
+def compile_errors() -> Iterator[None]:
     """Compilation happens at a block's first call: what torch raises there becomes one line."""
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
@@ -33,7 +39,9 @@ def failures_told() -> Iterator[None]:
         yield
     except (TorchDynamoException, FailOnRecompileLimitHit) as error:
         reason = " ".join(str(error).split("\n\n")[0].split())[:200]
-        raise BackendError(f"compile: the network's blocks cannot be compiled on this machine ({reason}); leave compile out") from error
+        raise BackendError(
+            f"compile: the network's blocks cannot be compiled on this machine ({reason}); leave compile out"
+        ) from error
 
 
 def compilations() -> int:

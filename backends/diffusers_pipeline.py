@@ -1,4 +1,6 @@
-"""What all diffusers families share: options, loading from a folder, hub id or file, and placing on a device."""
+"""What all diffusers families share: options, loading from a folder, hub id or file, and placing on a
+device.
+"""
 
 import gc
 import json
@@ -14,7 +16,7 @@ from . import quiet  # noqa: F401  isort: skip
 from diffusers import DiffusionPipeline  # isort: skip
 from huggingface_hub.errors import LocalEntryNotFoundError  # isort: skip
 from .base import Backend, BackendError
-from .compiled import compile_blocks, failures_told
+from .compiled import compile_blocks, compile_errors
 
 SINGLE_FILES = (".safetensors", ".ckpt")
 COMMON_OPTIONS = {  # name: type and meaning
@@ -30,7 +32,11 @@ COMMON_OPTIONS = {  # name: type and meaning
     "use_safetensors": (bool, "true: safetensors weights only; false: pickled ones only"),
     "pipeline_kwargs": (dict, "more arguments of from_pretrained"),
 }
-RUNS_CODE = ("custom_pipeline", "custom_revision", "trust_remote_code")  # of from_pretrained: what comes with the weights would be run
+RUNS_CODE = (
+    "custom_pipeline",
+    "custom_revision",
+    "trust_remote_code",
+)  # of from_pretrained: what comes with the weights would be run
 
 
 class PipelineBackend(Backend):
@@ -46,7 +52,9 @@ class PipelineBackend(Backend):
     def identity(self):
         if self.name == "digits":
             return "embedded"
-        return self.config["model_name_or_path"] + (f"@{self.config['revision']}" if self.config.get("revision") else "")
+        return self.config["model_name_or_path"] + (
+            f"@{self.config['revision']}" if self.config.get("revision") else ""
+        )
 
     def image_options(self):
         return {k: self.config[k] for k in self.IMAGE_OPTIONS if k in self.config}
@@ -60,21 +68,26 @@ class PipelineBackend(Backend):
             return super().fingerprint()
         if self._fingerprint is None:  # kept: it is of the text encoders too, which will be freed
             if self._embeddings.closed:
-                raise BackendError("offload: the text encoders are freed, and a fingerprint is of all weights; leave offload out")
+                raise BackendError(
+                    "offload: the text encoders are freed, and a fingerprint is of all weights; leave"
+                    " offload out"
+                )
             self._fingerprint = super().fingerprint()
         return self._fingerprint
 
-    def encode_ahead(self, prompts, guidance_scale):
+    def precompute_embeddings(self, prompts, guidance_scale):
         """With offload: encode them all, then free the text encoders for good."""
         if not (prompts and self.config.get("offload")):
             return
         for prompt in prompts:
             self.encode([prompt], guidance_scale)
             self._embeddings.check_room(len(prompts) + 1)
-        self.make_room()
+        self.offload_text_encoders()
 
-    def make_room(self) -> None:
-        """With offload, the first time: free the text encoders, and only then put the other networks on the device."""
+    def offload_text_encoders(self) -> None:
+        """With offload, the first time: free the text encoders, and only then put the other networks on the
+        device.
+        """
         if self._embeddings.closed or not self.config.get("offload"):
             return
         self._embeddings.closed = True
@@ -86,11 +99,11 @@ class PipelineBackend(Backend):
 
     def compiling(self) -> AbstractContextManager[None]:
         """Where the network is called: with compile, a failure to compile is told in one line."""
-        return failures_told() if self.config.get("compile") else nullcontext()
+        return compile_errors() if self.config.get("compile") else nullcontext()
 
     def decode(self, latents: Tensor, chunk: int | None = None):
         """A few images at a time: 8 of 512 pixels a side, 2 of 1024; fewer where memory ends."""
-        self.make_room()
+        self.offload_text_encoders()
         side = latents.shape[-1] * self.pipe.vae_scale_factor
         chunk = chunk or max(1, min(8, 2**21 // side**2))
         return torch.cat([self._decoded(part) for part in latents.split(chunk)])
@@ -107,37 +120,50 @@ class PipelineBackend(Backend):
         return torch.cat([self._decoded(part) for part in latents.split(-(-len(latents) // 2))])
 
 
-def check_options(config: dict, options: dict) -> None:
-    """Refuse an option that does not exist or has a value of another type."""
-    for name, value in config.items():
-        if name not in options:
-            raise BackendError(f"backend_config.{name}: unknown option, expected one of {', '.join(options)}")
-        kind, meaning = options[name]
-        if type(value) is not kind:
-            shown = "not a text" if name == "token" else repr(value)
-            raise BackendError(f"backend_config.{name} is {shown}, expected {kind.__name__}: {meaning}")
+def check_combinations(config: dict) -> None:
+    """Refuse arguments that would run code or are options of their own, and options that contradict each
+    other.
+    """
     for name in config.get("pipeline_kwargs", {}):
         if name in RUNS_CODE:
-            raise BackendError(f"backend_config.pipeline_kwargs.{name}: it would run code that comes with the weights; leave it out")
-        if name in (*options, "dtype"):
-            raise BackendError(f"backend_config.pipeline_kwargs.{name}: give it as an option of its own, backend_config.{name}")
+            raise BackendError(
+                f"backend_config.pipeline_kwargs.{name}: it would run code that comes with the weights; leave it out"
+            )
+        if name in (*COMMON_OPTIONS, "dtype"):
+            raise BackendError(
+                f"backend_config.pipeline_kwargs.{name}: give it as an option of its own, backend_config.{name}"
+            )
     if config.get("offload") and config.get("enable_model_cpu_offload"):
         raise BackendError(
-            "backend_config: offload frees the text encoders, enable_model_cpu_offload keeps them: set one of the two to false"
+            "backend_config: offload frees the text encoders, enable_model_cpu_offload keeps them: set one of the two"
+            " to false"
         )
 
 
-def load_pipeline(cls: type, config: dict, dtype: torch.dtype, expected: str, local_only: bool = False, **parts) -> DiffusionPipeline:
-    """A pipeline of config["model_name_or_path"]; missing, gated or broken weights: BackendError with the remedy.
+def load_pipeline(
+    cls: type, config: dict, dtype: torch.dtype, expected: str, local_only: bool = False, **parts
+) -> DiffusionPipeline:
+    """A pipeline of config["model_name_or_path"]; missing, gated or broken weights: BackendError with the
+    remedy.
 
-    `expected` says what it should be; `parts` goes to from_pretrained. With `local_only` nothing is downloaded.
+    `expected` says what it should be; `parts` goes to from_pretrained. With `local_only` nothing is
+    downloaded.
     """
     model = config["model_name_or_path"]
-    looks_local = model.endswith(SINGLE_FILES) or model.startswith((".", "/", "~")) or os.sep * 2 in model or model.count("/") > 1
+    looks_local = (
+        model.endswith(SINGLE_FILES)
+        or model.startswith((".", "/", "~"))
+        or os.sep * 2 in model
+        or model.count("/") > 1
+    )
     path = Path(model).expanduser()
     if looks_local and not path.exists():
-        raise BackendError(f"model {model!r} not found: expected a diffusers folder, a hub id, or a .safetensors/.ckpt file")
-    options = {k: config[k] for k in ("revision", "variant", "token") if config.get(k)} | {"dtype": dtype} | parts
+        raise BackendError(
+            f"model {model!r} not found: expected a diffusers folder, a hub id, or a .safetensors/.ckpt file"
+        )
+    options = (
+        {k: config[k] for k in ("revision", "variant", "token") if config.get(k)} | {"dtype": dtype} | parts
+    )
     options |= config.get("pipeline_kwargs", {})
     try:
         if path.is_file():
@@ -165,10 +191,21 @@ def missing_weights(model: str, path: Path, error: Exception, expected: str, loc
     reason = " ".join(str(error).split())[:200]
     if path.exists():
         if isinstance(error, LocalEntryNotFoundError):
-            return f"model {model!r}: its configuration is not here and the hub is out of reach; name a folder in backend_config.config"
+            return (
+                f"model {model!r}: its configuration is not here and the hub is out of reach; name a folder"
+                " in backend_config.config"
+            )
         return f"model {model!r} could not be loaded: expected {expected} ({type(error).__name__}: {reason})"
-    offline = "HF_HUB_OFFLINE is set; unset it, or " if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
-    where = "neither a folder here nor in the local cache" if local_only else "neither a folder here nor available from the hub"
+    offline = (
+        "HF_HUB_OFFLINE is set; unset it, or "
+        if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
+        else ""
+    )
+    where = (
+        "neither a folder here nor in the local cache"
+        if local_only
+        else "neither a folder here nor available from the hub"
+    )
     return (
         f"model {model!r} is {where}: {offline}run "
         f"'hf download {model}' (after 'hf auth login' and accepting its licence if it is gated), "
@@ -178,13 +215,18 @@ def missing_weights(model: str, path: Path, error: Exception, expected: str, loc
 
 def text_encoders(pipe: DiffusionPipeline) -> dict[str, torch.nn.Module]:
     """The text encoders that a pipeline has, by name."""
-    return {name: part for name, part in pipe.components.items() if name.startswith("text_encoder") and part is not None}
+    return {
+        name: part
+        for name, part in pipe.components.items()
+        if name.startswith("text_encoder") and part is not None
+    }
 
 
 def place(pipe: DiffusionPipeline, network: torch.nn.Module, device: torch.device, config: dict) -> None:
     """Freeze all networks of a pipeline, compile one if asked to, and put them on the device.
 
-    With offload only the text encoders go there now; with enable_model_cpu_offload each network while it runs.
+    With offload only the text encoders go there now; with enable_model_cpu_offload each network while it
+    runs.
     """
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
@@ -212,7 +254,8 @@ def checked_resolution(config: dict, own: int, multiple: int, allowed: tuple[int
 
 
 class EmbeddingCache:
-    """Text embeddings by prompt in host memory, each computed by itself so that it does not depend on its batch.
+    """Text embeddings by prompt in host memory, each computed by itself so that it does not depend on its
+    batch.
 
     The newest `limit` bytes are kept. Once `closed`, only those there are given.
     """
@@ -227,7 +270,8 @@ class EmbeddingCache:
         if prompt not in self.known:
             if self.closed:
                 raise BackendError(
-                    f"offload: the text encoders are freed, and prompt {prompt[:60]!r} was not encoded before; leave offload out"
+                    f"offload: the text encoders are freed, and prompt {prompt[:60]!r} was not encoded"
+                    " before; leave offload out"
                 )
             with torch.inference_mode(False), torch.no_grad():  # kept for callers that differentiate as well
                 embedding = {k: v.cpu() for k, v in self.embed(prompt).items()}
@@ -241,8 +285,9 @@ class EmbeddingCache:
         need = count * nbytes(next(iter(self.known.values())))
         if need > self.limit:
             raise BackendError(
-                f"offload: the embeddings of {count} prompts need {need / 2**30:.1f} GiB of host memory, more than the "
-                f"{self.limit / 2**30:.1f} GiB set aside for them; sample in several runs, or leave offload out"
+                f"offload: the embeddings of {count} prompts need {need / 2**30:.1f} GiB of host memory, more"
+                f" than the {self.limit / 2**30:.1f} GiB set aside for them; sample in several runs, or leave"
+                " offload out"
             )
 
     def stacked(self, prompts: Sequence[str]) -> dict[str, Tensor]:

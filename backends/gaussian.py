@@ -7,16 +7,20 @@ from torch import Tensor
 
 from solvers import NoiseSchedule
 
-from .base import Backend, Condition, guide, per_points
+from .base import Backend
+from .conditioning import Condition, apply_cfg, repeat_condition
+from .family import Family
 
 SHAPE = (4, 8, 8)
 COMPONENTS, STD, SEED = 4, 0.3, 20251222
 
 
 class GaussianMixture(Backend):
-    """The ODE of a mixture of isotropic Gaussians (Karras et al. 2022, appendix B.3) with SD1.5's noise levels.
+    """The ODE of a mixture of isotropic Gaussians (Karras et al. 2022, appendix B.3) with SD1.5's noise
+    levels.
 
-    A prompt makes one component, chosen by its checksum, e^3 times as likely as the others; guidance works on it.
+    A prompt makes one component, chosen by its checksum, e^3 times as likely as the others; guidance works on
+    it.
     """
 
     name = "gaussian"
@@ -44,9 +48,11 @@ class GaussianMixture(Backend):
         batches: dict[int, dict[str, Tensor]] = {}
 
         def velocity(x: Tensor, sigma: Tensor) -> Tensor:
-            logits = per_points(condition, len(x), batches)["logits"]
+            logits = repeat_condition(condition, len(x), batches)["logits"]
             sigma = sigma.double().to(x.device).expand(len(x)).repeat(len(logits) // len(x))
-            return guide(self._eps(x.double().repeat(len(logits) // len(x), 1, 1, 1), sigma, logits), condition)
+            return apply_cfg(
+                self._eps(x.double().repeat(len(logits) // len(x), 1, 1, 1), sigma, logits), condition
+            )
 
         return velocity
 
@@ -59,3 +65,11 @@ class GaussianMixture(Backend):
 
     def decode(self, latents):
         return (latents[:, :3].float() / 4 + 0.5).clamp(0, 1)
+
+
+def load(config: dict, device: torch.device, dtype: torch.dtype, name: str) -> GaussianMixture:
+    """The mixture on a device; it has no weights."""
+    return GaussianMixture(device)
+
+
+FAMILY = Family("gaussian", GaussianMixture, load, {}, fixed_dtype=torch.float64)

@@ -7,9 +7,20 @@ from solvers import NoiseSchedule
 
 from . import quiet  # noqa: F401  isort: skip
 from diffusers import StableDiffusionPipeline  # isort: skip
-from .base import BackendError, Condition, Told, guide, per_points
-from .pipelines import COMMON_OPTIONS, EmbeddingCache, PipelineBackend, check_options, checked_resolution, load_pipeline, place
-from .published import MODELS
+from .base import BackendError
+from .conditioning import Condition, apply_cfg, repeat_condition
+from .diffusers_pipeline import (
+    COMMON_OPTIONS,
+    EmbeddingCache,
+    PipelineBackend,
+    check_combinations,
+    checked_resolution,
+    load_pipeline,
+    place,
+)
+from .family import Family, Size
+from .model_ids import MODELS
+from .timesteps import TimestepCache
 
 OPTIONS = COMMON_OPTIONS | {
     "config": (str, "folder or hub id with the configuration of a single file"),
@@ -20,7 +31,8 @@ OPTIONS = COMMON_OPTIONS | {
 class LDM(PipelineBackend):
     """An eps- or v-prediction latent diffusion U-Net in the variance-exploding convention x = x0 + sigma eps.
 
-    The network sees x / sqrt(1 + sigma^2) at the continuous time T t(sigma) - 1 in float32; its eps is the velocity.
+    The network sees x / sqrt(1 + sigma^2) at the continuous time T t(sigma) - 1 in float32; its eps is the
+    velocity.
     """
 
     IMAGE_OPTIONS = ("config", "variant", "resolution", "negative_prompt")
@@ -30,10 +42,12 @@ class LDM(PipelineBackend):
         self.pipe, self.dtype = pipe, pipe.unet.dtype
         self.prediction = pipe.scheduler.config.prediction_type
         if self.prediction not in ("epsilon", "v_prediction"):
-            raise BackendError(f"prediction_type {self.prediction!r} of the scheduler: expected epsilon or v_prediction")
+            raise BackendError(
+                f"prediction_type {self.prediction!r} of the scheduler: expected epsilon or v_prediction"
+            )
         place(pipe, pipe.unet, self.device, config)
         self.noise_schedule = NoiseSchedule(pipe.scheduler.alphas_cumprod)
-        self._told = Told(self._tell, self.device)
+        self._timesteps = TimestepCache(self._compute_timesteps, self.device)
         self.sigma_min, self.sigma_max = self.noise_schedule.sigma_min, self.noise_schedule.sigma_max
         factor = pipe.vae_scale_factor
         pixels = checked_resolution(config, pipe.unet.config.sample_size * factor, factor)
@@ -47,31 +61,35 @@ class LDM(PipelineBackend):
         self.pipe.unet.enable_gradient_checkpointing()
 
     def encode(self, prompts, guidance_scale):
-        negative = None if guidance_scale == 1 else self._embeddings.stacked([self.config.get("negative_prompt", "")])
+        negative = (
+            None
+            if guidance_scale == 1
+            else self._embeddings.stacked([self.config.get("negative_prompt", "")])
+        )
         return Condition(self._embeddings.stacked(prompts), negative, guidance_scale)
 
     def _embed(self, prompt: str) -> dict[str, Tensor]:
         return {"text": self.pipe.encode_prompt(prompt, self.device, 1, False)[0]}
 
-    def _tell(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _compute_timesteps(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The scale of the input, the time and the noise level of rows."""
         t = len(self.noise_schedule.times) * self.noise_schedule.t(sigma) - 1
         scale = (1 + sigma**2).rsqrt()
         return scale.float().view(-1, 1, 1, 1), t.float(), sigma.float().view(-1, 1, 1, 1)
 
     def velocity(self, condition):
-        self.make_room()
+        self.offload_text_encoders()
         batches: dict[int, dict[str, Tensor]] = {}
 
         def velocity(x: Tensor, sigma: Tensor) -> Tensor:
-            text = per_points(condition, len(x), batches)["text"]
-            scale, t, sigma = self._told(sigma, len(x))
+            text = repeat_condition(condition, len(x), batches)["text"]
+            scale, t, sigma = self._timesteps(sigma, len(x))
             inputs = (x * scale).to(self.dtype)
             if condition.negative is not None:
                 inputs, t = torch.cat([inputs, inputs]), torch.cat([t, t])
             with self.compiling():
                 found = self.pipe.unet(inputs, t, encoder_hidden_states=text).sample
-            eps = guide(found, condition)
+            eps = apply_cfg(found, condition)
             if self.prediction == "v_prediction":
                 eps = scale * (eps + sigma * scale * x)
             return eps
@@ -79,22 +97,21 @@ class LDM(PipelineBackend):
         return velocity
 
 
-def check(config: dict) -> None:
-    """Refuse options that do not exist or have values of another type: BackendError."""
-    check_options(config, OPTIONS)
-
-
 def load(config: dict, device: torch.device, dtype: torch.dtype, name: str = "ldm") -> LDM:
     """Load a Stable Diffusion 1.x or 2.x pipeline; missing or gated weights: BackendError with the remedy."""
     config = {"model_name_or_path": MODELS["ldm"]} | config
     parts = {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None}
-    pipe = load_pipeline(StableDiffusionPipeline, config, dtype, "a Stable Diffusion 1.x/2.x pipeline", **parts)
+    pipe = load_pipeline(
+        StableDiffusionPipeline, config, dtype, "a Stable Diffusion 1.x/2.x pipeline", **parts
+    )
     check_parts(pipe, config["model_name_or_path"])
     return LDM(pipe, device, config, name)
 
 
 def check_parts(pipe: StableDiffusionPipeline, model: str) -> None:
-    """Refuse parts that load but do not belong together: inpainting and SDXL networks, a tokenizer without its files."""
+    """Refuse parts that load but do not belong together: inpainting and SDXL networks, a tokenizer without
+    its files.
+    """
     unet, words = pipe.unet.config, len(pipe.tokenizer)
     pairs = {
         "latent channels": (unet.in_channels, pipe.vae.config.latent_channels),
@@ -104,4 +121,11 @@ def check_parts(pipe: StableDiffusionPipeline, model: str) -> None:
     if words < 512:  # each byte, inside and at the end of a word
         wrong.append(f"a tokenizer of {words} words, whose files are missing")
     if wrong:
-        raise BackendError(f"model {model!r} is not a Stable Diffusion 1.x/2.x text-to-image pipeline: {'; '.join(wrong)}")
+        raise BackendError(
+            f"model {model!r} is not a Stable Diffusion 1.x/2.x text-to-image pipeline: {'; '.join(wrong)}"
+        )
+
+
+FAMILY = Family(
+    "ldm", LDM, load, OPTIONS, Size(512, 4, 0.86, 0.12, 2.5, 0.5, 0.1, 77 * 768), check_combinations
+)

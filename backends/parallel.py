@@ -1,23 +1,26 @@
-"""Where the points of a level are evaluated: in one network call, in as many as memory needs, or on several devices."""
+"""Parallel evaluation of the points of a level: one network call, as many as memory needs, or several
+devices.
+"""
 
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from solvers.sampling import Velocity
+from common.distributed import Ranks
+from solvers.solver import Velocity
 
-from .base import Backend, BackendError, Condition, guide
-from .distributed import Ranks, lost_ranks_told
+from .base import Backend, BackendError
+from .conditioning import Condition, apply_cfg
 
 
 @dataclass
-class Points:
+class ParallelEvaluator:
     """How the rows of a level are evaluated, in one call or in several; the results are the same to rounding.
 
-    With `ranks` the points are shared out over them, and with `branches` the two halves of guidance as well; each rank
-    must hold the same state. `rows` is how many of x one call may have: it is halved whenever memory ends, down to one.
+    With `ranks` the points are divided among them, and with `branches` the two branches of CFG as well; each
+    rank must hold the same state. `rows` is how many of x one call may have: it is halved whenever memory
+    runs out, down to one.
     """
 
     ranks: Ranks | None = None
@@ -27,74 +30,80 @@ class Points:
     def velocity(self, backend: Backend, condition: Condition) -> Velocity:
         """The velocity of a backbone under a condition of B images, for levels of M points: x [M*B, ...]."""
         if self.ranks is None:
-            return _Calls(self, backend, condition)
-        parts = condition.branches() if self.branches else [condition]
-        velocities = [_Calls(self, backend, part) for part in parts]
-        return lambda x, sigma: self._over_ranks(velocities, x, sigma, condition)
+            return ChunkedVelocity(self, backend, condition)
+        return DistributedVelocity(self, self.ranks, backend, condition)
 
-    def _over_ranks(self, velocities: list[Velocity], x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """Task b * M + m is branch b at point m; each rank takes a run of them, and one all-gather brings them together."""
-        images, branches = len(condition), len(velocities)
+
+class DistributedVelocity:
+    """A velocity whose points, and with `branches` CFG branches, are evaluated by different ranks."""
+
+    def __init__(self, evaluator: ParallelEvaluator, ranks: Ranks, backend: Backend, condition: Condition):
+        self.ranks, self.condition = ranks, condition
+        parts = condition.branches() if evaluator.branches else [condition]
+        self.branches = [ChunkedVelocity(evaluator, backend, part) for part in parts]
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Task b * M + m is branch b at point m; each rank takes a run of tasks, and one all-gather joins
+        them.
+        """
+        images = len(self.condition)
         points = len(x) // images
-        tasks = branches * points
+        tasks = len(self.branches) * points
         if tasks == 1:
-            return velocities[0](x, sigma)
+            return self.branches[0](x, sigma)
         share = -(-tasks // self.ranks.world)
-        first = self.ranks.rank * share
-        mine, levels = x.new_zeros(share * images, *x.shape[1:]), sigma.expand(len(x))
-        for b, velocity in enumerate(velocities):
+        first, sigmas = self.ranks.rank * share, sigma.expand(len(x))
+        own = x.new_zeros(share * images, *x.shape[1:])
+        for b, velocity in enumerate(self.branches):
             begin, end = max(first, b * points), min(first + share, (b + 1) * points)
             if begin < end:
                 rows = slice((begin - b * points) * images, (end - b * points) * images)
-                mine[(begin - first) * images : (end - first) * images] = velocity(x[rows], levels[rows])
-        found = self.gather(mine)[: tasks * images]
-        return guide(found, condition) if branches == 2 else found
-
-    def gather(self, mine: Tensor) -> Tensor:
-        """The rows of all ranks in their order."""
-        parts = [torch.empty_like(mine) for _ in range(self.ranks.world)]
-        with lost_ranks_told():
-            dist.all_gather(parts, mine)
-        return torch.cat(parts)
+                own[(begin - first) * images : (end - first) * images] = velocity(x[rows], sigmas[rows])
+        output = torch.cat(self.ranks.all_gather(own))[: tasks * images]
+        return apply_cfg(output, self.condition) if len(self.branches) == 2 else output
 
 
-class _Calls:
-    """A velocity in network calls of at most `points.rows` rows: of whole points, or of some of the images at one point."""
+class ChunkedVelocity:
+    """A velocity in network calls of at most `evaluator.rows` rows: of whole points, or of some images at one
+    point.
+    """
 
-    def __init__(self, points: Points, backend: Backend, condition: Condition):
-        self.points, self.backend, self.condition = points, backend, condition
+    def __init__(self, evaluator: ParallelEvaluator, backend: Backend, condition: Condition):
+        self.evaluator, self.backend, self.condition = evaluator, backend, condition
         self.whole = backend.velocity(condition)
         self.groups: dict[tuple[int, int], Velocity] = {}
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         images = len(self.condition)
         while True:
-            rows = len(x) if self.points.rows is None else min(self.points.rows, len(x))
+            rows = len(x) if self.evaluator.rows is None else min(self.evaluator.rows, len(x))
             try:
-                return self._in_parts(x, sigma, rows)
+                return self._in_chunks(x, sigma, rows)
             except torch.OutOfMemoryError as error:
                 if rows == 1:
-                    raise BackendError(f"out of memory with one image in a call ({str(error).splitlines()[0][:200]})") from None
+                    reason = str(error).splitlines()[0][:200]
+                    raise BackendError(f"out of memory with one image in a call ({reason})") from None
             half = -(-rows // 2)
-            self.points.rows = half if half < images else -(-half // images) * images
+            self.evaluator.rows = half if half < images else -(-half // images) * images
             torch.cuda.empty_cache()
 
-    def _in_parts(self, x: Tensor, sigma: Tensor, rows: int) -> Tensor:
+    def _in_chunks(self, x: Tensor, sigma: Tensor, rows: int) -> Tensor:
         if rows == len(x):
             return self.whole(x, sigma)
-        images, levels = len(self.condition), sigma.expand(len(x))
+        images, sigmas = len(self.condition), sigma.expand(len(x))
         if rows >= images:
             size = rows // images * images
-            return torch.cat([self.whole(*part) for part in zip(x.split(size), levels.split(size), strict=True)])
-        found = []
-        for point, there in zip(x.split(images), levels.split(images), strict=True):
-            parts = zip(point.split(rows), there.split(rows), strict=True)
-            found += [self._group(i * rows, rows)(*part) for i, part in enumerate(parts)]
-        return torch.cat(found)
+            chunks = zip(x.split(size), sigmas.split(size), strict=True)
+            return torch.cat([self.whole(*chunk) for chunk in chunks])
+        outputs = []
+        for point, point_sigmas in zip(x.split(images), sigmas.split(images), strict=True):
+            chunks = zip(point.split(rows), point_sigmas.split(rows), strict=True)
+            outputs += [self._of_images(i * rows, rows)(*chunk) for i, chunk in enumerate(chunks)]
+        return torch.cat(outputs)
 
-    def _group(self, first: int, rows: int) -> Velocity:
+    def _of_images(self, first: int, rows: int) -> Velocity:
         """The velocity of some of the images."""
         if (first, rows) not in self.groups:
-            mine = range(first, min(first + rows, len(self.condition)))
-            self.groups[first, rows] = self.backend.velocity(self.condition.select(mine))
+            indices = range(first, min(first + rows, len(self.condition)))
+            self.groups[first, rows] = self.backend.velocity(self.condition.select(indices))
         return self.groups[first, rows]

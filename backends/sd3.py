@@ -1,4 +1,6 @@
-"""Stable Diffusion 3: any diffusers folder or hub id of StableDiffusion3Pipeline, with or without its T5 encoder."""
+"""Stable Diffusion 3: any diffusers folder or hub id of StableDiffusion3Pipeline, with or without its T5
+encoder.
+"""
 
 import torch
 from torch import Tensor
@@ -7,18 +9,21 @@ from solvers import flowmatch
 
 from . import quiet  # noqa: F401  isort: skip
 from diffusers import StableDiffusion3Pipeline  # isort: skip
-from .base import BackendError, Condition, Told, guide, network_times, per_points
-from .pipelines import (
+from .base import BackendError
+from .conditioning import Condition, apply_cfg, repeat_condition
+from .diffusers_pipeline import (
     COMMON_OPTIONS,
     EmbeddingCache,
     PipelineBackend,
     absent_parts,
-    check_options,
+    check_combinations,
     checked_resolution,
     load_pipeline,
     place,
 )
-from .published import MODELS
+from .family import Family, Size
+from .model_ids import MODELS
+from .timesteps import TimestepCache, flow_timesteps
 
 OPTIONS = COMMON_OPTIONS | {
     "negative_prompt": (str, "what guidance moves away from"),
@@ -28,7 +33,8 @@ OPTIONS = COMMON_OPTIONS | {
 
 
 class SD3(PipelineBackend):
-    """Rectified flow (Esser et al. 2024, arXiv 2403.03206): the network's output is the velocity dx/dsigma itself.
+    """Rectified flow (Esser et al. 2024, arXiv 2403.03206): the network's output is the velocity dx/dsigma
+    itself.
 
     It sees x and the time 1000 sigma in float32; guidance is one doubled batch [negative, positive].
     """
@@ -42,20 +48,25 @@ class SD3(PipelineBackend):
         place(pipe, pipe.transformer, self.device, config)
         network = pipe.transformer.config
         factor, own = pipe.vae_scale_factor, network.sample_size * pipe.vae_scale_factor
-        pixels = checked_resolution(config, own, factor * network.patch_size, (512, 1024) if own >= 1024 else (own,))
+        pixels = checked_resolution(
+            config, own, factor * network.patch_size, (512, 1024) if own >= 1024 else (own,)
+        )
         self.latent_shape = (network.in_channels, *[pixels // factor] * 2)
         if pipe.scheduler.config.use_dynamic_shifting:
             raise BackendError(
-                "the scheduler shifts times dynamically, which Stable Diffusion 3 does not; expected use_dynamic_shifting false"
+                "the scheduler shifts times dynamically, which Stable Diffusion 3 does not; expected"
+                " use_dynamic_shifting false"
             )
         self.flow_shift = float(pipe.scheduler.config.shift)
         self.sigma_max, self.sigma_min = flowmatch(2, shift=self.flow_shift).tolist()
-        self._told = Told(network_times, self.device)
+        self._timesteps = TimestepCache(flow_timesteps, self.device)
         self._embeddings = EmbeddingCache(self._embed, self.device)
 
     def networks(self):
         parts = {"transformer": self.pipe.transformer}
-        return parts | {k: v for k, v in self.pipe.components.items() if k.startswith("text_encoder") and v is not None}
+        return parts | {
+            k: v for k, v in self.pipe.components.items() if k.startswith("text_encoder") and v is not None
+        }
 
     def checkpoint_blocks(self):
         self.pipe.transformer.enable_gradient_checkpointing()
@@ -63,21 +74,30 @@ class SD3(PipelineBackend):
     def _embed(self, prompt: str) -> dict[str, Tensor]:
         length = self.config.get("max_sequence_length", 256)
         text, _, pooled, _ = self.pipe.encode_prompt(
-            prompt, None, None, device=self.device, do_classifier_free_guidance=False, max_sequence_length=length
+            prompt,
+            None,
+            None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=length,
         )
         return {"text": text, "pooled": pooled}
 
     def encode(self, prompts, guidance_scale):
-        negative = None if guidance_scale == 1 else self._embeddings.stacked([self.config.get("negative_prompt", "")])
+        negative = (
+            None
+            if guidance_scale == 1
+            else self._embeddings.stacked([self.config.get("negative_prompt", "")])
+        )
         return Condition(self._embeddings.stacked(prompts), negative, guidance_scale)
 
     def velocity(self, condition):
-        self.make_room()
+        self.offload_text_encoders()
         batches: dict[int, dict[str, Tensor]] = {}
 
         def velocity(x: Tensor, sigma: Tensor) -> Tensor:
-            told = per_points(condition, len(x), batches)
-            inputs, (times,) = x.to(self.dtype), self._told(sigma, len(x))
+            told = repeat_condition(condition, len(x), batches)
+            inputs, (times,) = x.to(self.dtype), self._timesteps(sigma, len(x))
             if condition.negative is not None:
                 inputs, times = torch.cat([inputs, inputs]), torch.cat([times, times])
             with self.compiling():
@@ -88,14 +108,9 @@ class SD3(PipelineBackend):
                     pooled_projections=told["pooled"],
                     return_dict=False,
                 )
-            return guide(found[0], condition)
+            return apply_cfg(found[0], condition)
 
         return velocity
-
-
-def check(config: dict) -> None:
-    """Refuse options that do not exist or have values of another type: BackendError."""
-    check_options(config, OPTIONS)
 
 
 def load(config: dict, device: torch.device, dtype: torch.dtype, name: str = "sd3") -> SD3:
@@ -106,3 +121,13 @@ def load(config: dict, device: torch.device, dtype: torch.dtype, name: str = "sd
         absent |= {"text_encoder_3": None, "tokenizer_3": None}
     pipe = load_pipeline(StableDiffusion3Pipeline, config, dtype, "a Stable Diffusion 3 pipeline", **absent)
     return SD3(pipe, device, config, name)
+
+
+FAMILY = Family(
+    "sd3",
+    SD3,
+    load,
+    OPTIONS,
+    Size(1024, 16, 2.03, 0.82 + 4.7, 5.3, 0.6, 0.25, (77 + 256) * 4096 + 2048),
+    check_combinations,
+)

@@ -9,9 +9,19 @@ import torch
 from torch import Tensor
 
 from backends import Backend
-from backends.digits.data import ALL_LABELS, evaluation_prompts
-from generation import Sampler
-from solvers import BASELINES, DPM2, EPD, SolverTable, Spec, UserError, baseline_of, load_predictor, num_steps_for_depth
+from digits.data import ALL_LABELS, evaluation_prompts
+from generation.generate import Sampler
+from solvers import (
+    BASELINES,
+    DPM2,
+    EPD,
+    SolverTable,
+    Spec,
+    UserError,
+    baseline_of,
+    load_predictor,
+    num_steps_for_depth,
+)
 from training.distill.bank import rmse_per_image
 
 TEACHER_INTERVALS = 64
@@ -27,12 +37,16 @@ def schedules_of(backend: Backend) -> list[str]:
 
 
 def solver_of(name: str, depth: int):
-    """A solver of serial depth `depth` and its number of nodes; the start tables of EPD have equally spaced points."""
+    """A solver of serial depth `depth` and its number of nodes; the start tables of EPD have equally spaced
+    points.
+    """
     if name in BASELINES:
         return BASELINES[name], num_steps_for_depth(BASELINES[name], depth)
     if depth % 2 or depth < 2:
         raise UserError(f"{name} has no serial depth {depth}; the nearest are {depth - 1} and {depth + 1}")
-    return EPD(SolverTable.uniform(depth // 2, POINTS), max_order=2 if name == "epd-plugin-start" else 1), depth // 2 + 1
+    return EPD(
+        SolverTable.uniform(depth // 2, POINTS), max_order=2 if name == "epd-plugin-start" else 1
+    ), depth // 2 + 1
 
 
 def has_depth(name: str, depth: int) -> bool:
@@ -47,11 +61,17 @@ def sampler_of(backend: Backend, guidance: float, name: str, depth: int, schedul
     """A solver of one serial depth on the nodes of one schedule."""
     solver, num_steps = solver_of(name, depth)
     solver = baseline_of(name, backend.flow) if name in BASELINES else solver
-    return Sampler(backend, solver, name, backend.sigmas(Spec(num_steps=num_steps, schedule_type=schedule)), guidance)
+    return Sampler(
+        backend, solver, name, backend.sigmas(Spec(num_steps=num_steps, schedule_type=schedule)), guidance
+    )
 
 
-def teacher_sampler(backend: Backend, guidance: float, intervals: int, schedule: str | None = None) -> Sampler:
-    """DPM-Solver-2 on many intervals between the same first and last node; by default on nodes that bring it near the exact solution."""
+def teacher_sampler(
+    backend: Backend, guidance: float, intervals: int, schedule: str | None = None
+) -> Sampler:
+    """DPM-Solver-2 on many intervals between the same first and last node; by default on nodes that bring it
+    near the exact solution.
+    """
     schedule = schedule or ("flowmatch" if backend.noise_schedule is None else "polynomial")
     nodes = backend.sigmas(Spec(num_steps=intervals + 1, schedule_type=schedule))
     return Sampler(backend, DPM2(), f"teacher: dpm2, {intervals} intervals", nodes, guidance)
@@ -62,10 +82,17 @@ def shipped(backend: Backend, family: str, guidance: float, depth: int) -> dict[
     found = {}
     for folder, how in ((f"digits-{family}-distilled", "distilled"), (f"digits-{family}-rdpo", "rdpo")):
         for kind in ("epd", "tableau1", "tableau2", "wide2"):
-            path = EXPS / folder.replace("-ldm", "") / f"{kind}-g{guidance:g}-d{depth}" / "network-snapshot-export-best.pkl"
+            path = (
+                EXPS
+                / folder.replace("-ldm", "")
+                / f"{kind}-g{guidance:g}-d{depth}"
+                / "network-snapshot-export-best.pkl"
+            )
             if path.is_file():
                 predictor = load_predictor(path)
-                found[f"{kind} {how}"] = Sampler(backend, predictor.solver(), f"{kind} {how}", predictor.sigmas, guidance)
+                found[f"{kind} {how}"] = Sampler(
+                    backend, predictor.solver(), f"{kind} {how}", predictor.sigmas, guidance
+                )
     return found
 
 
@@ -103,13 +130,17 @@ class Bench:
         keep: Path | None = None,
         prompts: list[str] | None = None,
     ) -> "Bench":
-        """Run the teacher, by default on the evaluation prompts, or read from the folder `keep` what it gave before."""
+        """Run the teacher, by default on the evaluation prompts, or read from the folder `keep` what it gave
+        before.
+        """
         intervals = TEACHER_INTERVALS if intervals is None else intervals
         prompts, seeds = prompts or evaluation_prompts(n, ALL_LABELS), list(range(first_seed, first_seed + n))
         facts = repr((backend.fingerprint(), guidance, intervals, seeds, prompts, batch)).encode()
         path = None if keep is None else keep / f"teacher-{hashlib.sha256(facts).hexdigest()[:16]}.pt"
         if path is not None and path.is_file():
-            return cls(backend, guidance, prompts, seeds, batch, intervals, torch.load(path, weights_only=True))
+            return cls(
+                backend, guidance, prompts, seeds, batch, intervals, torch.load(path, weights_only=True)
+            )
         teacher = run(teacher_sampler(backend, guidance, intervals), prompts, seeds, batch)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,8 @@ from rewards import load_reward
 from solvers import Predictor, SolverTable
 from training.config import load_config
 from training.ppo.config import RDPOConfig
-from training.ppo.prepare import load_start, prompts_of, settle
 from training.ppo.rollout import Plan, Scorer
+from training.ppo.setup import load_start, merge_spec, prompts_of
 
 POPULATION = 16
 
@@ -28,7 +28,10 @@ class Logits:
     @property
     def origin(self) -> list[float]:
         """The table's own point."""
-        edges = torch.nn.functional.pad(self.table.r, (1, 0)), torch.nn.functional.pad(self.table.r, (0, 1), value=1.0)
+        edges = (
+            torch.nn.functional.pad(self.table.r, (1, 0)),
+            torch.nn.functional.pad(self.table.r, (0, 1), value=1.0),
+        )
         parts = edges[1] - edges[0], self.table.w
         return torch.cat([part.clamp(min=1e-6).log().flatten() for part in parts]).tolist()
 
@@ -37,7 +40,9 @@ class Logits:
         rows, (intervals, k) = torch.from_numpy(np.stack(points)), self.table.r.shape
         gaps, weights = rows.split([intervals * (k + 1), intervals * k], -1)
         positions = gaps.view(-1, intervals, k + 1).softmax(-1).cumsum(-1)[..., :-1].clamp(max=1.0)
-        scales = {k: v.expand(len(rows), *v.shape) for k, v in self.table.arrays().items() if k not in ("r", "w")}
+        scales = {
+            k: v.expand(len(rows), *v.shape) for k, v in self.table.arrays().items() if k not in ("r", "w")
+        }
         return SolverTable(positions, weights.view(-1, intervals, k).softmax(-1), **scales)
 
 
@@ -47,31 +52,43 @@ def rows_of(table: SolverTable, change) -> SolverTable:
 
 
 def cma_es(path: Path, start: Path, seed: int, spread: float) -> Predictor:
-    """CMA-ES (Hansen 2016, arXiv 1604.00772) from a start table, with the images that RDPO has by the configuration `path`.
+    """CMA-ES (Hansen 2016, arXiv 1604.00772) from a start table, with the images that RDPO has by the
+    configuration `path`.
 
-    Each generation tries 16 tables on the same pairs of prompt and noise, at first with standard deviation `spread`; it has the
-    images of RDPO's rollouts and of its evaluations, and ends with the mean of its distribution.
+    Each generation tries 16 tables on the same pairs of prompt and noise, at first with standard deviation
+    `spread`; it has the images of RDPO's rollouts and of its evaluations, and ends with the mean of its
+    distribution.
     """
     import cma
 
     config = load_config(RDPOConfig, path, [f"data.predictor_snapshot={start}"])
     predictor, _ = load_start(config)
     spec, ppo = predictor.spec, config.ppo
-    backend, reward = load_backend(settle(config, predictor), "cpu"), load_reward("digits", {}, "cpu")
+    backend, reward = load_backend(merge_spec(config, predictor), "cpu"), load_reward("digits", {}, "cpu")
     score = Scorer(backend, predictor.sigmas, spec.guidance_rate, spec.afs, spec.max_order, [reward])
     logits, prompts = Logits(predictor.table), prompts_of(config, "digits")[0]
-    strategy = cma.CMAEvolutionStrategy(logits.origin, spread, {"popsize": POPULATION, "seed": seed + 1, "verbose": -9})
+    strategy = cma.CMAEvolutionStrategy(
+        logits.origin, spread, {"popsize": POPULATION, "seed": seed + 1, "verbose": -9}
+    )
     evaluations = (ppo.steps // config.evaluation.interval + 1) * config.evaluation.images
-    for step in tqdm(range(ppo.steps + evaluations // ppo.rollout_batch_size), desc=f"CMA-ES, spread {spread:g}", disable=None):
+    for step in tqdm(
+        range(ppo.steps + evaluations // ppo.rollout_batch_size),
+        desc=f"CMA-ES, spread {spread:g}",
+        disable=None,
+    ):
         points = strategy.ask()
-        rewards = scores_of_points(score, logits.tables(points), Plan.make(prompts, ppo, seed, step), ppo.rloo_k)
+        rewards = scores_of_points(
+            score, logits.tables(points), Plan.make(prompts, ppo, seed, step), ppo.rloo_k
+        )
         strategy.tell(points, (-rewards).tolist())
     best = logits.tables([np.asarray(strategy.result.xfavorite)])
     return Predictor(rows_of(best, lambda tensor: tensor[0]), spec, predictor.sigmas)
 
 
 def scores_of_points(score: Scorer, tried: SolverTable, plan: Plan, k: int) -> Tensor:
-    """The mean reward of each table [P] on as many pairs of the plan, the same for all, as make the plan's number of images."""
+    """The mean reward of each table [P] on as many pairs of the plan, the same for all, as make the plan's
+    number of images.
+    """
     pairs = len(plan.seeds) // POPULATION
     chosen = [i * k for i in range(pairs)]
     prompts, seeds = [plan.prompts[i] for i in chosen], [plan.seeds[i] for i in chosen]

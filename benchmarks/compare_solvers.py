@@ -1,4 +1,6 @@
-"""Which solver comes nearest to the exact trajectory at a serial depth: python -m benchmarks.compare_solvers."""
+"""Which solver comes nearest to the exact trajectory at a serial depth: python -m
+benchmarks.compare_solvers.
+"""
 
 from pathlib import Path
 
@@ -7,20 +9,30 @@ from torch import Tensor
 from tqdm import tqdm
 
 from backends import Backend, load_backend
-from backends.digits import FOLDERS
-from backends.digits.data import HELD_OUT_LABELS, parse
-from backends.digits.judge import Judge
-from backends.distributed import Ranks, process_group
-from generation import Sampler
+from common.distributed import Ranks, process_group
+from common.errors import run_command
+from digits import FOLDERS
+from digits.data import HELD_OUT_LABELS, parse
+from digits.judge import Judge
+from generation.generate import Sampler
 from solvers import Spec, UserError, load_predictor
-from solvers.errors import run_command
 from training.config import load_config, to_yaml
 from training.distill.bank import rmse_per_image
 from training.distill.config import DistillConfig
 from training.distill.launch import distill
 from training.run_folder import RunFolder
 
-from .bench import SOLVERS, TEACHER_INTERVALS, Bench, has_depth, run, sampler_of, schedules_of, shipped, teacher_sampler
+from .bench import (
+    SOLVERS,
+    TEACHER_INTERVALS,
+    Bench,
+    has_depth,
+    run,
+    sampler_of,
+    schedules_of,
+    shipped,
+    teacher_sampler,
+)
 from .figures import draw
 from .report import mean_and_halfwidth, text_table, write_json
 
@@ -77,42 +89,66 @@ def cells(row: dict) -> list[str]:
     ]
 
 
-HEADER = ["solver", "schedule", "depth", "evals", "RMSE to teacher", "digit %", "digit+colour %", "Frechet %", "s/image"]
+HEADER = [
+    "solver",
+    "schedule",
+    "depth",
+    "evals",
+    "RMSE to teacher",
+    "digit %",
+    "digit+colour %",
+    "Frechet %",
+    "s/image",
+]
 
 
 def distilled_now(backend: Backend, guidance: float, depth: int, ranks: Ranks, folder: Path) -> Sampler:
     """A tableau learned here and now from few pairs in few steps: the whole of stage 1 in a minute or two."""
     config = load_config(DistillConfig, ROOT / "training" / "distill" / "cfgs" / "digits_tableau.yaml", SHORT)
     config.guidance_scale, config.student.depth, config.bank.folder = guidance, depth, str(folder / "bank")
-    trainer = distill(config, ranks, RunFolder.create(f"demo-d{depth}", to_yaml(config), ranks, folder), None, None)
+    trainer = distill(
+        config, ranks, RunFolder.create(f"demo-d{depth}", to_yaml(config), ranks, folder), None, None
+    )
     predictor = load_predictor(trainer.run.export / "network-snapshot-export-best.pkl")
     return Sampler(backend, predictor.solver(), "tableau2, just now", predictor.sigmas, guidance)
 
 
 def compare(
-    bench: Bench, tuning: Bench, solvers: dict[int, list[str]], schedules: list[str], learned: dict[int, dict[str, Sampler]]
+    bench: Bench,
+    tuning: Bench,
+    solvers: dict[int, list[str]],
+    schedules: list[str],
+    learned: dict[int, dict[str, Sampler]],
 ) -> tuple[list[dict], dict[int, dict[str, Tensor]]]:
-    """Rows of the comparison, each solver on the schedule that suits it best on the tuning seeds, and images by depth and solver."""
+    """Rows of the comparison, each solver on the schedule that suits it best on the tuning seeds, and images
+    by depth and solver.
+    """
     labels, judge = [parse(p) for p in bench.prompts], Judge(device=bench.backend.device)
     teacher = teacher_sampler(bench.backend, bench.guidance, bench.intervals)
     rows = [{"schedule": "fine"} | judged(teacher, bench.teacher, bench.teacher[0], judge, labels)]
     pictures = {depth: {"teacher": bench.teacher[1][:COLUMNS]} for depth in solvers}
     for depth, name in tqdm([(d, n) for d in solvers for n in solvers[d]], desc="solvers", disable=None):
         candidates = {s: sampler_of(bench.backend, bench.guidance, name, depth, s) for s in schedules}
-        best = min(candidates, key=lambda s: tuning.error(candidates[s])) if len(schedules) > 1 else schedules[0]
+        best = (
+            min(candidates, key=lambda s: tuning.error(candidates[s])) if len(schedules) > 1 else schedules[0]
+        )
         found = bench.run(candidates[best])
         rows.append({"schedule": best} | judged(candidates[best], found, bench.teacher[0], judge, labels))
         pictures[depth][name] = found[1][:COLUMNS]
     for depth, name in [(d, n) for d in learned for n in learned[d]]:
         found = bench.run(learned[depth][name])
-        rows.append({"schedule": "learned"} | judged(learned[depth][name], found, bench.teacher[0], judge, labels))
+        rows.append(
+            {"schedule": "learned"} | judged(learned[depth][name], found, bench.teacher[0], judge, labels)
+        )
         pictures[depth][name] = found[1][:COLUMNS]
     order = {name: i for i, name in enumerate(dict.fromkeys(r["solver"] for r in rows))}
     return sorted(rows, key=lambda r: (r["rmse"] > 0, r["depth"], order[r["solver"]])), pictures
 
 
 def teacher_error(bench: Bench, n: int = 32) -> tuple[float, float]:
-    """RMSE between the teacher and one with half as many intervals again, on the first n images: mean and half width."""
+    """RMSE between the teacher and one with half as many intervals again, on the first n images: mean and
+    half width.
+    """
     finer = teacher_sampler(bench.backend, bench.guidance, bench.intervals * 3 // 2)
     latents = run(finer, bench.prompts[:n], bench.seeds[:n], bench.batch)[0]
     return mean_and_halfwidth(rmse_per_image(bench.teacher[0][:n], latents))
@@ -138,30 +174,61 @@ def names(option: str, text: str, valid: list[str]) -> list[str]:
 
 
 @click.command()
-@click.option("--n", "count", type=click.IntRange(2), default=256, show_default=True, help="Images for each row.")
+@click.option(
+    "--n", "count", type=click.IntRange(2), default=256, show_default=True, help="Images for each row."
+)
 @click.option("--depths", default="4,6,8,10", show_default=True)
 @click.option("--guidance", type=click.FloatRange(0), help="7.5 for ldm by default, else the family's own.")
-@click.option("--family", type=click.Choice(list(FOLDERS)), default="ldm", show_default=True, help="Which digits backbone.")
+@click.option(
+    "--family",
+    type=click.Choice(list(FOLDERS)),
+    default="ldm",
+    show_default=True,
+    help="Which digits backbone.",
+)
 @click.option("--solvers", default="all", show_default=True, help=f"Some of {','.join(SOLVERS)}.")
-@click.option("--schedule", default="best", show_default=True, help="A schedule, or best: chosen on other seeds.")
-@click.option("--intervals", type=click.IntRange(2), default=TEACHER_INTERVALS, show_default=True, help="Of the teacher.")
+@click.option(
+    "--schedule", default="best", show_default=True, help="A schedule, or best: chosen on other seeds."
+)
+@click.option(
+    "--intervals",
+    type=click.IntRange(2),
+    default=TEACHER_INTERVALS,
+    show_default=True,
+    help="Of the teacher.",
+)
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--distil/--no-distil", default=True, show_default=True, help="Also learn a tableau here and now, at the middle depth.")
+@click.option(
+    "--distil/--no-distil",
+    default=True,
+    show_default=True,
+    help="Also learn a tableau here and now, at the middle depth.",
+)
 @click.option("--device", help="CUDA where there is one by default.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
 def main(count, depths, guidance, family, solvers, schedule, intervals, batch, distil, device, out) -> None:
-    """Sample digits with every solver from the same prompts and seeds, and hold them against a fine solver and the judge."""
+    """Sample digits with every solver from the same prompts and seeds, and hold them against a fine solver
+    and the judge.
+    """
     depth_list, solver_list = numbers("--depths", depths), names("--solvers", solvers, SOLVERS)
     if distil and family != "ldm":
         raise UserError(f"--family {family}: the short distillation is for ldm; give --no-distil")
     middle = depth_list[(len(depth_list) - 1) // 2]
     out.mkdir(parents=True, exist_ok=True)
     with process_group(device) as ranks:
-        backend = load_backend(Spec(backend="digits", backend_config={} if family == "ldm" else {"family": family}), ranks.device)
-        schedules = schedules_of(backend) if schedule == "best" else names("--schedule", schedule, schedules_of(backend))
+        backend = load_backend(
+            Spec(backend="digits", backend_config={} if family == "ldm" else {"family": family}), ranks.device
+        )
+        schedules = (
+            schedules_of(backend)
+            if schedule == "best"
+            else names("--schedule", schedule, schedules_of(backend))
+        )
         if guidance is None:
             guidance = 7.5 if family == "ldm" else backend.default_guidance
-        tuning = Bench.make(backend, guidance, TUNING_IMAGES if len(schedules) > 1 else 1, TUNING_SEED, batch, intervals)
+        tuning = Bench.make(
+            backend, guidance, TUNING_IMAGES if len(schedules) > 1 else 1, TUNING_SEED, batch, intervals
+        )
         bench = Bench.make(backend, guidance, count, FIRST_SEED, batch, intervals)
         learned = {d: shipped(backend, family, guidance, d) for d in depth_list}
         if distil:
@@ -173,7 +240,14 @@ def main(count, depths, guidance, family, solvers, schedule, intervals, batch, d
     table = text_table(HEADER, [cells(r) for r in rows], text_columns=2)
     click.echo(f"\n{note}\n\n{table}\n")
     (out / "solvers.md").write_text(f"{note}\n\n{table}\n", encoding="utf-8")
-    settings = {"family": family, "n": count, "guidance": guidance, "schedules": schedules, "batch": batch, "teacher_error": fineness[0]}
+    settings = {
+        "family": family,
+        "n": count,
+        "guidance": guidance,
+        "schedules": schedules,
+        "batch": batch,
+        "teacher_error": fineness[0],
+    }
     write_json(out / "solvers.json", settings, rows, backend.device)
     title = f"digits, {family}, guidance {guidance:g}: the same prompts and seeds at serial depth {middle}"
     draw(out / "solvers.png", pictures[middle], rows, title)
@@ -185,13 +259,17 @@ def note_of(bench: Bench, schedules: list[str], fineness: float) -> str:
     unseen = sum(parse(p) in HELD_OUT_LABELS for p in bench.prompts)
     choice = f"All solvers have {schedules[0]} nodes"
     if len(schedules) > 1:
-        choice = f"Each solver has the schedule with which it comes nearest to the teacher on {TUNING_IMAGES} other seeds"
-    doubled = bench.guidance != 1 and bench.backend.guidance_doubles
+        choice = (
+            f"Each solver has the schedule with which it comes nearest to the teacher on {TUNING_IMAGES}"
+            " other seeds"
+        )
+    doubled = bench.guidance != 1 and bench.backend.cfg_doubles_rows
     return (
-        f"{len(bench.prompts)} prompts and seeds, the same for all rows ({unseen} prompts name combinations never trained on). Guidance "
-        f"{bench.guidance:g}: each evaluation is {'2 network rows' if doubled else '1 network row'}. No node at 0, no finish. {choice}. "
-        f"± is half a 95 % interval.\nThe teacher is DPM-Solver-2 with {bench.intervals} intervals; it differs by RMSE {fineness:.4f} from "
-        f"{bench.intervals * 3 // 2} intervals."
+        f"{len(bench.prompts)} prompts and seeds, the same for all rows ({unseen} prompts name combinations"
+        f" never trained on). Guidance {bench.guidance:g}: each evaluation is"
+        f" {'2 network rows' if doubled else '1 network row'}. No node at 0, no finish. {choice}. ± is half a"
+        f" 95 % interval.\nThe teacher is DPM-Solver-2 with {bench.intervals} intervals; it differs by RMSE"
+        f" {fineness:.4f} from {bench.intervals * 3 // 2} intervals."
     )
 
 

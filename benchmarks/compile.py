@@ -1,4 +1,6 @@
-"""Compiled against eager networks: time, compilations, how far latents differ: python -m benchmarks.compile [--full]."""
+"""Compiled against eager networks: time, compilations, how far latents differ: python -m benchmarks.compile
+[--full].
+"""
 
 from pathlib import Path
 
@@ -9,22 +11,33 @@ from torch import Tensor
 
 from backends import Backend, load_backend
 from backends.compiled import compilations, compile_blocks
+from common.errors import run_command
 from solvers import EPD, SolverTable, Spec, sample
-from solvers.errors import run_command
 
 from .families import Networks, condition_of, device_option, free, network_of, on_networks, out_option
 from .report import result_path, text_table, write_json
 from .timing import in_turn, ratio, seconds, shown
 
 INTERVALS = 2
-HEADER = ["family", "batch", "compiled / eager", "eager ms", "compilations", "recompilations", "s to compile", "largest difference"]
+HEADER = [
+    "family",
+    "batch",
+    "compiled / eager",
+    "eager ms",
+    "compilations",
+    "recompilations",
+    "s to compile",
+    "largest difference",
+]
 
 
 def pair(family: str, networks: Networks, device: torch.device) -> tuple[Backend, Backend]:
     """The same backbone twice, eager and compiled."""
     if not networks.full:
         config = {"family": family, "compile": True}
-        return networks.make(family, device), load_backend(Spec(backend="digits", backend_config=config), device)
+        return networks.make(family, device), load_backend(
+            Spec(backend="digits", backend_config=config), device
+        )
     found = []
     for _ in range(2):
         torch.manual_seed(0)
@@ -39,7 +52,12 @@ def measure(family: str, eager: Backend, fast: Backend, batch: int, repeats: int
     def whole(backend: Backend) -> Tensor:
         nodes = backend.sigmas(Spec(num_steps=INTERVALS + 1))
         velocity = backend.velocity(condition_of(backend, family, batch))
-        return sample(EPD(SolverTable.uniform(INTERVALS, 2)), velocity, backend.start(list(range(batch)), nodes[0]), nodes)
+        return sample(
+            EPD(SolverTable.uniform(INTERVALS, 2)),
+            velocity,
+            backend.initial_latents(list(range(batch)), nodes[0]),
+            nodes,
+        )
 
     before = compilations()
     first = seconds(lambda: whole(fast), fast.device)
@@ -47,13 +65,24 @@ def measure(family: str, eager: Backend, fast: Backend, batch: int, repeats: int
     difference = (whole(fast) - whole(eager)).abs().max().item()
     times = in_turn([lambda: whole(fast), lambda: whole(eager)], repeats, fast.device)
     counts = {"compilations": compiled - before, "recompilations": compilations() - compiled}
-    row = {"family": family, "batch": batch} | counts | {"seconds_to_compile": first - times[0].median().item()}
-    return row | {"eager_seconds": times[1].median().item(), "difference": difference} | ratio(times[0], times[1])
+    row = (
+        {"family": family, "batch": batch} | counts | {"seconds_to_compile": first - times[0].median().item()}
+    )
+    return (
+        row
+        | {"eager_seconds": times[1].median().item(), "difference": difference}
+        | ratio(times[0], times[1])
+    )
 
 
 def cells(row: dict) -> list[str]:
     """A row of the printed table."""
-    counts = [str(row["compilations"]), str(row["recompilations"]), f"{row['seconds_to_compile']:.0f}", f"{row['difference']:.1e}"]
+    counts = [
+        str(row["compilations"]),
+        str(row["recompilations"]),
+        f"{row['seconds_to_compile']:.0f}",
+        f"{row['difference']:.1e}",
+    ]
     return [row["family"], str(row["batch"]), shown(row), f"{1e3 * row['eager_seconds']:.1f}", *counts]
 
 
@@ -72,13 +101,20 @@ def main(networks: Networks, batch: int, repeats: int, device, out: Path | None)
     """Time an EPD trajectory with each family's network, eager and compiled in turns."""
     networks.check()
     rows = []
-    torch._inductor.config.force_disable_caches = True  # seconds to compile are those of a machine that never did
+    torch._inductor.config.force_disable_caches = (
+        True  # seconds to compile are those of a machine that never did
+    )
     with torch.inference_mode():
         for name in networks.families:
             torch._dynamo.reset()
             rows.append(measure(name, *pair(name, networks, device), batch, repeats))
             free(device)
-            write_json(result_path("compile", networks.kind, out), networks.settings() | {"repeats": repeats}, rows, device)
+            write_json(
+                result_path("compile", networks.kind, out),
+                networks.settings() | {"repeats": repeats},
+                rows,
+                device,
+            )
     click.echo(summary(rows))
 
 

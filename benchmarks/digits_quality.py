@@ -7,12 +7,21 @@ import torch
 from torch import Tensor
 
 from backends import Backend, load_backend
-from backends.digits import FOLDERS
-from backends.digits.build import held_out_drawings
-from backends.digits.data import ALL_LABELS, HELD_OUT_LABELS, Label, enlarge, evaluation_prompts, load_scans, paint, parse
-from backends.digits.judge import Judge
+from common.errors import run_command
+from digits import FOLDERS
+from digits.build import held_out_drawings
+from digits.data import (
+    ALL_LABELS,
+    HELD_OUT_LABELS,
+    Label,
+    enlarge,
+    evaluation_prompts,
+    load_scans,
+    paint,
+    parse,
+)
+from digits.judge import Judge
 from solvers import Spec
-from solvers.errors import run_command
 
 from .bench import run, teacher_sampler
 from .report import mean_and_halfwidth, text_table, write_json
@@ -22,7 +31,9 @@ GUIDANCES = {"ldm": (1.0, 3.0, 7.5), "sd3": (1.0, 3.0, 4.5), "flux": (1.0, 3.5, 
 
 
 def nearest_distances(images: Tensor, labels: list[Label], scans: Tensor) -> Tensor:
-    """RMS pixel distance of each image [n] to the nearest scan, painted in the image's own colour and weight."""
+    """RMS pixel distance of each image [n] to the nearest scan, painted in the image's own colour and
+    weight.
+    """
     found = torch.empty(len(images))
     for key in {(c.colour, c.weight) for c in labels}:
         mine = [i for i, c in enumerate(labels) if (c.colour, c.weight) == key]
@@ -33,7 +44,9 @@ def nearest_distances(images: Tensor, labels: list[Label], scans: Tensor) -> Ten
 
 
 def memorisation(images: Tensor, labels: list[Label]) -> dict[str, float]:
-    """Median distance to the nearest training scan, of samples and of held-out scans, and each one's lowest percent."""
+    """Median distance to the nearest training scan, of samples and of held-out scans, and each one's lowest
+    percent.
+    """
     train, test = enlarge(load_scans("train")[0]), load_scans("test")
     pick = torch.arange(len(labels)) % len(test[0])
     colour, weight = (torch.tensor([vars(c)[k] for c in labels]) for k in ("colour", "weight"))
@@ -50,7 +63,11 @@ def memorisation(images: Tensor, labels: list[Label]) -> dict[str, float]:
 def size_of(backend: Backend, family: str) -> dict[str, int]:
     """Parameters of the networks that sampling runs and bytes of the pipeline's folder."""
     return {
-        "parameters": sum(p.numel() for network in (*backend.networks().values(), backend.pipe.vae) for p in network.parameters()),
+        "parameters": sum(
+            p.numel()
+            for network in (*backend.networks().values(), backend.pipe.vae)
+            for p in network.parameters()
+        ),
         "bytes": sum(f.stat().st_size for f in FOLDERS[family].rglob("*") if f.is_file()),
     }
 
@@ -62,8 +79,12 @@ def judge_row(judge: Judge) -> dict[str, float]:
     return {k: vars(verdict)[k].double().mean().item() for k in ("digit", "colour", "weight")}
 
 
-def quality(guidance: float, prompts: list[str], judge: Judge, backend, intervals: int) -> tuple[dict, Tensor, list[Label]]:
-    """Accuracy of samples at one guidance scale, and their Frechet distance where the prompts cover most combinations."""
+def quality(
+    guidance: float, prompts: list[str], judge: Judge, backend, intervals: int
+) -> tuple[dict, Tensor, list[Label]]:
+    """Accuracy of samples at one guidance scale, and their Frechet distance where the prompts cover most
+    combinations.
+    """
     schedule = "flowmatch" if backend.noise_schedule is None else "discrete"
     sampler = teacher_sampler(backend, guidance, intervals, schedule)
     _, images, _ = run(sampler, prompts, list(range(FIRST_SEED, FIRST_SEED + len(prompts))), 128)
@@ -75,18 +96,28 @@ def quality(guidance: float, prompts: list[str], judge: Judge, backend, interval
         "evaluations": sampler.cost.evaluations,
         "frechet_percent": judge.frechet(verdict.features) if len(set(labels)) > 100 else None,
     }
-    for name, right in (("digit", verdict.digit), ("digit_and_colour", verdict.digit_and_colour), ("weight", verdict.weight)):
+    for name, right in (
+        ("digit", verdict.digit),
+        ("digit_and_colour", verdict.digit_and_colour),
+        ("weight", verdict.weight),
+    ):
         row[name], row[f"{name}_halfwidth"] = mean_and_halfwidth(right)
     return row, images, labels
 
 
 @click.command()
-@click.option("--n", "count", type=click.IntRange(20), default=1000, show_default=True, help="Images for each row.")
+@click.option(
+    "--n", "count", type=click.IntRange(20), default=1000, show_default=True, help="Images for each row."
+)
 @click.option("--intervals", type=click.IntRange(2), default=40, show_default=True, help="Of DPM-Solver-2.")
 @click.option("--family", type=click.Choice(list(FOLDERS)), default="ldm", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Default: benchmarks/results/digits_quality[_FAMILY].json.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Default: benchmarks/results/digits_quality[_FAMILY].json."
+)
 def main(count: int, intervals: int, family: str, out: Path | None) -> None:
-    """Class accuracy, Frechet distance and memorisation of a digits backbone, and the judge's own accuracy."""
+    """Class accuracy, Frechet distance and memorisation of a digits backbone, and the judge's own
+    accuracy.
+    """
     device, of_family = torch.device("cpu"), "" if family == "ldm" else f"_{family}"
     out = out or Path("benchmarks/results") / f"digits_quality{of_family}.json"
     backend, judge = load_backend(Spec(backend="digits", backend_config={"family": family}), device), Judge()
@@ -100,10 +131,17 @@ def main(count: int, intervals: int, family: str, out: Path | None) -> None:
             if name.startswith("trained"):
                 row["nearest_training_scan"] = memorisation(images, found)
             rows.append(row)
-    settings = {"family": family, "solver": f"dpm2, {intervals} intervals", "judge": judge_row(judge)} | size_of(backend, family)
+    settings = {
+        "family": family,
+        "solver": f"dpm2, {intervals} intervals",
+        "judge": judge_row(judge),
+    } | size_of(backend, family)
     write_json(out, settings, rows, device)
     click.echo(f"{settings['parameters'] / 1e6:.2f} M parameters, {settings['bytes'] / 1e6:.2f} MB")
-    click.echo(f"judge on held-out scans: {', '.join(f'{k} {100 * v:.2f} %' for k, v in settings['judge'].items())}\n")
+    click.echo(
+        "judge on held-out scans:"
+        f" {', '.join(f'{k} {100 * v:.2f} %' for k, v in settings['judge'].items())}\n"
+    )
     click.echo(text_table(header, [cells(r) for r in rows]))
     for row in rows:
         if "nearest_training_scan" in row:
@@ -112,7 +150,10 @@ def main(count: int, intervals: int, family: str, out: Path | None) -> None:
 
 
 def cells(row: dict) -> list[str]:
-    percent = [f"{100 * row[k]:.1f} ± {100 * row[k + '_halfwidth']:.1f}" for k in ("digit", "digit_and_colour", "weight")]
+    percent = [
+        f"{100 * row[k]:.1f} ± {100 * row[k + '_halfwidth']:.1f}"
+        for k in ("digit", "digit_and_colour", "weight")
+    ]
     frechet = "" if row["frechet_percent"] is None else f"{row['frechet_percent']:.2f}"
     return [row["prompts"], f"{row['guidance']:g}", str(row["n"]), *percent, frechet]
 

@@ -1,8 +1,9 @@
 """Distil digits tables and tableaus for every guidance and depth, and hold them against the baselines.
 
-python -m benchmarks.distillation train      writes exps/digits-distilled/<cell>/ (an hour or two on two cores)
-python -m benchmarks.distillation measure    prints the whole grid, writes benchmarks/results/distillation.json
-python -m benchmarks.distillation show       prints the README's summary of that file
+python -m benchmarks.distillation train      writes exps/digits-distilled/<cell>/ (an hour or two on two
+cores) python -m benchmarks.distillation measure    prints the whole grid, writes
+benchmarks/results/distillation.json python -m benchmarks.distillation show       prints the README's summary
+of that file
 """
 
 import json
@@ -19,9 +20,9 @@ import click
 import torch
 
 from backends import load_backend
-from backends.digits.judge import Judge
+from common.errors import run_command
+from digits.judge import Judge
 from solvers import Spec, UserError
-from solvers.errors import run_command
 
 from .bench import TEACHER_INTERVALS, Bench
 from .grid import HEADER, Grid, cells_of, summary
@@ -48,7 +49,9 @@ class Cell:
         return f"{self.kind}-g{self.guidance:g}-d{self.depth}"
 
     def arguments(self, folder: Path) -> list[str]:
-        """The configuration of training.distill.launch; a wide tableau starts from the one before it, in the folder."""
+        """The configuration of training.distill.launch; a wide tableau starts from the one before it, in the
+        folder.
+        """
         overrides = [f"guidance_scale={self.guidance}", "evaluation.depths=[]"]
         if self.kind in ("epd", "plugin"):
             order = [f"student.max_order={2 if self.kind == 'plugin' else 1}"]
@@ -56,11 +59,19 @@ class Cell:
         points = int(self.kind[-1])
         overrides += [f"student.depth={self.depth}", f"student.num_points={points}"]
         if self.kind.startswith("wide"):
-            narrower = folder / replace(self, kind=WIDE_STARTS[self.kind]).name / "network-snapshot-export-best.pkl"
-            start = [f"student.start={os.path.relpath(narrower, ROOT)}", "student.widen=true", f"student.first_points={points}"]
+            narrower = (
+                folder / replace(self, kind=WIDE_STARTS[self.kind]).name / "network-snapshot-export-best.pkl"
+            )
+            start = [
+                f"student.start={os.path.relpath(narrower, ROOT)}",
+                "student.widen=true",
+                f"student.first_points={points}",
+            ]
             # near an optimum a step of Adam harms the more, the more numbers it moves
             lr = min(0.05, 6 / (points * self.depth) ** 2)
-            paced = {"lr": lr, "steps": 80, "batch": 32} if points == 2 else {"lr": lr, "steps": 40, "batch": 16}
+            paced = (
+                {"lr": lr, "steps": 80, "batch": 32} if points == 2 else {"lr": lr, "steps": 40, "batch": 16}
+            )
             pace = [f"train.{k}={v}" for k, v in paced.items()] + [f"train.chunk={paced['batch']}"]
             pace += ["student.resolution=0.1", f"evaluation.interval={paced['steps'] // 2}"]
             pace += ["teacher.check=0"]  # the narrower ones had the same teacher
@@ -74,7 +85,11 @@ class Cell:
 
 def arguments(config: str, overrides: list[str]) -> list[str]:
     """A shipped configuration and overrides as command-line arguments."""
-    return ["--config", str(CONFIGS / f"{config}.yaml"), *[part for o in overrides for part in ("--override", o)]]
+    return [
+        "--config",
+        str(CONFIGS / f"{config}.yaml"),
+        *[part for o in overrides for part in ("--override", o)],
+    ]
 
 
 KINDS = ("epd", "plugin", "tableau1", "tableau2", "wide2", "wide3", "wide4")
@@ -85,8 +100,19 @@ CELLS = [Cell(kind, g, d) for g in GUIDANCES[::-1] for d in DEPTHS for kind in K
 def distil(cell: Cell, folder: Path) -> str:
     """Run one cell to its end and keep its best table, configuration and log; returns its last words."""
     with tempfile.TemporaryDirectory() as exps:
-        command = [sys.executable, "-m", "training.distill.launch", *cell.arguments(folder), "--exps", exps, "--run-name", cell.name]
-        done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        command = [
+            sys.executable,
+            "-m",
+            "training.distill.launch",
+            *cell.arguments(folder),
+            "--exps",
+            exps,
+            "--run-name",
+            cell.name,
+        ]
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+        )
         if done.returncode:
             raise UserError(f"{cell.name}: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
         run = next(Path(exps).glob(f"*-{cell.name}"))
@@ -103,7 +129,13 @@ def main() -> None:
 
 @main.command()
 @click.option("--only", default="", help="Only cells whose name holds this text.")
-@click.option("--jobs", type=click.IntRange(1), default=os.cpu_count(), show_default=True, help="Cells at a time, one thread each.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=os.cpu_count(),
+    show_default=True,
+    help="Cells at a time, one thread each.",
+)
 @click.option("--folder", type=click.Path(path_type=Path), default=ROOT / "exps" / "digits-distilled")
 def train(only: str, jobs: int, folder: Path) -> None:
     """Distil every cell; one that is there is left as it is."""
@@ -111,33 +143,59 @@ def train(only: str, jobs: int, folder: Path) -> None:
     def missing() -> list[Cell]:
         return [c for c in CELLS if only in c.name and not (folder / c.name / "metrics.jsonl").is_file()]
 
-    for guidance in sorted({c.guidance for c in missing()}):  # the bank of each guidance first, by one process
+    for guidance in sorted(
+        {c.guidance for c in missing()}
+    ):  # the bank of each guidance first, by one process
         first = next(c for c in missing() if c.guidance == guidance)
         click.echo(f"{first.name}: {distil(first, folder)}")
-    chains = {(c.guidance, c.depth): [d for d in missing() if (d.guidance, d.depth) == (c.guidance, c.depth)] for c in missing()}
+    chains = {
+        (c.guidance, c.depth): [d for d in missing() if (d.guidance, d.depth) == (c.guidance, c.depth)]
+        for c in missing()
+    }
     with ThreadPoolExecutor(jobs) as pool:
-        for words in pool.map(lambda chain: [f"{cell.name}: {distil(cell, folder)}" for cell in chain], chains.values()):
+        for words in pool.map(
+            lambda chain: [f"{cell.name}: {distil(cell, folder)}" for cell in chain], chains.values()
+        ):
             click.echo("\n".join(words))
 
 
 @main.command()
-@click.option("--n", "count", type=click.IntRange(2), default=256, show_default=True, help="Images for each row.")
-@click.option("--guidance", type=click.Choice([f"{g:g}" for g in GUIDANCES]), help="Only this one; the file keeps its other rows.")
+@click.option(
+    "--n", "count", type=click.IntRange(2), default=256, show_default=True, help="Images for each row."
+)
+@click.option(
+    "--guidance",
+    type=click.Choice([f"{g:g}" for g in GUIDANCES]),
+    help="Only this one; the file keeps its other rows.",
+)
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), default=ROOT / "exps" / "digits-distilled")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS)
 def measure(count: int, guidance: str | None, batch: int, folder: Path, out: Path) -> None:
-    """Measure every cell and every baseline on prompts never trained on, with seeds that nothing was trained or chosen on."""
+    """Measure every cell and every baseline on prompts never trained on, with seeds that nothing was trained
+    or chosen on.
+    """
     backend, judge = load_backend(Spec(backend="digits"), "cpu"), Judge()
-    settings = {"n": count, "batch": batch, "teacher_intervals": TEACHER_INTERVALS, "first_seed": FIRST_SEED, "tuning_seed": TUNING_SEED}
+    settings = {
+        "n": count,
+        "batch": batch,
+        "teacher_intervals": TEACHER_INTERVALS,
+        "first_seed": FIRST_SEED,
+        "tuning_seed": TUNING_SEED,
+    }
     before = json.loads(out.read_text()) if out.is_file() else {"settings": settings, "rows": []}
     if before["settings"] != settings:
-        raise UserError(f"{out} was measured with {before['settings']}, not {settings}; remove it, or choose another --out")
+        raise UserError(
+            f"{out} was measured with {before['settings']}, not {settings}; remove it, or choose another"
+            " --out"
+        )
     rows = before["rows"]
     for g in GUIDANCES if guidance is None else [float(guidance)]:
         tuning = Bench.make(backend, g, TUNING_IMAGES, TUNING_SEED, batch)
         bench = Bench.make(backend, g, count, FIRST_SEED, batch)
-        found = Grid(bench, tuning, judge, {c.name: c.kind for c in CELLS if c.guidance == g}, folder).rows(DEPTHS)
+        found = Grid(bench, tuning, judge, {c.name: c.kind for c in CELLS if c.guidance == g}, folder).rows(
+            DEPTHS
+        )
         click.echo(text_table(HEADER, [cells_of(r) for r in found], text_columns=3))
         rows = sorted([r for r in rows if r["guidance"] != g] + found, key=lambda r: r["guidance"])
         write_json(out, settings, rows, torch.device("cpu"))
@@ -147,7 +205,9 @@ def measure(count: int, guidance: str | None, batch: int, folder: Path, out: Pat
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS)
 @click.option("--whole", is_flag=True, help="Every solver's row as well.")
 def show(results: Path, whole: bool) -> None:
-    """Print the measured grid: learned solvers over the best baseline of the same serial depth, then of as many evaluations."""
+    """Print the measured grid: learned solvers over the best baseline of the same serial depth, then of as
+    many evaluations.
+    """
     rows = json.loads(results.read_text())["rows"]
     if whole:
         click.echo(text_table(HEADER, [cells_of(r) for r in rows], text_columns=3) + "\n")

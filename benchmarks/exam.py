@@ -1,4 +1,6 @@
-"""How tables are judged: prompts and seeds that nothing was trained or chosen on, paired, with the teacher beside them."""
+"""How tables are judged: prompts and seeds that nothing was trained or chosen on, paired, with the teacher
+beside them.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,9 +8,9 @@ from pathlib import Path
 from torch import Tensor
 
 from backends import Backend
-from backends.digits.data import ALL_LABELS, HELD_OUT_LABELS, TEMPLATES, caption, evaluation_prompts, parse
-from backends.digits.judge import Judge
-from generation import Sampler
+from digits.data import ALL_LABELS, HELD_OUT_LABELS, TEMPLATES, caption, evaluation_prompts, parse
+from digits.judge import Judge
+from generation.generate import Sampler
 from rewards import Reward, load_reward
 from solvers import Predictor
 from training.distill.bank import rmse_per_image
@@ -56,7 +58,13 @@ class Exam:
             "features": verdict.features,
         }
 
-    def row(self, name: str, sampler: Sampler | None, marks: dict[str, Tensor], base: dict[str, Tensor] | None = None) -> dict:
+    def row(
+        self,
+        name: str,
+        sampler: Sampler | None,
+        marks: dict[str, Tensor],
+        base: dict[str, Tensor] | None = None,
+    ) -> dict:
         """Means with half a 95 % interval, and paired gains over `base`."""
         row: dict = {
             "solver": name,
@@ -66,24 +74,47 @@ class Exam:
         for key in ("reward", "digit_and_colour", "rmse"):
             row[key], row[f"{key}_halfwidth"] = mean_and_halfwidth(self.by_prompt(marks[key]))
             if base is not None:
-                row[f"{key}_gain"], row[f"{key}_gain_halfwidth"] = mean_and_halfwidth(self.by_prompt(marks[key] - base[key]))
+                row[f"{key}_gain"], row[f"{key}_gain_halfwidth"] = mean_and_halfwidth(
+                    self.by_prompt(marks[key] - base[key])
+                )
         return row | {"frechet_percent": self.judge.frechet(marks["features"])}
 
 
 def fresh_prompts() -> list[str]:
-    """Captions of the combinations that the backbone was never trained on, none of which training or its evaluation uses."""
+    """Captions of the combinations that the backbone was never trained on, none of which training or its
+    evaluation uses.
+    """
     known = set(evaluation_prompts(len(ALL_LABELS)))
-    return [text for t in TEMPLATES for c in sorted(HELD_OUT_LABELS, key=str) if (text := caption(c, t)) not in known]
+    return [
+        text
+        for t in TEMPLATES
+        for c in sorted(HELD_OUT_LABELS, key=str)
+        if (text := caption(c, t)) not in known
+    ]
 
 
-HEADER = ["solver", "depth", "evals", "reward", "gain in reward", "digit+colour %", "gain", "Frechet %", "RMSE to teacher"]
+HEADER = [
+    "solver",
+    "depth",
+    "evals",
+    "reward",
+    "gain in reward",
+    "digit+colour %",
+    "gain",
+    "Frechet %",
+    "RMSE to teacher",
+]
 
 
 def cells_of(row: dict) -> list[str]:
     """A row of the printed table."""
 
     def gain(key: str, factor: float = 1) -> str:
-        return f"{factor * row[f'{key}_gain']:+.4g} ± {factor * row[f'{key}_gain_halfwidth']:.2g}" if f"{key}_gain" in row else ""
+        return (
+            f"{factor * row[f'{key}_gain']:+.4g} ± {factor * row[f'{key}_gain_halfwidth']:.2g}"
+            if f"{key}_gain" in row
+            else ""
+        )
 
     return [
         row["solver"],

@@ -1,4 +1,6 @@
-"""The backbones that benchmarks are run on: the digits families, or the full-size networks with random weights."""
+"""The backbones that benchmarks are run on: the digits families, or the full-size networks with random
+weights.
+"""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -12,10 +14,10 @@ from diffusers import FluxPipeline, StableDiffusion3Pipeline, StableDiffusionPip
 from torch import nn
 
 from backends import Backend, Condition, load_backend
-from backends.distributed import check_device
 from backends.flux import Flux
 from backends.ldm import LDM
 from backends.sd3 import SD3
+from common.distributed import check_device
 from solvers import Spec, UserError
 
 from .full_size import parts_of, randomised, scheduler_of
@@ -35,8 +37,12 @@ def digits(family: str, device: torch.device) -> Backend:
     return load_backend(Spec(backend="digits", backend_config={"family": family}), device)
 
 
-def full_size(family: str, device: torch.device, layers: int | None = None, pixels: int | None = None) -> Backend:
-    """The real network and decoder of a family with random weights, in half precision on a GPU; without text encoders."""
+def full_size(
+    family: str, device: torch.device, layers: int | None = None, pixels: int | None = None
+) -> Backend:
+    """The real network and decoder of a family with random weights, in half precision on a GPU; without text
+    encoders.
+    """
     pixels = pixels or PIXELS[family]
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16 if family == "flux" else torch.float16
     made = parts_of(family, layers, pixels)
@@ -45,7 +51,12 @@ def full_size(family: str, device: torch.device, layers: int | None = None, pixe
     scheduler = scheduler_of(family)
     if family == "ldm":
         return LDM(
-            StableDiffusionPipeline(vae, None, None, network, scheduler, None, None, requires_safety_checker=False), device, {}, family
+            StableDiffusionPipeline(
+                vae, None, None, network, scheduler, None, None, requires_safety_checker=False
+            ),
+            device,
+            {},
+            family,
         )
     if family == "sd3":
         return SD3(StableDiffusion3Pipeline(network, scheduler, vae, *[None] * 6), device, {}, family)
@@ -54,7 +65,9 @@ def full_size(family: str, device: torch.device, layers: int | None = None, pixe
 
 @dataclass(frozen=True)
 class Networks:
-    """What a benchmark is run on: the digits families, or the real networks with random weights, whole or cut to what there is time for."""
+    """What a benchmark is run on: the digits families, or the real networks with random weights, whole or cut
+    to what there is time for.
+    """
 
     full: bool = False
     family: str | None = None
@@ -77,14 +90,18 @@ class Networks:
         return FAMILIES if self.family is None else (self.family,)
 
     def each(self, work: Callable[[str, Backend], list[dict]], device: torch.device) -> Iterator[list[dict]]:
-        """The rows that some work gives on each family's backbone in turn; each is freed before the next one is made."""
+        """The rows that some work gives on each family's backbone in turn; each is freed before the next one
+        is made.
+        """
         for family in self.families:
             yield work(family, self.make(family, device))
             free(device)
 
     def make(self, family: str, device: torch.device) -> Backend:
         """The backbone of a family."""
-        return full_size(family, device, self.layers, self.resolution) if self.full else digits(family, device)
+        return (
+            full_size(family, device, self.layers, self.resolution) if self.full else digits(family, device)
+        )
 
     def settings(self) -> dict:
         """What results say of it."""
@@ -99,14 +116,21 @@ def free(device: torch.device) -> None:
 
 
 def condition_of(backend: Backend, family: str, batch: int) -> Condition:
-    """A condition of some images at the family's own guidance: of captions, or of random embeddings without text encoders."""
+    """A condition of some images at the family's own guidance: of captions, or of random embeddings without
+    text encoders.
+    """
     scale = backend.default_guidance
     if backend.name == "digits":
-        return backend.encode([f"a bold {colour} handwritten seven" for colour in ("red", "blue", "green", "black")[:batch]], scale)
+        return backend.encode(
+            [f"a bold {colour} handwritten seven" for colour in ("red", "blue", "green", "black")[:batch]],
+            scale,
+        )
     generator = torch.Generator().manual_seed(0)
-    numbers = {k: torch.randn(batch + 1, *shape, generator=generator) for k, shape in EMBEDDINGS[family].items()}
+    numbers = {
+        k: torch.randn(batch + 1, *shape, generator=generator) for k, shape in EMBEDDINGS[family].items()
+    }
     told = {k: v.to(backend.device, backend.dtype) for k, v in numbers.items()}
-    negative = {k: v[:1] for k, v in told.items()} if backend.guidance_doubles else None
+    negative = {k: v[:1] for k, v in told.items()} if backend.cfg_doubles_rows else None
     return Condition({k: v[1:] for k, v in told.items()}, negative, scale)
 
 
@@ -122,7 +146,11 @@ def existing(context, parameter, name: str) -> torch.device:
 
 
 device_option = click.option(
-    "--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True, callback=existing, help="cpu, cuda or cuda:N."
+    "--device",
+    default="cuda" if torch.cuda.is_available() else "cpu",
+    show_default=True,
+    callback=existing,
+    help="cpu, cuda or cuda:N.",
 )
 
 
@@ -150,14 +178,22 @@ def on_networks(command: Callable) -> Callable:
     """The options that say which networks a benchmark is run on, as its argument `networks`."""
 
     @wraps(command)
-    def with_networks(full: bool, family: str | None, layers: int | None, resolution: int | None, **others) -> None:
+    def with_networks(
+        full: bool, family: str | None, layers: int | None, resolution: int | None, **others
+    ) -> None:
         command(networks=Networks(full, family, layers, resolution), **others)
 
     for option in (
         resolution_option,
-        click.option("--layers", type=click.IntRange(1), help="With --full: of the transformers, not of the U-Net; all by default."),
+        click.option(
+            "--layers",
+            type=click.IntRange(1),
+            help="With --full: of the transformers, not of the U-Net; all by default.",
+        ),
         click.option("--family", type=click.Choice(FAMILIES), help="Only this one."),
-        click.option("--full", is_flag=True, help="The full-size networks with random weights; uncut, they need a GPU."),
+        click.option(
+            "--full", is_flag=True, help="The full-size networks with random weights; uncut, they need a GPU."
+        ),
     ):
         with_networks = option(with_networks)
     return with_networks

@@ -1,8 +1,8 @@
 """Hashes of what a fixed set of commands computes, to show that a change of the code changes no number.
 
-Write them before a change and compare after it, on one machine: python -m benchmarks.fingerprints --out a.json, then
-python -m benchmarks.fingerprints --compare a.json. Images, manifests, tables, metrics and scores count; file names,
-times and the words of configurations do not.
+Write them before a change and compare after it, on one machine: python -m benchmarks.fingerprints --out
+a.json, then python -m benchmarks.fingerprints --compare a.json. Images, manifests, tables, metrics and scores
+count; file names, times and the words of configurations do not.
 """
 
 import hashlib
@@ -16,8 +16,8 @@ from pathlib import Path
 
 import click
 
+from common.errors import run_command
 from solvers import UserError, load_predictor
-from solvers.errors import run_command
 
 ROOT = Path(__file__).parents[1]
 GRID = ROOT / "exps" / "digits" / "grid"
@@ -33,16 +33,30 @@ TABLES = {
     "start": ROOT / "exps/digits/start.pkl",
 }
 SOLVERS = ("euler", "heun", "dpm2", "dpm", "ipndm2", "ipndm3", "ipndm", "dpmpp", "dpmpp3", "unipc", "unipc3")
-SMALL_BANK = ("bank.pairs=32", "bank.heldout_pairs=16", "bank.shard_size=16", "teacher.inner=7", "teacher.check=8")
+SMALL_BANK = (
+    "bank.pairs=32",
+    "bank.heldout_pairs=16",
+    "bank.shard_size=16",
+    "teacher.inner=7",
+    "teacher.check=8",
+)
 SMALL_TRAIN = ("train.steps=4", "train.batch=16", "evaluation.interval=2", "evaluation.tuning_pairs=16")
-BASELINES = 'evaluation.baselines=[euler,dpmpp]'
-SMALL_RDPO = ("ppo.steps=3", "ppo.rollout_batch_size=16", "ppo.minibatch_size=8", "evaluation.interval=2", "evaluation.images=12")
+BASELINES = "evaluation.baselines=[euler,dpmpp]"
+SMALL_RDPO = (
+    "ppo.steps=3",
+    "ppo.rollout_batch_size=16",
+    "ppo.minibatch_size=8",
+    "evaluation.interval=2",
+    "evaluation.images=12",
+)
 
 
 def run(*arguments: str) -> None:
     """Run a command of the project on one thread of the CPU; what it writes goes to its own folder."""
     variables = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=variables, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=variables, capture_output=True, text=True
+    )
     if done.returncode:
         raise UserError(f"{' '.join(arguments)}: exit status {done.returncode}\n{done.stdout}{done.stderr}")
 
@@ -64,7 +78,9 @@ def of_images(folder: Path) -> str:
 def of_table(path: Path) -> str:
     """The numbers of a predictor, bit by bit."""
     predictor = load_predictor(path)
-    arrays = {k: v for k, v in vars(predictor.table).items() if v is not None} | {"sigmas_of_file": predictor.sigmas}
+    arrays = {k: v for k, v in vars(predictor.table).items() if v is not None} | {
+        "sigmas_of_file": predictor.sigmas
+    }
     numbers = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in arrays.items()}
     return digest([json.dumps(numbers, sort_keys=True).encode()])
 
@@ -106,19 +122,39 @@ def cases(work: Path, tables: dict[str, Path]) -> dict[str, Callable[[], str]]:
     bank = f"bank.folder={work / 'banks'}"
     distill = (bank, *SMALL_BANK, *SMALL_TRAIN, BASELINES)
     learned = {name: path for name, path in tables.items() if name not in ("sd3", "flux")}
-    found = {f"sample {name}": lambda n=name: sample(f"sample {n}", "--predictor-path", str(tables[n])) for name in learned}
+    found = {
+        f"sample {name}": lambda n=name: sample(f"sample {n}", "--predictor-path", str(tables[n]))
+        for name in learned
+    }
     for name in SOLVERS:
         found[f"solver {name}"] = lambda n=name: sample(f"solver {n}", "--solver", n, "--num-steps", "7")
     found |= {
-        "finish": lambda: sample("finish", "--solver", "dpmpp", "--num-steps", "5", "--finish", "denoise", "--grid"),
-        "gaussian": lambda: sample("gaussian", "--backend", "gaussian", "--solver", "heun", "--num-steps", "5", "--prompt", "a"),
-        "sd3": lambda: sample("sd3", "--predictor", str(tables["sd3"]), "--prompt", "a handwritten 7", script="sample_sd3.py"),
-        "flux": lambda: sample("flux", "--predictor", str(tables["flux"]), "--prompt", "a handwritten 7", script="sample_flux.py"),
+        "finish": lambda: sample(
+            "finish", "--solver", "dpmpp", "--num-steps", "5", "--finish", "denoise", "--grid"
+        ),
+        "gaussian": lambda: sample(
+            "gaussian", "--backend", "gaussian", "--solver", "heun", "--num-steps", "5", "--prompt", "a"
+        ),
+        "sd3": lambda: sample(
+            "sd3", "--predictor", str(tables["sd3"]), "--prompt", "a handwritten 7", script="sample_sd3.py"
+        ),
+        "flux": lambda: sample(
+            "flux", "--predictor", str(tables["flux"]), "--prompt", "a handwritten 7", script="sample_flux.py"
+        ),
         "distill table": lambda: train("distill", "distill", "digits", *distill),
         "distill tableau": lambda: train("tableau", "distill", "digits_tableau", *distill),
         "distill sd3": lambda: train("distill-sd3", "distill", "digits_sd3", *distill),
-        "rdpo table": lambda: train("rdpo", "ppo", "digits", f"data.predictor_snapshot={tables['epd']}", *SMALL_RDPO),
-        "rdpo mlp": lambda: train("mlp", "ppo", "digits", f"data.predictor_snapshot={tables['start']}", "ppo.policy=mlp", *SMALL_RDPO),
+        "rdpo table": lambda: train(
+            "rdpo", "ppo", "digits", f"data.predictor_snapshot={tables['epd']}", *SMALL_RDPO
+        ),
+        "rdpo mlp": lambda: train(
+            "mlp",
+            "ppo",
+            "digits",
+            f"data.predictor_snapshot={tables['start']}",
+            "ppo.policy=mlp",
+            *SMALL_RDPO,
+        ),
         "evaluation": scores,
     }
     return found
@@ -126,7 +162,11 @@ def cases(work: Path, tables: dict[str, Path]) -> dict[str, Callable[[], str]]:
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), help="Write the hashes to a JSON file.")
-@click.option("--compare", type=click.Path(path_type=Path, exists=True), help="A JSON file to compare with; exit status 1 for a difference.")
+@click.option(
+    "--compare",
+    type=click.Path(path_type=Path, exists=True),
+    help="Compare with such a file; exit status 1 for a difference.",
+)
 def main(out: Path | None, compare: Path | None) -> None:
     """Hash what a fixed set of commands computes; a few minutes."""
     before = {} if compare is None else json.loads(compare.read_text())
@@ -134,14 +174,23 @@ def main(out: Path | None, compare: Path | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, compute in cases(Path(folder), TABLES).items():
             hashes[name] = compute()
-            verdict = "" if name not in before else " same" if before[name] == hashes[name] else f" differs from {before[name]}"
+            verdict = (
+                ""
+                if name not in before
+                else " same"
+                if before[name] == hashes[name]
+                else f" differs from {before[name]}"
+            )
             click.echo(f"{hashes[name]}  {name}{verdict}")
         hashes |= {f"table {name}": of_table(path) for name, path in TABLES.items()}
     if out is not None:
         out.write_text(json.dumps(hashes, indent=1) + "\n")
     different = [name for name, value in before.items() if hashes.get(name) != value]
     if compare is not None:
-        click.echo(f"{len(before) - len(different)} of {len(before)} are the same" + (f"; different: {different}" if different else ""))
+        click.echo(
+            f"{len(before) - len(different)} of {len(before)} are the same"
+            + (f"; different: {different}" if different else "")
+        )
         sys.exit(1 if different else 0)
 
 

@@ -1,7 +1,8 @@
-"""The real models' layouts with random weights, from folder to image, and what they need: python -m benchmarks.full_size FAMILY.
+"""The real models' layouts with random weights, from folder to image, and what they need: python -m
+benchmarks.full_size FAMILY.
 
-Nothing is downloaded. The folder has the layout of the published ones, as transformers 4 wrote it. On a GPU all layers fit;
---layers cuts the transformers and text encoders short where memory demands.
+Nothing is downloaded. The folder has the layout of the published ones, as transformers 4 wrote it. On a GPU
+all layers fit; --layers cuts the transformers and text encoders short where memory demands.
 """
 
 import json
@@ -41,12 +42,12 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from backends import load_backend
-from backends.digits import FOLDER
-from backends.digits.data import ALL_LABELS, random_caption
-from backends.digits.flow_models import make_t5_tokenizer
-from generation import Sampler
+from common.errors import run_command
+from digits import FOLDER
+from digits.data import ALL_LABELS, random_caption
+from digits.flow_models import make_t5_tokenizer
+from generation.generate import Sampler
 from solvers import Euler, Spec
-from solvers.errors import run_command
 
 from .report import device_name, write_json
 
@@ -74,25 +75,49 @@ FLUX = {
     "axes_dims_rope": (16, 56, 56),
 }
 CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "projection_dim": 768}
-CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 20, "projection_dim": 1280, "hidden_act": "gelu"}
-T5 = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_heads": 64, "vocab_size": 32128, "feed_forward_proj": "gated-gelu"}
+CLIP_G = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_attention_heads": 20,
+    "projection_dim": 1280,
+    "hidden_act": "gelu",
+}
+T5 = {
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_heads": 64,
+    "vocab_size": 32128,
+    "feed_forward_proj": "gated-gelu",
+}
 CLASSES = {"ldm": StableDiffusionPipeline, "sd3": StableDiffusion3Pipeline, "flux": FluxPipeline}
 
 
 def parts_of(family: str, layers: int | None, pixels: int) -> dict[str, Callable[[], nn.Module]]:
-    """What makes each network of a family for images of some pixels a side; `layers` cuts the transformers, not the U-Net."""
+    """What makes each network of a family for images of some pixels a side; `layers` cuts the transformers,
+    not the U-Net.
+    """
 
     def cut(full: int) -> int:
         return full if layers is None else min(layers, full)
 
     clip = CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")
-    words = {"bos_token_id": clip.bos_token_id, "eos_token_id": clip.eos_token_id, "pad_token_id": clip.pad_token_id}
+    words = {
+        "bos_token_id": clip.bos_token_id,
+        "eos_token_id": clip.eos_token_id,
+        "pad_token_id": clip.pad_token_id,
+    }
 
     def text(sizes: dict, full: int, cls=CLIPTextModelWithProjection) -> Callable[[], nn.Module]:
         return lambda: cls(CLIPTextConfig(vocab_size=49408, num_hidden_layers=cut(full), **sizes, **words))
 
     def vae(channels: int, scale: float, shift: float | None) -> Callable[[], nn.Module]:
-        factors = {"latent_channels": channels, "scaling_factor": scale, "shift_factor": shift, "sample_size": pixels}
+        factors = {
+            "latent_channels": channels,
+            "scaling_factor": scale,
+            "shift_factor": shift,
+            "sample_size": pixels,
+        }
         factors |= {"use_quant_conv": shift is None, "use_post_quant_conv": shift is None}
         return lambda: AutoencoderKL(**VAE, **factors)
 
@@ -103,16 +128,26 @@ def parts_of(family: str, layers: int | None, pixels: int) -> dict[str, Callable
         unet = partial(UNet2DConditionModel, **UNET, sample_size=pixels // 8)
         return {"unet": unet, "vae": vae(4, 0.18215, None), "text_encoder": text(CLIP_L, 12, CLIPTextModel)}
     if family == "sd3":
-        encoders = {"text_encoder": text(CLIP_L, 12), "text_encoder_2": text(CLIP_G, 32), "text_encoder_3": t5}
+        encoders = {
+            "text_encoder": text(CLIP_L, 12),
+            "text_encoder_2": text(CLIP_G, 32),
+            "text_encoder_3": t5,
+        }
         transformer = partial(SD3Transformer2DModel, **SD3, num_layers=cut(24), sample_size=pixels // 8)
         return {"transformer": transformer, "vae": vae(16, 1.5305, 0.0609), **encoders}
     depth = {"num_layers": cut(19), "num_single_layers": cut(38)}
     encoders = {"text_encoder": text(CLIP_L, 12, CLIPTextModel), "text_encoder_2": t5}
-    return {"transformer": partial(FluxTransformer2DModel, **FLUX, **depth), "vae": vae(16, 0.3611, 0.1159), **encoders}
+    return {
+        "transformer": partial(FluxTransformer2DModel, **FLUX, **depth),
+        "vae": vae(16, 0.3611, 0.1159),
+        **encoders,
+    }
 
 
 def randomised(make: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
-    """A network with random weights, drawn once and in its number type, so that it never needs the memory of another."""
+    """A network with random weights, drawn once and in its number type, so that it never needs the memory of
+    another.
+    """
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -133,7 +168,10 @@ def save_network(network: nn.Module, folder: Path) -> None:
     network.save_pretrained(folder)
     if isinstance(network, CLIPTextModel | CLIPTextModelWithProjection):
         path = folder / "model.safetensors"
-        names = {k: k if k.startswith(("text_model.", "text_projection.")) else f"text_model.{k}" for k in load_file(path)}
+        names = {
+            k: k if k.startswith(("text_model.", "text_projection.")) else f"text_model.{k}"
+            for k in load_file(path)
+        }
         save_file({names[k]: v for k, v in load_file(path).items()}, path, {"format": "pt"})
 
 
@@ -154,7 +192,9 @@ def tokenizer_of(t5: bool, folder: Path) -> PreTrainedTokenizerBase:
     return make_t5_tokenizer([random_caption(c, generator) for c in ALL_LABELS], folder)
 
 
-def in_memory(family: str, layers: int | None, pixels: int, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
+def in_memory(
+    family: str, layers: int | None, pixels: int, device: torch.device, dtype: torch.dtype
+) -> DiffusionPipeline:
     """The pipeline with random weights made on the device, without a folder."""
     with torch.device(device):
         parts = {name: randomised(make, dtype) for name, make in parts_of(family, layers, pixels).items()}
@@ -178,7 +218,11 @@ def save_folder(family: str, layers: int | None, pixels: int, folder: Path) -> d
         index[name] = ["transformers" if name.startswith("text") else "diffusers", type(network).__name__]
         del network
     if family == "ldm":
-        index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+        index |= {
+            "safety_checker": [None, None],
+            "feature_extractor": [None, None],
+            "requires_safety_checker": False,
+        }
     scheduler = scheduler_of(family)
     scheduler.save_pretrained(folder / "scheduler")
     index["scheduler"] = ["diffusers", type(scheduler).__name__]
@@ -192,12 +236,20 @@ def save_folder(family: str, layers: int | None, pixels: int, folder: Path) -> d
 
 @click.command()
 @click.argument("family", type=click.Choice(list(CLASSES)))
-@click.option("--layers", type=click.IntRange(1), help="Of the transformers and the text encoders; all by default.")
-@click.option("--resolution", type=click.IntRange(64), help="Pixels a side, a multiple of 64; 512 for ldm by default, else 1024.")
+@click.option(
+    "--layers", type=click.IntRange(1), help="Of the transformers and the text encoders; all by default."
+)
+@click.option(
+    "--resolution",
+    type=click.IntRange(64),
+    help="Pixels a side, a multiple of 64; 512 for ldm by default, else 1024.",
+)
 @click.option("--dtype", default="bfloat16", show_default=True)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file to write.")
-def main(family: str, layers: int | None, resolution: int | None, dtype: str, device: str, out: Path | None) -> None:
+def main(
+    family: str, layers: int | None, resolution: int | None, dtype: str, device: str, out: Path | None
+) -> None:
     """Build, save, load, encode, two solver steps, decode; prints parameters, seconds and peak memory."""
     with tempfile.TemporaryDirectory() as tmp:
         folder = Path(tmp)
@@ -208,11 +260,19 @@ def main(family: str, layers: int | None, resolution: int | None, dtype: str, de
         loaded = time.perf_counter() - begun
         nodes = backend.sigmas(Spec(num_steps=3))
         begun = time.perf_counter()
-        image = Sampler(backend, Euler(), "euler", nodes, backend.default_guidance).images(["a bold red handwritten seven"], [0])
+        image = Sampler(backend, Euler(), "euler", nodes, backend.default_guidance).images(
+            ["a bold red handwritten seven"], [0]
+        )
         seconds = time.perf_counter() - begun
     if not image.isfinite().all():
         raise AssertionError("the image is not finite")
-    row = {"family": family, "layers": layers, "pixels": image.shape[-1], "dtype": dtype, "parameters": counts}
+    row = {
+        "family": family,
+        "layers": layers,
+        "pixels": image.shape[-1],
+        "dtype": dtype,
+        "parameters": counts,
+    }
     row |= {"seconds_to_load": loaded, "seconds_for_two_steps": seconds, "peak_gigabytes": peak()}
     if torch.device(device).type == "cuda":
         row["peak_device_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9

@@ -8,22 +8,33 @@ from torch import Tensor
 from tqdm import tqdm
 
 from backends import Backend
-from backends.digits.data import parse
-from backends.digits.judge import Judge
-from generation import Sampler
+from digits.data import parse
+from digits.judge import Judge
+from generation.generate import Sampler
 from solvers import BASELINES, UserError, load_predictor
 from training.distill.bank import rmse_per_image
 
 from .bench import SCHEDULES, Bench, has_depth, sampler_of
 from .report import mean_and_halfwidth, text_table
 
-SAME_EVALUATIONS = ("euler", "ipndm2", "ipndm3", "ipndm", "dpmpp", "dpmpp3", "unipc", "unipc3")  # one evaluation a step: any number of them
+SAME_EVALUATIONS = (
+    "euler",
+    "ipndm2",
+    "ipndm3",
+    "ipndm",
+    "dpmpp",
+    "dpmpp3",
+    "unipc",
+    "unipc3",
+)  # one evaluation a step: any number of them
 RIVALS = {"depth": "of the same depth", "evaluations": "of as many evaluations"}
 
 
 @dataclass
 class Grid:
-    """The measured solvers of one guidance: learned tables by the names of their folders, and baselines of any depth."""
+    """The measured solvers of one guidance: learned tables by the names of their folders, and baselines of
+    any depth.
+    """
 
     bench: Bench
     tuning: Bench
@@ -33,7 +44,9 @@ class Grid:
     rivals: dict[int, list[tuple[dict, Tensor]]] = field(default_factory=dict)
 
     def rows(self, depths: Sequence[int]) -> list[dict]:
-        """Baselines of each depth, then the learned tables, each with paired differences to the best baseline."""
+        """Baselines of each depth, then the learned tables, each with paired differences to the best
+        baseline.
+        """
         found = []
         for depth in tqdm(depths, desc=f"baselines, guidance {self.bench.guidance:g}", disable=None):
             self.rivals[depth] = self.baselines([n for n in BASELINES if has_depth(n, depth)], depth)
@@ -45,7 +58,9 @@ class Grid:
         return found + [self.compared(row, errors) for count in extra for row, errors in self.rivals[count]]
 
     def baselines(self, names: Sequence[str], depth: int) -> list[tuple[dict, Tensor]]:
-        """Baselines of a depth, each on the schedule that suits it best on the tuning seeds, and their errors image by image."""
+        """Baselines of a depth, each on the schedule that suits it best on the tuning seeds, and their errors
+        image by image.
+        """
         found = []
         for name in names:
             options = [sampler_of(self.bench.backend, self.bench.guidance, name, depth, s) for s in SCHEDULES]
@@ -70,7 +85,11 @@ class Grid:
         verdict = self.judge(images, [parse(p) for p in self.bench.prompts])
         costs = {"depth": sampler.cost.depth, "evaluations": sampler.cost.evaluations}
         row = {"solver": name, "guidance": self.bench.guidance, "schedule": schedule} | costs
-        several = {"rmse": errors, "pixels": rmse_per_image(images, self.bench.teacher[1]), "digit_and_colour": verdict.digit_and_colour}
+        several = {
+            "rmse": errors,
+            "pixels": rmse_per_image(images, self.bench.teacher[1]),
+            "digit_and_colour": verdict.digit_and_colour,
+        }
         for key, values in several.items():
             row[key], row[f"{key}_halfwidth"] = mean_and_halfwidth(values)
         return row | {"frechet_percent": self.judge.frechet(verdict.features)}, errors
@@ -82,7 +101,11 @@ class Grid:
                 best, theirs = min(self.rivals[row[cost]], key=lambda found: found[0]["rmse"])
                 difference, half = mean_and_halfwidth(errors - theirs)
                 told = {"solver": best["solver"], "schedule": best["schedule"], "rmse": best["rmse"]}
-                told |= {"ratio": row["rmse"] / best["rmse"], "difference": difference, "difference_halfwidth": half}
+                told |= {
+                    "ratio": row["rmse"] / best["rmse"],
+                    "difference": difference,
+                    "difference_halfwidth": half,
+                }
                 row = row | {f"same_{cost}": told}
         return row
 
@@ -111,7 +134,9 @@ HEADER = [
 
 
 def over(row: dict, cost: str) -> str:
-    """A row's error over that of the best baseline of the same cost, with half a 95 % interval of the paired difference."""
+    """A row's error over that of the best baseline of the same cost, with half a 95 % interval of the paired
+    difference.
+    """
     if f"same_{cost}" not in row:
         return ""
     rival = row[f"same_{cost}"]
@@ -147,4 +172,8 @@ def summary(rows: list[dict], kinds: Sequence[str], cost: str) -> str:
         lines.append(line + [f"{over(here[k], cost)} ({here[k]['evaluations']})" for k in kinds])
     told = ["best baseline, its RMSE"] if cost == "depth" else []
     header = ["guidance", "depth", *told, *[f"{k} (evals)" for k in kinds]]
-    return f"Error over the best baseline's {RIVALS[cost]}:\n\n" + text_table(header, lines, text_columns=len(told) + 2) + "\n"
+    return (
+        f"Error over the best baseline's {RIVALS[cost]}:\n\n"
+        + text_table(header, lines, text_columns=len(told) + 2)
+        + "\n"
+    )

@@ -1,8 +1,9 @@
-"""Memory: of a trajectory against one network call, of a training step, of sampling with --offload: python -m benchmarks.memory [--full].
+"""Memory: of a trajectory against one network call, of a training step, of sampling with --offload: python -m
+benchmarks.memory [--full].
 
-On CUDA a peak is torch.cuda.max_memory_allocated; on a CPU it is the highest sum of all allocations and frees that torch.profiler
-records. Both are above what there was before the call, weights among it. A whole process is measured by its resident memory, whose
-peak is reset before sampling.
+On CUDA a peak is torch.cuda.max_memory_allocated; on a CPU it is the highest sum of all allocations and frees
+that torch.profiler records. Both are above what there was before the call, weights among it. A whole process
+is measured by its resident memory, whose peak is reset before sampling.
 """
 
 import os
@@ -19,10 +20,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from backends import Backend, load_backend
-from backends.distributed import Ranks
-from generation import Output, Sampler, generate
+from common.distributed import Ranks
+from common.errors import run_command
+from generation.generate import Output, Sampler, generate
 from solvers import BASELINES, EPD, SolverTable, Spec, compile_tableau, sample
-from solvers.errors import run_command
 from training.distill.losses import checkpointed
 
 from .families import Networks, condition_of, device_option, free, on_networks, out_option
@@ -47,7 +48,9 @@ OFFLOADED = {
 
 
 def peak_above(call: Callable[[], object], device: torch.device) -> int | None:
-    """The most bytes that a call has allocated at one time, above what was allocated before it; None where memory ends."""
+    """The most bytes that a call has allocated at one time, above what was allocated before it; None where
+    memory ends.
+    """
     if device.type == "cuda":
         free(device)
         torch.cuda.synchronize(device)
@@ -73,7 +76,7 @@ def peak_above(call: Callable[[], object], device: torch.device) -> int | None:
 def trajectories(batch: int, family: str, backend: Backend) -> list[dict]:
     """A whole trajectory of each solver, and the largest of its network calls by itself."""
     rows, condition = [], condition_of(backend, family, batch)
-    start = backend.start(list(range(batch)), backend.sigma_max)
+    start = backend.initial_latents(list(range(batch)), backend.sigma_max)
     for name, (solver, nodes) in solvers_of(backend, DEPTH).items():
         points = max(len(level) for level in compile_tableau(solver, nodes).levels)
         velocity, states = backend.velocity(condition), start.repeat(points, 1, 1, 1)
@@ -89,22 +92,29 @@ def trajectories(batch: int, family: str, backend: Backend) -> list[dict]:
         for call in (one, whole):  # both have their conditions repeated and their times told
             peak_above(call, backend.device)
         row = {"family": family, "solver": name, "batch": batch, "points": points}
-        rows.append(row | {"call": peak_above(one, backend.device), "trajectory": peak_above(whole, backend.device)})
+        rows.append(
+            row | {"call": peak_above(one, backend.device), "trajectory": peak_above(whole, backend.device)}
+        )
     return rows
 
 
 def training(batch: int, family: str, backend: Backend) -> list[dict]:
-    """Forward and backward of an EPD trajectory, K = 2, with all activations kept and with network calls computed again."""
+    """Forward and backward of an EPD trajectory, K = 2, with all activations kept and with network calls
+    computed again.
+    """
     rows, condition = [], condition_of(backend, family, batch)
     nodes = backend.sigmas(Spec(num_steps=DEPTH // 2 + 1))
-    start = backend.start(list(range(batch)), nodes[0])
+    start = backend.initial_latents(list(range(batch)), nodes[0])
     for again, parallel in ((False, True), (True, True), (True, False)):
         r = SolverTable.uniform(DEPTH // 2, 2).r.requires_grad_()
 
         def step(r=r, again=again, parallel=parallel) -> None:
             velocity = backend.velocity(condition)
             state = sample(
-                EPD(SolverTable(r, torch.full_like(r, 0.5)), parallel=parallel), checkpointed(velocity) if again else velocity, start, nodes
+                EPD(SolverTable(r, torch.full_like(r, 0.5)), parallel=parallel),
+                checkpointed(velocity) if again else velocity,
+                start,
+                nodes,
             )
             torch.autograd.grad(state.square().mean(), r)
 
@@ -120,14 +130,18 @@ def resident(name: str) -> int:
 
 
 def sampling(folder: Path, offload: bool, device_name: str) -> dict:
-    """Load a pipeline and sample two prompts with it, in a process of its own: its memory then, and the peaks."""
+    """Load a pipeline and sample two prompts with it, in a process of its own: its memory then, and the
+    peaks.
+    """
     torch.set_num_threads(1)
     device = torch.device(device_name)
-    spec = Spec(backend="sd3", backend_config={"model_name_or_path": str(folder), "offload": offload}, num_steps=3)
+    spec = Spec(
+        backend="sd3", backend_config={"model_name_or_path": str(folder), "offload": offload}, num_steps=3
+    )
     backend = load_backend(spec, device, "bfloat16")
     sampler = Sampler(backend, BASELINES["euler"], "euler", backend.sigmas(spec), 4.5)
     row = {"offload": offload, "loaded": resident("VmRSS")}
-    backend.encode_ahead(CAPTIONS, 4.5)
+    backend.precompute_embeddings(CAPTIONS, 4.5)
     row["peak_before"] = resident("VmHWM")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     with TemporaryDirectory() as out:
@@ -137,7 +151,8 @@ def sampling(folder: Path, offload: bool, device_name: str) -> dict:
 
 
 def offloaded(device: torch.device, layers: int | None, pixels: int) -> list[dict]:
-    """Sampling with and without --offload on the full-size layout of Stable Diffusion 3: medians of fresh processes.
+    """Sampling with and without --offload on the full-size layout of Stable Diffusion 3: medians of fresh
+    processes.
 
     How much is held for a moment while a pipeline loads is not the same each time.
     """
@@ -157,8 +172,15 @@ def cells(part: str, row: dict) -> list[str]:
         told = [row["family"], row["solver"], str(row["batch"]), str(row["points"])]
         return [*told, megabytes(row["call"]), megabytes(row["trajectory"]), over]
     if part == "training":
-        return [row["family"], *(str(row[k]) for k in ("batch", "again", "parallel_points")), megabytes(row["peak"])]
-    return [str(row["offload"]), *(megabytes(row[k]) for k in ("loaded", "peak_before", "sampling", "peak_sampling"))]
+        return [
+            row["family"],
+            *(str(row[k]) for k in ("batch", "again", "parallel_points")),
+            megabytes(row["peak"]),
+        ]
+    return [
+        str(row["offload"]),
+        *(megabytes(row[k]) for k in ("loaded", "peak_before", "sampling", "peak_sampling")),
+    ]
 
 
 def megabytes(count: int | None) -> str:
@@ -167,34 +189,46 @@ def megabytes(count: int | None) -> str:
 
 
 def summary(rows: list[dict]) -> str:
-    """What the parts say in ratios: trajectory over call, computed again over all activations, with over without --offload."""
+    """What the parts say in ratios: trajectory over call, computed again over all activations, with over
+    without --offload.
+    """
     lines, parts = [], {name: [r for r in rows if r["part"] == name] for name in HEADERS}
     if found := [r["trajectory"] / r["call"] for r in parts["trajectory"] if r["trajectory"] and r["call"]]:
         lines.append(f"trajectory / its largest network call: {spread(found)}")
     kept, again, apart = (parts["training"][i::3] for i in range(3))
-    for name, others in {"calls computed again": again, "calls computed again, point by point": apart}.items():
-        if found := [b["peak"] / a["peak"] for a, b in zip(kept, others, strict=True) if a["peak"] and b["peak"]]:
+    for name, others in {
+        "calls computed again": again,
+        "calls computed again, point by point": apart,
+    }.items():
+        if found := [
+            b["peak"] / a["peak"] for a, b in zip(kept, others, strict=True) if a["peak"] and b["peak"]
+        ]:
             lines.append(f"{name} / all activations kept: {spread(found)}")
     if parts["offload"]:
         without, freed = parts["offload"]
         for name, keys in OFFLOADED.items():
             if keys[0] in without:
                 peaks = [max(row[k] for k in keys) / 1e6 for row in (freed, without)]
-                lines.append(f"--offload / without, peak {name}: {peaks[0] / peaks[1]:.2f} ({peaks[0]:.0f} / {peaks[1]:.0f} MB)")
+                lines.append(
+                    f"--offload / without, peak {name}: {peaks[0] / peaks[1]:.2f} ({peaks[0]:.0f} /"
+                    f" {peaks[1]:.0f} MB)"
+                )
     return "\n".join(lines)
 
 
 @click.command()
 @on_networks
-@click.option("--part", type=click.Choice(list(HEADERS)), multiple=True, default=list(HEADERS), show_default=True)
+@click.option(
+    "--part", type=click.Choice(list(HEADERS)), multiple=True, default=list(HEADERS), show_default=True
+)
 @click.option("--batch", type=click.IntRange(1, 4), default=4, show_default=True)
 @device_option
 @out_option
 def main(networks: Networks, part, batch: int, device, out: Path | None) -> None:
     """Measure each part, print it and write all of them.
 
-    The offload part always has full-size networks, of which --layers cuts the text encoders too: on a CPU to 1, and to 256 pixels,
-    unless told otherwise.
+    The offload part always has full-size networks, of which --layers cuts the text encoders too: on a CPU to
+    1, and to 256 pixels, unless told otherwise.
     """
     if set(part) != {"offload"}:
         networks.check()
@@ -202,7 +236,9 @@ def main(networks: Networks, part, batch: int, device, out: Path | None) -> None
 
     def write() -> list[dict]:
         every = [{"part": n} | r for n in rows for r in rows[n]]
-        write_json(result_path("memory", networks.kind, out), networks.settings() | {"batch": batch}, every, device)
+        write_json(
+            result_path("memory", networks.kind, out), networks.settings() | {"batch": batch}, every, device
+        )
         return every
 
     for name, measured in (("trajectory", trajectories), ("training", training)):
@@ -214,7 +250,12 @@ def main(networks: Networks, part, batch: int, device, out: Path | None) -> None
         layers, pixels = (1, 256) if device.type == "cpu" else (None, 1024)
         rows["offload"] = offloaded(device, networks.layers or layers, networks.resolution or pixels)
     for name, found in rows.items():
-        click.echo(text_table(HEADERS[name], [cells(name, r) for r in found], text_columns=2 if name == "trajectory" else 1) + "\n")
+        click.echo(
+            text_table(
+                HEADERS[name], [cells(name, r) for r in found], text_columns=2 if name == "trajectory" else 1
+            )
+            + "\n"
+        )
     click.echo(summary(write()))
 
 

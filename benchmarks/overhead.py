@@ -1,7 +1,8 @@
 """What a solver costs beside its network calls: python -m benchmarks.overhead [--full].
 
-The time of a whole trajectory over that of the very same network calls made again with their recorded arguments, and over the time
-that it spends itself inside those calls: the latter is of one run, so that a noisy machine does not hide a small cost.
+The time of a whole trajectory over that of the very same network calls made again with their recorded
+arguments, and over the time that it spends itself inside those calls: the latter is of one run, so that a
+noisy machine does not hide a small cost.
 """
 
 from collections.abc import Callable
@@ -12,28 +13,46 @@ import torch
 from torch import Tensor, nn
 
 from backends import Backend
+from common.errors import run_command
 from solvers import EPD, Solver, SolverTable, Spec, Tableau, UserError, baseline_of, compile_tableau, sample
-from solvers.errors import run_command
 
 from .families import Networks, condition_of, measured_on, network_of
 from .report import result_path, text_table, write_json
 from .timing import Watched, in_turn, ratio, shown
 
 DEPTH = 6
-HEADER = ["family", "solver", "batch", "depth", "evals", "network calls", "whole / bare", "whole / inside", "ms a trajectory"]
+HEADER = [
+    "family",
+    "solver",
+    "batch",
+    "depth",
+    "evals",
+    "network calls",
+    "whole / bare",
+    "whole / inside",
+    "ms a trajectory",
+]
 
 
 def solvers_of(backend: Backend, depth: int) -> dict[str, tuple[Solver, Tensor]]:
     """Solvers of one serial depth on the backbone's own schedule."""
     nodes = {n: backend.sigmas(Spec(num_steps=n)) for n in (depth // 2 + 1, depth + 1)}
     table = SolverTable.uniform(depth // 2, 2)
-    found = {name: (baseline_of(name, backend.flow), nodes[depth + 1]) for name in ("euler", "ipndm", "dpmpp", "unipc")}
-    found |= {"epd": (EPD(table), nodes[depth // 2 + 1]), "epd-plugin": (EPD(table, max_order=2), nodes[depth // 2 + 1])}
+    found = {
+        name: (baseline_of(name, backend.flow), nodes[depth + 1])
+        for name in ("euler", "ipndm", "dpmpp", "unipc")
+    }
+    found |= {
+        "epd": (EPD(table), nodes[depth // 2 + 1]),
+        "epd-plugin": (EPD(table, max_order=2), nodes[depth // 2 + 1]),
+    }
     return found | {"tableau": (dense_tableau(nodes[depth + 1]), nodes[depth + 1])}
 
 
 def dense_tableau(nodes: Tensor, points: int = 2) -> Tableau:
-    """A tableau with some stages in each level and no zero: as much work beside the network as a learned one can be."""
+    """A tableau with some stages in each level and no zero: as much work beside the network as a learned one
+    can be.
+    """
     sigmas = nodes[:-1].repeat_interleave(points)
     known = torch.arange(len(sigmas)) // points * points  # gradients of earlier levels
     before = torch.arange(len(sigmas)) < known[:, None]
@@ -45,7 +64,9 @@ def dense_tableau(nodes: Tensor, points: int = 2) -> Tableau:
 def recorded_calls(network: nn.Module, work: Callable[[], object]) -> list[tuple[tuple, dict]]:
     """The arguments of the network's calls while some work is done, but for calls that fail."""
     calls: list[tuple[tuple, dict]] = []
-    hook = network.register_forward_hook(lambda _, args, kwargs, output: calls.append((args, kwargs)), with_kwargs=True)
+    hook = network.register_forward_hook(
+        lambda _, args, kwargs, output: calls.append((args, kwargs)), with_kwargs=True
+    )
     work()
     hook.remove()
     return calls
@@ -54,7 +75,7 @@ def recorded_calls(network: nn.Module, work: Callable[[], object]) -> list[tuple
 def measure(backend: Backend, family: str, batch: int, depth: int, repeats: int) -> list[dict]:
     """One row a solver."""
     condition, network, rows = condition_of(backend, family, batch), network_of(backend, family), []
-    start = backend.start(list(range(batch)), backend.sigma_max)
+    start = backend.initial_latents(list(range(batch)), backend.sigma_max)
     for name, (solver, nodes) in solvers_of(backend, depth).items():
         cost = compile_tableau(solver, nodes)
 
@@ -69,9 +90,17 @@ def measure(backend: Backend, family: str, batch: int, depth: int, repeats: int)
 
         watched = Watched(whole, network, backend.device)
         times = in_turn([watched, bare], repeats, backend.device)
-        row = {"family": family, "solver": name, "batch": batch, "depth": cost.depth, "evaluations": cost.evaluations}
+        row = {
+            "family": family,
+            "solver": name,
+            "batch": batch,
+            "depth": cost.depth,
+            "evaluations": cost.evaluations,
+        }
         row |= {"calls": len(calls), "seconds": times[0].median().item()} | ratio(times[0], times[1])
-        rows.append(row | {"inside": ratio(times[0], watched.inside()[-repeats:])})  # without the untimed round
+        rows.append(
+            row | {"inside": ratio(times[0], watched.inside()[-repeats:])}
+        )  # without the untimed round
     return rows
 
 
@@ -80,9 +109,17 @@ def summary(rows: list[dict]) -> str:
 
     def line(name: str, values: list[float]) -> str:
         ratios = torch.tensor(values)
-        return f"{name}, all {len(rows)} rows: median {ratios.quantile(0.5):.3f}, from {ratios.min():.3f} to {ratios.max():.3f}"
+        return (
+            f"{name}, all {len(rows)} rows: median {ratios.quantile(0.5):.3f}, from {ratios.min():.3f} to"
+            f" {ratios.max():.3f}"
+        )
 
-    return "\n".join([line("whole / bare", [r["ratio"] for r in rows]), line("whole / inside", [r["inside"]["ratio"] for r in rows])])
+    return "\n".join(
+        [
+            line("whole / bare", [r["ratio"] for r in rows]),
+            line("whole / inside", [r["inside"]["ratio"] for r in rows]),
+        ]
+    )
 
 
 @click.command()
@@ -101,9 +138,16 @@ def main(networks: Networks, batch, depth: int, repeats: int, device, out: Path 
     with torch.inference_mode():
         for found in networks.each(work, device):
             rows += found
-            write_json(result_path("overhead", networks.kind, out), networks.settings() | {"repeats": repeats}, rows, device)
+            write_json(
+                result_path("overhead", networks.kind, out),
+                networks.settings() | {"repeats": repeats},
+                rows,
+                device,
+            )
     told = ("family", "solver", "batch", "depth", "evaluations", "calls")
-    lines = [[*(str(r[k]) for k in told), shown(r), shown(r["inside"]), f"{1e3 * r['seconds']:.1f}"] for r in rows]
+    lines = [
+        [*(str(r[k]) for k in told), shown(r), shown(r["inside"]), f"{1e3 * r['seconds']:.1f}"] for r in rows
+    ]
     click.echo(f"{text_table(HEADER, lines, text_columns=2)}\n\n{summary(rows)}")
 
 

@@ -1,9 +1,10 @@
-"""EPD's points, and the halves of guidance, over processes against one: python -m benchmarks.parallel [--processes 2].
+"""EPD's points, and the halves of guidance, over processes against one: python -m benchmarks.parallel
+[--processes 2].
 
-Starts itself under torchrun and, in the same processes and run, times an EPD trajectory by one process alone and shared out. The
-levels of an interval are timed one by one: the gradient at the node, the K points, and the all-gather among them. "crowding" is
-what a trajectory takes while every process runs one of its own, over one alone: above 1 where they share cores or memory, so that
-no more than ideal / crowding can be had.
+Starts itself under torchrun and, in the same processes and run, times an EPD trajectory by one process alone
+and shared out. The levels of an interval are timed one by one: the gradient at the node, the K points, and
+the all-gather among them. "crowding" is what a trajectory takes while every process runs one of its own, over
+one alone: above 1 where they share cores or memory, so that no more than ideal / crowding can be had.
 """
 
 import os
@@ -16,10 +17,10 @@ import torch
 from torch import Tensor
 
 from backends import Backend
-from backends.distributed import Ranks, process_group
-from backends.points import Points
+from backends.parallel import ParallelEvaluator
+from common.distributed import Ranks, process_group
+from common.errors import run_command
 from solvers import EPD, SolverTable, Spec, UserError, sample
-from solvers.errors import run_command
 
 from .families import Networks, condition_of, device_option, on_networks, out_option
 from .report import result_path, text_table, write_json
@@ -42,7 +43,7 @@ HEADER = [
 ]
 
 
-class Timed(Points):
+class Timed(ParallelEvaluator):
     """Points over ranks that note how long each level, and the all-gather in it, takes."""
 
     def velocity(self, backend: Backend, condition):
@@ -70,11 +71,16 @@ def ideal(points: int, branches: int, world: int) -> float:
     return (1 + points) * branches / busiest
 
 
-def measure(backend: Backend, family: str, points: int, mode: str, batch: int, repeats: int, ranks: Ranks) -> dict:
+def measure(
+    backend: Backend, family: str, points: int, mode: str, batch: int, repeats: int, ranks: Ranks
+) -> dict:
     """One row: the same trajectory by each process alone, and by all together."""
     condition = condition_of(backend, family, batch)
     split = mode == "points-cfg" and len(condition.branches()) == 2
-    start, nodes = backend.start(list(range(batch)), backend.sigma_max), backend.sigmas(Spec(num_steps=INTERVALS + 1))
+    start, nodes = (
+        backend.initial_latents(list(range(batch)), backend.sigma_max),
+        backend.sigmas(Spec(num_steps=INTERVALS + 1)),
+    )
     solver = EPD(SolverTable.uniform(INTERVALS, points))
 
     def alone() -> None:
@@ -82,7 +88,7 @@ def measure(backend: Backend, family: str, points: int, mode: str, batch: int, r
             sample(solver, backend.velocity(condition), start, nodes)
 
     def together() -> Tensor:
-        return sample(solver, Points(ranks, split).velocity(backend, condition), start, nodes)
+        return sample(solver, ParallelEvaluator(ranks, split).velocity(backend, condition), start, nodes)
 
     def crowded() -> Tensor:
         return sample(solver, backend.velocity(condition), start, nodes)
@@ -99,7 +105,14 @@ def measure(backend: Backend, family: str, points: int, mode: str, batch: int, r
         return torch.tensor([level[column] for level in levels[at::2]]).median().item()
 
     gathered = sum(median(at, 2) for at in (0, 1))
-    row = {"family": family, "mode": mode, "points": points, "processes": ranks.world, "batch": batch, "repeats": repeats}
+    row = {
+        "family": family,
+        "mode": mode,
+        "points": points,
+        "processes": ranks.world,
+        "batch": batch,
+        "repeats": repeats,
+    }
     row |= ratio(times[0], times[1]) | {"ideal": ideal(points, 2 if split else 1, ranks.world)}
     row |= {"crowding": (times[2] / times[0]).median().item()}
     row |= {"level1_seconds": median(0, 1), "level2_seconds": median(1, 1), "gather_seconds": gathered}
@@ -108,7 +121,9 @@ def measure(backend: Backend, family: str, points: int, mode: str, batch: int, r
 
 def cells(row: dict) -> list[str]:
     """A row of the printed table."""
-    numbers = [1e3 * row[k] for k in ("level1_seconds", "level2_seconds", "gather_seconds")] + [100 * row["gather_share"]]
+    numbers = [1e3 * row[k] for k in ("level1_seconds", "level2_seconds", "gather_seconds")] + [
+        100 * row["gather_share"]
+    ]
     texts = [
         row["family"],
         row["mode"],
@@ -134,7 +149,9 @@ def summary(rows: list[dict]) -> str:
 
 @click.command()
 @click.option("--processes", type=click.IntRange(2), default=2, show_default=True)
-@click.option("--points", type=click.IntRange(1, 4), multiple=True, default=[2, 4], show_default=True, help="K.")
+@click.option(
+    "--points", type=click.IntRange(1, 4), multiple=True, default=[2, 4], show_default=True, help="K."
+)
 @on_networks
 @click.option("--batch", type=click.IntRange(1, 4), multiple=True, default=[1, 4], show_default=True)
 @click.option("--repeats", type=click.IntRange(3), default=11, show_default=True)
@@ -155,13 +172,20 @@ def main(processes: int, points, networks: Networks, batch, repeats: int, device
             "-m",
             "benchmarks.parallel",
         ]
-        sys.exit(subprocess.run([*launch, *sys.argv[1:]], env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode)
+        sys.exit(
+            subprocess.run([*launch, *sys.argv[1:]], env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
+        )
     rows: list[dict] = []
     with process_group(str(device)) as ranks, torch.inference_mode():
 
         def work(name: str, backend: Backend) -> list[dict]:
-            modes = ("points", "points-cfg") if backend.guidance_doubles else ("points",)
-            return [measure(backend, name, k, mode, size, repeats, ranks) for size in batch for k in points for mode in modes]
+            modes = ("points", "points-cfg") if backend.cfg_doubles_rows else ("points",)
+            return [
+                measure(backend, name, k, mode, size, repeats, ranks)
+                for size in batch
+                for k in points
+                for mode in modes
+            ]
 
         for found in networks.each(work, ranks.device):
             rows += found

@@ -1,6 +1,8 @@
-"""Our samplers against diffusers' pipelines at the same serial depth, in time and quality: python -m benchmarks.pipelines.
+"""Our samplers against diffusers' pipelines at the same serial depth, in time and quality: python -m
+benchmarks.pipelines.
 
-Both have the same networks, prompts, noise, guidance and machine, encode the text anew each time and end with images in memory.
+Both have the same networks, prompts, noise, guidance and machine, encode the text anew each time and end with
+images in memory.
 """
 
 from collections.abc import Sequence
@@ -12,14 +14,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from backends import load_backend, resolve_dtype
-from backends.digits.data import ALL_LABELS, evaluation_prompts
+from backends.diffusers_pipeline import PipelineBackend
 from backends.flux import Flux
 from backends.ldm import LDM
-from backends.pipelines import PipelineBackend
 from backends.sd3 import SD3
-from generation import Sampler
+from common.errors import run_command
+from digits.data import ALL_LABELS, evaluation_prompts
+from generation.generate import Sampler
 from solvers import Spec
-from solvers.errors import run_command
 from training.distill.bank import rmse_per_image
 
 from .bench import sampler_of, schedules_of, shipped, teacher_sampler
@@ -59,7 +61,9 @@ Side = Ours | Theirs
 
 @dataclass(frozen=True)
 class Exam:
-    """Prompts, seeds and a fine solver's final latents of them: at the last noise level, where ours end, and at 0, where theirs do."""
+    """Prompts, seeds and a fine solver's final latents of them: at the last noise level, where ours end, and
+    at 0, where theirs do.
+    """
 
     prompts: list[str]
     seeds: list[int]
@@ -68,7 +72,9 @@ class Exam:
     at_zero: Tensor
 
     @classmethod
-    def make(cls, backend: PipelineBackend, guidance: float, n: int, first_seed: int, batch: int, intervals: int) -> "Exam":
+    def make(
+        cls, backend: PipelineBackend, guidance: float, n: int, first_seed: int, batch: int, intervals: int
+    ) -> "Exam":
         prompts, seeds = evaluation_prompts(n, ALL_LABELS), list(range(first_seed, first_seed + n))
         teacher = replace(teacher_sampler(backend, guidance, intervals), finish="denoise")
         ends, zeros = [], []
@@ -89,21 +95,33 @@ class Exam:
         return min(candidates, key=lambda name: self.errors(candidates[name]).mean().item())
 
 
-def their_sides(backend: PipelineBackend, guidance: float, depth: int, tuning: Exam | None) -> dict[str, tuple[str, Side]]:
-    """diffusers' schedulers by name, each with the times that suit it best on the tuning seeds, else those of the model's configuration."""
+def their_sides(
+    backend: PipelineBackend, guidance: float, depth: int, tuning: Exam | None
+) -> dict[str, tuple[str, Side]]:
+    """diffusers' schedulers by name, each with the times that suit it best on the tuning seeds, else those of
+    the model's configuration.
+    """
     found = {}
     for name in SCHEDULERS:
-        candidates: dict[str, Side] = {s: Theirs(backend, name, s, depth, guidance) for s in Theirs.spacings(backend)}
+        candidates: dict[str, Side] = {
+            s: Theirs(backend, name, s, depth, guidance) for s in Theirs.spacings(backend)
+        }
         best = next(iter(candidates)) if tuning is None else tuning.nearest(candidates)
         found[name] = (best, candidates[best])
     return found
 
 
-def our_sides(backend: PipelineBackend, family: str, depth: int, tuning: Exam | None) -> dict[str, tuple[str, Side]]:
-    """Our solvers of the same names, on nodes chosen in the same way, and tables: the learned ones, or equal points where none is."""
+def our_sides(
+    backend: PipelineBackend, family: str, depth: int, tuning: Exam | None
+) -> dict[str, tuple[str, Side]]:
+    """Our solvers of the same names, on nodes chosen in the same way, and tables: the learned ones, or equal
+    points where none is.
+    """
     guidance, found = GUIDANCE[family], {}
     for name in SCHEDULERS:
-        candidates: dict[str, Side] = {s: Ours(sampler_of(backend, guidance, name, depth, s)) for s in schedules_of(backend)}
+        candidates: dict[str, Side] = {
+            s: Ours(sampler_of(backend, guidance, name, depth, s)) for s in schedules_of(backend)
+        }
         best = backend.default_schedule if tuning is None else tuning.nearest(candidates)
         found[name] = (best, candidates[best])
     if tuning is None:
@@ -114,7 +132,9 @@ def our_sides(backend: PipelineBackend, family: str, depth: int, tuning: Exam | 
 
 
 def evaluations(backend: PipelineBackend, side: Side, doubled: int) -> dict[str, int]:
-    """How often an image calls the network, and its rows in all these calls, two of which are one evaluation under guidance."""
+    """How often an image calls the network, and its rows in all these calls, two of which are one evaluation
+    under guidance.
+    """
     rows: list[int] = []
     network = next(v for k, v in backend.networks().items() if k in ("unet", "transformer"))
     hook = network.register_forward_hook(lambda module, inputs, output: rows.append(len(output[0])))
@@ -139,7 +159,9 @@ def quality(theirs: Tensor, ours: Tensor) -> dict:
     return found
 
 
-def compare(backend: PipelineBackend, family: str, depth: int, batches: list[int], repeats: int, exams: list[Exam]) -> list[dict]:
+def compare(
+    backend: PipelineBackend, family: str, depth: int, batches: list[int], repeats: int, exams: list[Exam]
+) -> list[dict]:
     """A row for each batch, each scheduler of theirs, and ours: the solver of the same name and the tables.
 
     `exams`: where schedules are chosen and where errors are measured, or none.
@@ -148,7 +170,7 @@ def compare(backend: PipelineBackend, family: str, depth: int, batches: list[int
     theirs = their_sides(backend, guidance, depth, exams[0] if exams else None)
     ours = our_sides(backend, family, depth, exams[0] if exams else None)
     contest = [side for _, side in [*theirs.values(), *ours.values()]]
-    doubled = 2 if guidance != 1 and backend.guidance_doubles else 1
+    doubled = 2 if guidance != 1 and backend.cfg_doubles_rows else 1
     costs = [evaluations(backend, side, doubled) for side in contest]
     errors = [exams[1].errors(side) for side in contest] if exams else []
     took = {b: seconds(contest, evaluation_prompts(b, ALL_LABELS), repeats, backend.device) for b in batches}
@@ -156,8 +178,15 @@ def compare(backend: PipelineBackend, family: str, depth: int, batches: list[int
     rows = []
     for batch, (t, o) in [(b, pair) for b in batches for pair in pairs]:
         i, j = list(theirs).index(t), len(theirs) + list(ours).index(o)
-        row = {"family": family, "theirs": contest[i].name, "their_schedule": theirs[t][0], "ours": contest[j].name}
-        row |= {"our_schedule": ours[o][0], "depth": depth, "batch": batch} | ratio(took[batch][j], took[batch][i])
+        row = {
+            "family": family,
+            "theirs": contest[i].name,
+            "their_schedule": theirs[t][0],
+            "ours": contest[j].name,
+        }
+        row |= {"our_schedule": ours[o][0], "depth": depth, "batch": batch} | ratio(
+            took[batch][j], took[batch][i]
+        )
         row |= {f"their_{k}": v for k, v in costs[i].items()} | {f"our_{k}": v for k, v in costs[j].items()}
         row["their_ms_per_image"] = 1000 * took[batch][i].median().item() / batch
         rows.append(row | (quality(errors[i], errors[j]) if exams else {}))
@@ -165,8 +194,9 @@ def compare(backend: PipelineBackend, family: str, depth: int, batches: list[int
 
 
 NOTE = (
-    "Network calls one after the other and evaluations in all: theirs / ours. Both encode the texts anew each time and leave images in "
-    "memory. Time: median of paired repeats and its 95 % interval. RMSE: to a fine solver, ± half a 95 % interval."
+    "Network calls one after the other and evaluations in all: theirs / ours. Both encode the texts anew each"
+    " time and leave images in memory. Time: median of paired repeats and its 95 % interval. RMSE: to a fine"
+    " solver, ± half a 95 % interval."
 )
 HEADER = ["family", "theirs (schedule)", "ours (schedule)", "calls", "evals"]
 QUALITY = ["their RMSE", "our RMSE", "ours - theirs"]
@@ -179,8 +209,15 @@ def table(rows: list[dict], batches: list[int]) -> str:
     for pair in dict.fromkeys((r["family"], r["theirs"], r["ours"], r["depth"]) for r in rows):
         here = [r for r in rows if (r["family"], r["theirs"], r["ours"], r["depth"]) == pair]
         row, scheduler = here[0], pair[1].split(", ")[1].removesuffix("Scheduler")
-        line = [row["family"], f"{scheduler} ({row['their_schedule']})", f"{row['ours']} ({row['our_schedule']})"]
-        line += [f"{row['their_calls']} / {row['our_calls']}", f"{row['their_evaluations']} / {row['our_evaluations']}"]
+        line = [
+            row["family"],
+            f"{scheduler} ({row['their_schedule']})",
+            f"{row['ours']} ({row['our_schedule']})",
+        ]
+        line += [
+            f"{row['their_calls']} / {row['our_calls']}",
+            f"{row['their_evaluations']} / {row['our_evaluations']}",
+        ]
         line += [shown(r) for r in here]
         if measured:
             line += [f"{row[k]:.4f} ± {row[f'{k}_halfwidth']:.4f}" for k in ("their_rmse", "our_rmse")]
@@ -195,14 +232,30 @@ def summary(rows: list[dict]) -> str:
     lines, batches = [], list(dict.fromkeys(r["batch"] for r in rows))
     for ours in sorted(dict.fromkeys(r["ours"] for r in rows), key=lambda name: name not in SCHEDULERS):
         here = [r for r in rows if r["ours"] == ours]
-        line = [ours, ", ".join(dict.fromkeys(r["family"] for r in here)), f"{here[0]['our_evaluations'] / here[0]['their_evaluations']:g}"]
+        line = [
+            ours,
+            ", ".join(dict.fromkeys(r["family"] for r in here)),
+            f"{here[0]['our_evaluations'] / here[0]['their_evaluations']:g}",
+        ]
         line += [spread([r["ratio"] for r in here if r["batch"] == b]) for b in batches]
-        lines.append(line + ([spread([r["our_rmse"] / r["their_rmse"] for r in here])] if "our_rmse" in here[0] else []))
-    header = ["ours", "families", "evals, ours / theirs", *[f"time, ours / theirs, batch {b}" for b in batches]]
-    return text_table(header + (["RMSE, ours / theirs"] if "our_rmse" in rows[0] else []), lines, text_columns=2)
+        lines.append(
+            line
+            + ([spread([r["our_rmse"] / r["their_rmse"] for r in here])] if "our_rmse" in here[0] else [])
+        )
+    header = [
+        "ours",
+        "families",
+        "evals, ours / theirs",
+        *[f"time, ours / theirs, batch {b}" for b in batches],
+    ]
+    return text_table(
+        header + (["RMSE, ours / theirs"] if "our_rmse" in rows[0] else []), lines, text_columns=2
+    )
 
 
-def full_size(family: str, layers: int | None, resolution: int | None, device: torch.device) -> PipelineBackend:
+def full_size(
+    family: str, layers: int | None, resolution: int | None, device: torch.device
+) -> PipelineBackend:
     """The full-size architecture with random weights, in half precision on an accelerator."""
     dtype = resolve_dtype(None, device, family)
     pipe = in_memory(family, layers, resolution or (512 if family == "ldm" else 1024), device, dtype)
@@ -214,19 +267,36 @@ def full_size(family: str, layers: int | None, resolution: int | None, device: t
 @click.option("--depths", help="Serial depths, even; by default 4,6,8,10 for ldm and 4 for the others.")
 @click.option("--batches", default="1,4", show_default=True)
 @click.option("--repeats", type=click.IntRange(2), default=31, show_default=True)
-@click.option("--n", "count", type=click.IntRange(2), default=64, show_default=True, help="Images for the RMSE.")
-@click.option("--intervals", type=click.IntRange(2), default=64, show_default=True, help="Of the fine solver.")
-@click.option("--full", is_flag=True, help="Full-size architectures with random weights instead of digits; times only.")
-@click.option("--layers", type=click.IntRange(1), help="With --full: of the transformers and the text encoders; all by default.")
+@click.option(
+    "--n", "count", type=click.IntRange(2), default=64, show_default=True, help="Images for the RMSE."
+)
+@click.option(
+    "--intervals", type=click.IntRange(2), default=64, show_default=True, help="Of the fine solver."
+)
+@click.option(
+    "--full", is_flag=True, help="Full-size architectures with random weights instead of digits; times only."
+)
+@click.option(
+    "--layers",
+    type=click.IntRange(1),
+    help="With --full: of the transformers and the text encoders; all by default.",
+)
 @resolution_option
 @device_option
 @out_option
 def main(families, depths, batches, repeats, count, intervals, full, layers, resolution, device, out) -> None:
-    """Time and quality of our samplers and of diffusers' pipelines at the same number of network calls one after the other."""
+    """Time and quality of our samplers and of diffusers' pipelines at the same number of network calls one
+    after the other.
+    """
     rows, sizes = [], numbers("--batches", batches)
     networks = Networks(full, None, layers, resolution)
     networks.check()
-    settings = networks.settings() | {"repeats": repeats, "n": count, "intervals": intervals, "tuning_images": TUNING_IMAGES}
+    settings = networks.settings() | {
+        "repeats": repeats,
+        "n": count,
+        "intervals": intervals,
+        "tuning_images": TUNING_IMAGES,
+    }
     for family in names("--families", families, list(FAMILIES)):
         exams = []
         if full:

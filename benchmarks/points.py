@@ -1,7 +1,7 @@
 """What K points in one batch cost: python -m benchmarks.points [--full].
 
-The time of a level of K points, and of a whole EPD trajectory with K points an interval, over the same with K = 1: 1 + K evaluations
-an interval instead of 2, at the same serial depth.
+The time of a level of K points, and of a whole EPD trajectory with K points an interval, over the same with K
+= 1: 1 + K evaluations an interval instead of 2, at the same serial depth.
 """
 
 from pathlib import Path
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from backends import Backend
+from common.errors import run_command
 from solvers import EPD, SolverTable, Spec, sample
-from solvers.errors import run_command
 
 from .families import Networks, condition_of, measured_on
 from .report import result_path, text_table, write_json
@@ -20,13 +20,21 @@ from .timing import in_turn, ratio, shown
 
 POINTS = (1, 2, 3, 4)
 INTERVALS = 3
-HEADER = ["family", "batch", "ms a level, K = 1", *[f"{what}, K = {k}" for what in ("level", "trajectory") for k in POINTS[1:]]]
+HEADER = [
+    "family",
+    "batch",
+    "ms a level, K = 1",
+    *[f"{what}, K = {k}" for what in ("level", "trajectory") for k in POINTS[1:]],
+]
 
 
 def measure(backend: Backend, family: str, batch: int, repeats: int) -> list[dict]:
     """One row for each K."""
     velocity = backend.velocity(condition_of(backend, family, batch))
-    start, nodes = backend.start(list(range(batch)), backend.sigma_max), backend.sigmas(Spec(num_steps=INTERVALS + 1))
+    start, nodes = (
+        backend.initial_latents(list(range(batch)), backend.sigma_max),
+        backend.sigmas(Spec(num_steps=INTERVALS + 1)),
+    )
 
     def level(points: int) -> Tensor:
         return velocity(start.repeat(points, 1, 1, 1), nodes[1])
@@ -38,7 +46,13 @@ def measure(backend: Backend, family: str, batch: int, repeats: int) -> list[dic
     wholes = in_turn([lambda k=k: whole(k) for k in POINTS], repeats, backend.device)
     rows = []
     for i, points in enumerate(POINTS):
-        row = {"family": family, "batch": batch, "points": points, "depth": 2 * INTERVALS, "evaluations": (1 + points) * INTERVALS}
+        row = {
+            "family": family,
+            "batch": batch,
+            "points": points,
+            "depth": 2 * INTERVALS,
+            "evaluations": (1 + points) * INTERVALS,
+        }
         row |= {"level": ratio(levels[i], levels[0]), "trajectory": ratio(wholes[i], wholes[0])}
         rows.append(row | {"level_seconds": levels[i].median().item()})
     return rows
@@ -67,7 +81,12 @@ def main(networks: Networks, batch, repeats: int, device, out: Path | None) -> N
     with torch.inference_mode():
         for found in networks.each(work, device):
             rows += found
-            write_json(result_path("points", networks.kind, out), networks.settings() | {"repeats": repeats}, rows, device)
+            write_json(
+                result_path("points", networks.kind, out),
+                networks.settings() | {"repeats": repeats},
+                rows,
+                device,
+            )
     click.echo(summary(rows))
 
 

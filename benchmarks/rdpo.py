@@ -1,7 +1,8 @@
 """RDPO on the digits, measured: python -m benchmarks.rdpo gain | recipes | estimators | policies | tradeoff.
 
-Every table is judged on prompts and seeds that nothing was trained or chosen on, of digits, colours and weights that the
-backbone never saw together: the trained reward, the judge that is never trained on, and the error to the teacher beside it.
+Every table is judged on prompts and seeds that nothing was trained or chosen on, of digits, colours and
+weights that the backbone never saw together: the trained reward, the judge that is never trained on, and the
+error to the teacher beside it.
 """
 
 import hashlib
@@ -18,9 +19,9 @@ import torch
 from tqdm import tqdm
 
 from backends import Backend, load_backend
-from backends.distributed import Ranks
+from common.distributed import Ranks
+from common.errors import run_command
 from solvers import Predictor, SolverTable, Spec, UserError, load_predictor, save_predictor
-from solvers.errors import run_command
 from training.run_folder import RunFolder
 
 from .bench import SCHEDULES, Bench, sampler_of
@@ -35,7 +36,11 @@ DISTILLED = ROOT / "exps" / "digits-distilled" / "epd-g7.5-d4" / "network-snapsh
 RESULTS = ROOT / "benchmarks" / "results"
 WORK = ROOT / "build" / "rdpo"
 GUIDANCE, DEPTH, TUNING_SEED = 7.5, 4, 700_000
-FROM_EQUAL = ("ppo.dirichlet_concentration=100", "ppo.learning_rate=0.03", "ppo.steps=150")  # much is to be found: wide steps
+FROM_EQUAL = (
+    "ppo.dirichlet_concentration=100",
+    "ppo.learning_rate=0.03",
+    "ppo.steps=150",
+)  # much is to be found: wide steps
 SPREADS = (0.05, 0.2)  # of CMA-ES
 IMAGES = 5120  # that each recipe rolls out
 RECOMMENDED = ()  # the shipped configuration
@@ -54,7 +59,10 @@ PUBLISHED = (  # Stable Diffusion 1.5's, in every key; as many images, and evalu
     f"evaluation.interval={IMAGES // 8 // 4}",
     f"logging.save_interval={IMAGES // 8 // 4}",
 )
-WIDE = ("ppo.dirichlet_concentration=100", "ppo.learning_rate=0.03")  # what a null concentration and rate are from equal points
+WIDE = (
+    "ppo.dirichlet_concentration=100",
+    "ppo.learning_rate=0.03",
+)  # what a null concentration and rate are from equal points
 RECIPES = {  # by start
     "distilled": {"published": PUBLISHED, "recommended": RECOMMENDED},
     "equal points": {"published": PUBLISHED, "as from a distilled table": RECOMMENDED, "recommended": WIDE},
@@ -64,7 +72,9 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 
 @dataclass(frozen=True)
 class Job:
-    """One run of RDPO; it is kept under `WORK`, so that a benchmark which was interrupted goes on where it stopped."""
+    """One run of RDPO; it is kept under `WORK`, so that a benchmark which was interrupted goes on where it
+    stopped.
+    """
 
     name: str
     seed: int
@@ -73,7 +83,9 @@ class Job:
 
     @property
     def run_name(self) -> str:
-        """A name that follows from configuration, start table, seed and overrides; remove `WORK` when the training code changes."""
+        """A name that follows from configuration, start table, seed and overrides; remove `WORK` when the
+        training code changes.
+        """
         told = CONFIG.read_bytes() + self.start.read_bytes() + repr((self.seed, self.overrides)).encode()
         return hashlib.sha256(told).hexdigest()[:16]
 
@@ -90,9 +102,13 @@ class Job:
 def train(job: Job) -> tuple[Predictor, list[dict]]:
     """The exported predictor of a run and its metrics."""
     command = [sys.executable, "-m", "training.ppo.launch", *job.arguments()]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
     if done.returncode:
-        raise UserError(f"{job.name}, seed {job.seed}: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
+        raise UserError(
+            f"{job.name}, seed {job.seed}: {(done.stderr.strip() or 'no message').splitlines()[-1]}"
+        )
     run = RunFolder(max(WORK.glob(f"*-{job.run_name}")))
     return load_predictor(run.export / "network-snapshot-export-best.pkl"), run.records()
 
@@ -107,14 +123,27 @@ def train_all(jobs: list[Job], workers: int) -> list[tuple[Predictor, list[dict]
 def report(name: str, n: int, rows: list[dict], exam: Exam) -> None:
     """Print a table and write its JSON."""
     click.echo(text_table(HEADER, [cells_of(r) for r in rows]))
-    write_json(RESULTS / f"rdpo_{name}.json", {"n": n, "guidance": GUIDANCE, "first_seed": FIRST_SEED}, rows, exam.bench.backend.device)
+    write_json(
+        RESULTS / f"rdpo_{name}.json",
+        {"n": n, "guidance": GUIDANCE, "first_seed": FIRST_SEED},
+        rows,
+        exam.bench.backend.device,
+    )
 
 
 def uniform_start(backend: Backend) -> Path:
-    """The start table without a teacher: equally spaced points, equal weights, as many intervals as the distilled table."""
+    """The start table without a teacher: equally spaced points, equal weights, as many intervals as the
+    distilled table.
+    """
     WORK.mkdir(parents=True, exist_ok=True)
     sigmas = backend.sigmas(Spec(num_steps=DEPTH // 2 + 1, schedule_type="discrete"))
-    spec = Spec(backend="digits", num_steps=len(sigmas), num_points=2, schedule_type="discrete", guidance_rate=GUIDANCE)
+    spec = Spec(
+        backend="digits",
+        num_steps=len(sigmas),
+        num_points=2,
+        schedule_type="discrete",
+        guidance_rate=GUIDANCE,
+    )
     save_predictor(Predictor(SolverTable.uniform(DEPTH // 2, 2), spec, sigmas), WORK / "uniform.pkl")
     return WORK / "uniform.pkl"
 
@@ -124,8 +153,12 @@ def main() -> None:
     """Measure RDPO on the digits."""
 
 
-N = click.option("--n", "count", type=click.IntRange(2), default=1024, show_default=True, help="Images for each row.")
-WORKERS = click.option("--workers", type=click.IntRange(1), default=os.cpu_count(), show_default=True, help="Runs side by side.")
+N = click.option(
+    "--n", "count", type=click.IntRange(2), default=1024, show_default=True, help="Images for each row."
+)
+WORKERS = click.option(
+    "--workers", type=click.IntRange(1), default=os.cpu_count(), show_default=True, help="Runs side by side."
+)
 SEEDS = click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Training seeds.")
 
 
@@ -136,7 +169,10 @@ SEEDS = click.option("--seeds", type=click.IntRange(1), default=3, show_default=
 def gain(count: int, workers: int, seeds: int) -> None:
     """From the distilled table and from equal points, against the baselines, the teacher and CMA-ES."""
     backend = load_backend(Spec(backend="digits"), "cpu")
-    exam, tuning = Exam.make(backend, GUIDANCE, count, WORK), Bench.make(backend, GUIDANCE, 48, TUNING_SEED, 64)
+    exam, tuning = (
+        Exam.make(backend, GUIDANCE, count, WORK),
+        Bench.make(backend, GUIDANCE, 48, TUNING_SEED, 64),
+    )
     rows = [exam.row("teacher", None, exam.mark_images(*exam.bench.teacher[:2]))]
     for name in ("euler", "dpmpp", "unipc"):
         options = [sampler_of(backend, GUIDANCE, name, DEPTH, s) for s in SCHEDULES]
@@ -147,12 +183,18 @@ def gain(count: int, workers: int, seeds: int) -> None:
         base = exam.mark(sampler)
         rows.append(exam.row(f"EPD {label}", sampler, base))
         more = () if label == "distilled" else FROM_EQUAL
-        for seed, (predictor, _) in enumerate(train_all([Job(label, s, more, start) for s in range(seeds)], workers)):
+        for seed, (predictor, _) in enumerate(
+            train_all([Job(label, s, more, start) for s in range(seeds)], workers)
+        ):
             tuned = exam.sampler(label, predictor)
             rows.append(exam.row(f"RDPO from {label}, seed {seed}", tuned, exam.mark(tuned), base))
         for spread, seed in product(SPREADS if label == "distilled" else (), range(seeds)):
             tuned = exam.sampler("cma", cma_es(CONFIG, start, seed, spread))
-            rows.append(exam.row(f"CMA-ES from {label}, spread {spread:g}, seed {seed}", tuned, exam.mark(tuned), base))
+            rows.append(
+                exam.row(
+                    f"CMA-ES from {label}, spread {spread:g}, seed {seed}", tuned, exam.mark(tuned), base
+                )
+            )
     report("gain", count, rows, exam)
 
 
@@ -161,11 +203,15 @@ def gain(count: int, workers: int, seeds: int) -> None:
 @WORKERS
 @SEEDS
 def recipes(count: int, workers: int, seeds: int) -> None:
-    """The published settings against the recommended ones with as many images, from the distilled table and from equal points."""
+    """The published settings against the recommended ones with as many images, from the distilled table and
+    from equal points.
+    """
     backend = load_backend(Spec(backend="digits"), "cpu")
     exam = Exam.make(backend, GUIDANCE, count, WORK)
     starts = {"distilled": DISTILLED, "equal points": uniform_start(backend)}
-    jobs = [Job(f"{n}, {s}", i, o, starts[s]) for s in starts for n, o in RECIPES[s].items() for i in range(seeds)]
+    jobs = [
+        Job(f"{n}, {s}", i, o, starts[s]) for s in starts for n, o in RECIPES[s].items() for i in range(seeds)
+    ]
     trained = dict(zip(jobs, train_all(jobs, workers), strict=True))
     rows = []
     for label, start in starts.items():
@@ -179,13 +225,21 @@ def recipes(count: int, workers: int, seeds: int) -> None:
             rows.append(row | {"setting": job.name} | training_of(records))
     report("recipes", count, rows, exam)
     settings = dict.fromkeys(row["setting"] for row in rows if "setting" in row)
-    click.echo(text_table(SETTING_HEADER, [setting_cells([r for r in rows if r.get("setting") == s]) for s in settings]))
+    click.echo(
+        text_table(
+            SETTING_HEADER, [setting_cells([r for r in rows if r.get("setting") == s]) for s in settings]
+        )
+    )
 
 
 def training_of(records: list[dict]) -> dict:
-    """What the metrics of a run say: the gain of its best evaluation, the spread of advantages, the first gain beyond its interval."""
+    """What the metrics of a run say: the gain of its best evaluation, the spread of advantages, the first
+    gain beyond its interval.
+    """
     steps = [r for r in records if "advantage_std" in r]
-    reached = [r["step"] for r in records if "gain_digits" in r and r["gain_digits"] > r["gain_digits_halfwidth"]]
+    reached = [
+        r["step"] for r in records if "gain_digits" in r and r["gain_digits"] > r["gain_digits_halfwidth"]
+    ]
     return {
         "gain_where_chosen": max(r["gain_digits"] for r in records if "gain_digits" in r),
         "advantage_std": sum(r["advantage_std"] for r in steps) / len(steps),
@@ -193,7 +247,9 @@ def training_of(records: list[dict]) -> dict:
     }
 
 
-def compare_settings(name: str, count: int, workers: int, seeds: int, settings: dict[str, tuple[str, ...]]) -> list[dict]:
+def compare_settings(
+    name: str, count: int, workers: int, seeds: int, settings: dict[str, tuple[str, ...]]
+) -> list[dict]:
     """Several settings of RDPO from the distilled table, each with several training seeds."""
     backend = load_backend(Spec(backend="digits"), "cpu")
     exam = Exam.make(backend, GUIDANCE, count, WORK)
@@ -206,7 +262,12 @@ def compare_settings(name: str, count: int, workers: int, seeds: int, settings: 
         row = exam.row(f"{job.name}, seed {job.seed}", tuned, exam.mark(tuned), base)
         rows.append(row | {"setting": job.name} | training_of(records))
     report(name, count, rows, exam)
-    click.echo(text_table(SETTING_HEADER, [setting_cells([r for r in rows if r.get("setting") == label]) for label in settings]))
+    click.echo(
+        text_table(
+            SETTING_HEADER,
+            [setting_cells([r for r in rows if r.get("setting") == label]) for label in settings],
+        )
+    )
     return rows
 
 
@@ -223,7 +284,9 @@ SETTING_HEADER = [
 
 
 def setting_cells(rows: list[dict]) -> list[str]:
-    """One setting over its training seeds: mean gains, and the first evaluation of each seed whose interval lies above 0."""
+    """One setting over its training seeds: mean gains, and the first evaluation of each seed whose interval
+    lies above 0.
+    """
 
     def mean(key: str) -> float:
         return sum(r[key] for r in rows) / len(rows)
@@ -246,11 +309,17 @@ def setting_cells(rows: list[dict]) -> list[str]:
 @WORKERS
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True)
 def estimators(count: int, workers: int, seeds: int) -> None:
-    """Shared or independent noise, the group's own or the published baseline, at the same number of images."""
+    """Shared or independent noise, the group's own or the published baseline, at the same number of
+    images.
+    """
     pairs = [(noise, baseline) for noise in ("shared", "independent") for baseline in ("prompt", "mixed")]
     more = ("evaluation.interval=10",)
     compare_settings(
-        "estimators", count, workers, seeds, {f"{n}, {b}": (f"ppo.group_noise={n}", f"ppo.baseline={b}", *more) for n, b in pairs}
+        "estimators",
+        count,
+        workers,
+        seeds,
+        {f"{n}, {b}": (f"ppo.group_noise={n}", f"ppo.baseline={b}", *more) for n, b in pairs},
     )
 
 
@@ -261,7 +330,11 @@ def estimators(count: int, workers: int, seeds: int) -> None:
 def policies(count: int, workers: int, seeds: int) -> None:
     """A residual table against the published MLP, each with three learning rates."""
     tried = {"table": (0.003, 0.01, 0.03), "mlp": (0.0003, 0.001, 0.003)}
-    settings = {f"{kind}, lr {lr:g}": (f"ppo.policy={kind}", f"ppo.learning_rate={lr}") for kind, rates in tried.items() for lr in rates}
+    settings = {
+        f"{kind}, lr {lr:g}": (f"ppo.policy={kind}", f"ppo.learning_rate={lr}")
+        for kind, rates in tried.items()
+        for lr in rates
+    }
     compare_settings("policies", count, workers, seeds, settings)
 
 

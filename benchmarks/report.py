@@ -10,8 +10,8 @@ import diffusers
 import torch
 from torch import Tensor
 
+from common.files import write_atomically
 from evaluation.tables import text_table
-from solvers.files import write_atomically
 
 __all__ = ["RESULTS", "device_name", "mean_and_halfwidth", "result_path", "text_table", "write_json"]
 RESULTS = Path(__file__).parent / "results"
@@ -36,10 +36,21 @@ def device_name(device: torch.device) -> str:
 
 
 def write_json(path: Path, settings: dict, rows: list[dict], device: torch.device) -> None:
-    """Settings, rows and the machine as JSON; with it what the environment tells the C library's allocator."""
+    """Settings, rows and the machine as JSON; with it what the environment tells the C library's
+    allocator.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    machine = {"device": device_name(device), "torch": torch.__version__, "diffusers": diffusers.__version__, "date": str(date.today())}
+    machine = {
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "date": str(date.today()),
+    }
     machine |= {name: value for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")}
     write_atomically(
-        path, (json.dumps({"settings": settings, "machine": machine, "rows": rows}, indent=1, allow_nan=False) + "\n").encode()
+        path,
+        (
+            json.dumps({"settings": settings, "machine": machine, "rows": rows}, indent=1, allow_nan=False)
+            + "\n"
+        ).encode(),
     )

@@ -1,11 +1,13 @@
-"""The README's figures on speed, from the results of the benchmarks that measured them: python -m benchmarks.speed."""
+"""The README's figures on speed, from the results of the benchmarks that measured them: python -m
+benchmarks.speed.
+"""
 
 import json
 from pathlib import Path
 
 import click
 
-from solvers.errors import run_command
+from common.errors import run_command
 
 from . import compile, memory, overhead, parallel, pipelines, points
 from .report import RESULTS
@@ -18,13 +20,25 @@ PARTS = {
     "pipelines": pipelines.summary,
     "compile": compile.summary,
 }
-KINDS = ("", "_full", "_cut", "_cut_kept")  # digits; full-size networks: whole, cut short, cut short with memory kept
+KINDS = (
+    "",
+    "_full",
+    "_cut",
+    "_cut_kept",
+)  # digits; full-size networks: whole, cut short, cut short with memory kept
 
 
 @click.command()
-@click.option("--results", type=click.Path(exists=True, file_okay=False, path_type=Path), default=RESULTS, show_default=True)
+@click.option(
+    "--results",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=RESULTS,
+    show_default=True,
+)
 def main(results: Path) -> None:
-    """Print the summary of each result that the folder holds: of the digits, and of full-size networks, whole or cut short."""
+    """Print the summary of each result that the folder holds: of the digits, and of full-size networks, whole
+    or cut short.
+    """
     for name, kind in [(name, kind) for kind in KINDS for name in PARTS]:
         path = results / f"{name}{kind}.json"
         if path.is_file():

@@ -1,4 +1,6 @@
-"""diffusers' own pipelines and multistep schedulers on a backbone's own networks, told what the backbone knows."""
+"""diffusers' own pipelines and multistep schedulers on a backbone's own networks, told what the backbone
+knows.
+"""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from backends import initial_noise, quiet  # noqa: F401  isort: skip
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, FluxPipeline, UniPCMultistepScheduler  # isort: skip
-from backends.pipelines import PipelineBackend
+from backends.diffusers_pipeline import PipelineBackend
 
 SCHEDULERS = {"dpmpp": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
 SPACINGS = {  # of an eps-model's times; "leading" is what Stable Diffusion 1.5's own configuration says
@@ -23,7 +25,9 @@ SPACINGS = {  # of an eps-model's times; "leading" is what Stable Diffusion 1.5'
 
 @dataclass(frozen=True)
 class Theirs:
-    """diffusers' pipeline with one of its schedulers: `steps` network calls from the noise of seeds, to noise level 0."""
+    """diffusers' pipeline with one of its schedulers: `steps` network calls from the noise of seeds, to noise
+    level 0.
+    """
 
     backend: PipelineBackend
     scheduler: str
@@ -42,7 +46,9 @@ class Theirs:
 
     @cached_property
     def pipe(self) -> DiffusionPipeline:
-        """A pipeline of the backbone's networks, with order 2 and all else as the scheduler has it by default."""
+        """A pipeline of the backbone's networks, with order 2 and all else as the scheduler has it by
+        default.
+        """
         backend = self.backend
         options = SPACINGS.get(self.spacing)
         if options is None:
@@ -58,7 +64,9 @@ class Theirs:
 
     @cached_property
     def noise_scale(self) -> float:
-        """Of the first state: that of a variance-preserving process for an eps-model, worked out once, apart from what is timed."""
+        """Of the first state: that of a variance-preserving process for an eps-model, worked out once, apart
+        from what is timed.
+        """
         if self.backend.noise_schedule is None:
             return 1.0
         self.pipe.scheduler.set_timesteps(self.steps)
@@ -78,7 +86,9 @@ class Theirs:
         if "max_sequence_length" in self.backend.config:
             told["max_sequence_length"] = self.backend.config["max_sequence_length"]
         with torch.inference_mode():  # as ours are run
-            return self.pipe(list(prompts), num_inference_steps=self.steps, latents=self._noise(seeds), **told).images
+            return self.pipe(
+                list(prompts), num_inference_steps=self.steps, latents=self._noise(seeds), **told
+            ).images
 
     def images(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] of B prompts and seeds."""
@@ -88,6 +98,9 @@ class Theirs:
         """Final latents [B, C, H, W] of B prompts and seeds."""
         found = self._run(prompts, seeds, "latent")
         if isinstance(self.pipe, FluxPipeline):
-            pixels, factor = self.backend.latent_shape[1] * self.pipe.vae_scale_factor, self.pipe.vae_scale_factor
+            pixels, factor = (
+                self.backend.latent_shape[1] * self.pipe.vae_scale_factor,
+                self.pipe.vae_scale_factor,
+            )
             found = FluxPipeline._unpack_latents(found, pixels, pixels, factor)
         return found.float()

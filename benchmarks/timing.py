@@ -1,4 +1,6 @@
-"""Times within one run: jobs in turn, each repeat of one beside the same repeat of the other, and ratios with intervals."""
+"""Times within one run: jobs in turn, each repeat of one beside the same repeat of the other, and ratios with
+intervals.
+"""
 
 import time
 from collections.abc import Callable
@@ -20,8 +22,14 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
-def in_turn(jobs: list[Callable[[], object]], repeats: int, device: torch.device, before: Callable[[], object] = lambda: None) -> Tensor:
-    """Seconds [jobs, repeats] of jobs that take turns, in an order that turns round each time, after one untimed round.
+def in_turn(
+    jobs: list[Callable[[], object]],
+    repeats: int,
+    device: torch.device,
+    before: Callable[[], object] = lambda: None,
+) -> Tensor:
+    """Seconds [jobs, repeats] of jobs that take turns, in an order that turns round each time, after one
+    untimed round.
 
     `before` runs ahead of each job, untimed.
     """
@@ -69,7 +77,9 @@ class Watched:
 
     def inside(self) -> Tensor:
         """Seconds [runs] spent inside the calls, once the device has done all of them."""
-        return torch.tensor([sum(between(*call) for call in calls) for calls in self.runs], dtype=torch.float64)
+        return torch.tensor(
+            [sum(between(*call) for call in calls) for calls in self.runs], dtype=torch.float64
+        )
 
 
 def ratio(times: Tensor, base: Tensor) -> dict[str, float]:

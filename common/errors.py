@@ -8,7 +8,9 @@ import torch
 
 
 class UserError(ValueError):
-    """Bad input; the message is one line that names the file, key or value, what was expected and the remedy."""
+    """Bad input; the message is one line that names the file, key or value, what was expected and the
+    remedy.
+    """
 
 
 def note(text: str) -> None:
@@ -18,7 +20,9 @@ def note(text: str) -> None:
 
 
 def run_command(command: click.Command) -> None:
-    """Run a command line; a UserError, a file that cannot be used or memory that ends becomes one line and exit status 2."""
+    """Run a command line; a UserError, a file that cannot be used or memory that ends becomes one line and
+    exit status 2.
+    """
     try:
         command()
     except UserError as error:
@@ -31,5 +35,9 @@ def run_command(command: click.Command) -> None:
         sys.exit(2)
     except torch.OutOfMemoryError as error:
         reason = str(error).splitlines()[0][:200]
-        click.echo(f"error: the device's memory is full: make smaller batches, use a smaller dtype, or offload ({reason})", err=True)
+        click.echo(
+            "error: the device's memory is full: make smaller batches, use a smaller dtype, or offload"
+            f" ({reason})",
+            err=True,
+        )
         sys.exit(2)

@@ -9,28 +9,35 @@ from solvers import UserError
 
 FOLDER = Path(__file__).parents[1] / "src" / "prompts"
 TRAIN, TEST = FOLDER / "train.txt", FOLDER / "test.txt"
-COCO = FOLDER / "MS-COCO_val2014_30k_captions.csv"  # of the published system: not shipped, used where it is there
+COCO = (
+    FOLDER / "MS-COCO_val2014_30k_captions.csv"
+)  # of the published system: not shipped, used where it is there
 
 
 def default_prompts(dataset_name: str | None) -> Path:
-    """The prompts to learn from for want of others: the COCO captions for ms_coco where they are there, else our own."""
+    """The prompts to learn from for want of others: the COCO captions for ms_coco where they are there, else
+    our own.
+    """
     return COCO if dataset_name == "ms_coco" and COCO.is_file() else TRAIN
 
 
-def read_prompts(path: Path, told_by: str) -> list[str]:
+def read_prompts(path: Path, option: str) -> list[str]:
     """The prompts of a text file, one a line, of a CSV file, or of the captions of a COCO JSON file.
 
-    A file that cannot be read, or holds none: UserError that begins with `told_by`, the option or key that named it.
+    A file that cannot be read, or holds none: UserError that begins with `option`, the option or key that
+    named it.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
         prompts = READERS.get(path.suffix.lower(), lines)(text)
     except (OSError, ValueError, RecursionError, csv.Error) as error:
-        raise UserError(f"{told_by} {path}: cannot be read as UTF-8 text, CSV or COCO captions ({error})") from None
+        raise UserError(
+            f"{option} {path}: cannot be read as UTF-8 text, CSV or COCO captions ({error})"
+        ) from None
     prompts = [p.strip() for p in prompts if p.strip()]
     if not prompts:
         expected = "one a line, a CSV with a column text, prompt or caption, or a COCO JSON with captions"
-        raise UserError(f"{told_by} {path}: holds no prompt; expected {expected}")
+        raise UserError(f"{option} {path}: holds no prompt; expected {expected}")
     return prompts
 
 
@@ -49,14 +56,20 @@ def csv_column(text: str) -> list[str]:
 
 
 def coco_captions(text: str) -> list[str]:
-    """The first caption of each image of a COCO caption file, in order of image id; another content: ValueError."""
+    """The first caption of each image of a COCO caption file, in order of image id; another content:
+    ValueError.
+    """
     document = json.loads(text)
     annotations = document.get("annotations") if isinstance(document, dict) else None
     if not isinstance(annotations, list):
         raise ValueError("no list named annotations")
     first: dict[int, str] = {}
     for at, annotation in enumerate(annotations):
-        image, caption = (annotation.get("image_id"), annotation.get("caption")) if isinstance(annotation, dict) else (None, None)
+        image, caption = (
+            (annotation.get("image_id"), annotation.get("caption"))
+            if isinstance(annotation, dict)
+            else (None, None)
+        )
         if type(image) is not int or not isinstance(caption, str):
             raise ValueError(f"annotations[{at}] lacks a numeric image_id or a caption")
         caption.encode()  # half a surrogate pair is no text
@@ -68,19 +81,21 @@ def coco_captions(text: str) -> list[str]:
 READERS = {".csv": csv_column, ".json": coco_captions}
 
 
-def parse_seeds(text: str, told_by: str = "--seeds") -> list[int]:
-    """Seeds of "0,3,10-12": [0, 3, 10, 11, 12]; anything else: UserError that begins with `told_by`, the option that named them."""
+def parse_seeds(text: str, option: str = "--seeds") -> list[int]:
+    """Seeds of "0,3,10-12": [0, 3, 10, 11, 12]; anything else: UserError that begins with `option`, the
+    option that named them.
+    """
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not (part.isascii() and first.isdigit()) or (dash and not last.isdigit()):
-            raise UserError(f"{told_by} {text!r}: {part.strip()!r} is neither a seed nor a range such as 0-63")
+            raise UserError(f"{option} {text!r}: {part.strip()!r} is neither a seed nor a range such as 0-63")
         if dash and int(last) < int(first):
-            raise UserError(f"{told_by} {text!r}: the range {part.strip()} is reversed; write {last}-{first}")
+            raise UserError(f"{option} {text!r}: the range {part.strip()} is reversed; write {last}-{first}")
         seeds += range(int(first), int(last if dash else first) + 1)
     twice = {s for s in seeds if seeds.count(s) > 1} if len(seeds) < 10000 else set(seeds[len(set(seeds)) :])
     if twice:
-        raise UserError(f"{told_by} {text!r}: seed {min(twice)} is there twice, but a seed names one image")
+        raise UserError(f"{option} {text!r}: seed {min(twice)} is there twice, but a seed names one image")
     if max(seeds) >= 2**32:  # generators tell no more seeds apart
-        raise UserError(f"{told_by} {text!r}: {max(seeds)} is too large, expected less than 2^32")
+        raise UserError(f"{option} {text!r}: {max(seeds)} is too large, expected less than 2^32")
     return seeds

@@ -1,4 +1,6 @@
-"""Which images of an output folder are done, and what made them: manifest.jsonl, one part a rank while running."""
+"""Which images of an output folder are done, and what made them: manifest.jsonl, one part a rank while
+running.
+"""
 
 import fcntl
 import json
@@ -7,19 +9,25 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from common.files import write_atomically
 from solvers import UserError
-from solvers.files import write_atomically
 
 NAME = "manifest.jsonl"
 KEYS = frozenset({"file", "seed", "prompt"})
 
 
 class ManifestError(UserError):
-    """An output folder that holds something else than what is asked for; the message is one line for the user."""
+    """An output folder that holds something else than what is asked for; the message is one line for the
+    user.
+    """
 
 
-def read_records(path: Path, keys: Collection[str] = KEYS, remedy: str = "make all images anew") -> list[dict]:
-    """The complete lines of a manifest, or of a file like it, or part; a last line torn by a killed run is left out."""
+def read_records(
+    path: Path, keys: Collection[str] = KEYS, remedy: str = "make all images anew"
+) -> list[dict]:
+    """The complete lines of a manifest, or of a file like it, or part; a last line torn by a killed run is
+    left out.
+    """
     records: list[dict] = []
     if not path.exists():
         return records
@@ -34,7 +42,9 @@ def read_records(path: Path, keys: Collection[str] = KEYS, remedy: str = "make a
         if record is None:
             continue
         if not isinstance(record, dict) or not record.keys() >= set(keys):
-            raise ManifestError(f"{path}, line {number}: not the record of an image; remove the line, or the file to {remedy}")
+            raise ManifestError(
+                f"{path}, line {number}: not the record of an image; remove the line, or the file to {remedy}"
+            )
         records.append(record)
     return records
 
@@ -91,7 +101,8 @@ class Manifest:
         for key, value in self.settings.items():
             if record.get(key) != value:
                 raise ManifestError(
-                    f"{path} holds images with {key} {short(record.get(key))}, but this run has {short(value)}; choose another --outdir"
+                    f"{path} holds images with {key} {short(record.get(key))}, but this run has"
+                    f" {short(value)}; choose another --outdir"
                 )
         self.records[record["file"]] = record
 

@@ -15,7 +15,9 @@ Z_975 = 1.959964
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over images, its standard error, its 95 % interval and how that was made; the last three are None with one prompt."""
+    """A mean over images, its standard error, its 95 % interval and how that was made; the last three are
+    None with one prompt.
+    """
 
     mean: float
     standard_error: float | None
@@ -27,9 +29,11 @@ class Estimate:
 
 
 def estimate(values: Sequence[float], prompts: Sequence[str]) -> Estimate:
-    """The mean of values [n] with a standard error and an interval that take the prompts [n] as drawn, not the images.
+    """The mean of values [n] with a standard error and an interval that take the prompts [n] as drawn, not
+    the images.
 
-    The interval is a percentile bootstrap over prompts, or Student's t with the clustered standard error below ENOUGH_PROMPTS.
+    The interval is a percentile bootstrap over prompts, or Student's t with the clustered standard error
+    below ENOUGH_PROMPTS.
     """
     sums, counts = by_prompt(values, prompts)
     mean, images, groups = float(sums.sum() / counts.sum()), len(values), len(sums)
@@ -44,7 +48,8 @@ def estimate(values: Sequence[float], prompts: Sequence[str]) -> Estimate:
 
 
 def clustered_halfwidth(values: Sequence[float], prompts: Sequence[str]) -> float | None:
-    """Half the 95 % interval of the mean of values [n] whose prompts [n] are drawn: t_(G - 1) standard errors of G prompts.
+    """Half the 95 % interval of the mean of values [n] whose prompts [n] are drawn: t_(G - 1) standard errors
+    of G prompts.
 
     None where there is one prompt only.
     """
@@ -53,13 +58,19 @@ def clustered_halfwidth(values: Sequence[float], prompts: Sequence[str]) -> floa
 
 
 def student_t_975(degrees: int) -> float:
-    """The 97.5 % quantile of Student's t: a table to 9 degrees of freedom, then Abramowitz & Stegun 26.7.5."""
+    """The 97.5 % quantile of Student's t: a table to 9 degrees of freedom, then Abramowitz & Stegun
+    26.7.5.
+    """
     if degrees < 1:
         raise ValueError(f"{degrees} degrees of freedom: expected 1 or more")
     if degrees <= len(STUDENT_T_975):
         return STUDENT_T_975[degrees - 1]
     z, v = Z_975, degrees
-    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
     return z + sum(term / v**k for k, term in enumerate(terms, 1))
 
 
@@ -71,14 +82,18 @@ def by_prompt(values: Sequence[float], prompts: Sequence[str]) -> tuple[NDArray,
 
 
 def clustered_error(sums: NDArray, counts: NDArray) -> float:
-    """Standard error of a mean clustered by prompt (Liang & Zeger 1986): s / sqrt(n) where each prompt [G] has one image."""
+    """Standard error of a mean clustered by prompt (Liang & Zeger 1986): s / sqrt(n) where each prompt [G]
+    has one image.
+    """
     groups = len(sums)
     residuals = sums - counts * (sums.sum() / counts.sum())
     return float(np.sqrt(groups / (groups - 1) * (residuals**2).sum()) / counts.sum())
 
 
 def bootstrap_means(sums: NDArray, counts: NDArray, resamples: int = RESAMPLES, seed: int = SEED) -> NDArray:
-    """Means [resamples] of the values of G prompts drawn with replacement (Efron 1979), always the same ones for a seed."""
+    """Means [resamples] of the values of G prompts drawn with replacement (Efron 1979), always the same ones
+    for a seed.
+    """
     generator = np.random.default_rng(seed)
     chunk = max(1, 2**22 // len(sums))  # resamples at a time, for the memory
     means = []
@@ -89,7 +104,9 @@ def bootstrap_means(sums: NDArray, counts: NDArray, resamples: int = RESAMPLES, 
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Exact two-sided p-value of the sign test (Dixon & Mood 1946): min(1, 2 P(X <= min(wins, losses))), X binomial with 1/2."""
+    """Exact two-sided p-value of the sign test (Dixon & Mood 1946): min(1, 2 P(X <= min(wins, losses))), X
+    binomial with 1/2.
+    """
     n = wins + losses
     ways, tail = 1, 0
     for k in range(min(wins, losses) + 1):

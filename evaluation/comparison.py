@@ -4,13 +4,23 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import manifest
+import common.records as manifest
 from common.statistics import by_prompt, estimate, sign_test
 
 from .scores import Scores, ScoresError, metrics_of, read_scores
 from .tables import interval_footnote, number, text_table, with_interval
 
-HEADER = ["run", "metric", "difference [95 %]", "std. error", "win rate", "sign test p (prompts)", "pairs", "prompts", "trained on it"]
+HEADER = [
+    "run",
+    "metric",
+    "difference [95 %]",
+    "std. error",
+    "win rate",
+    "sign test p (prompts)",
+    "pairs",
+    "prompts",
+    "trained on it",
+]
 
 
 @dataclass(frozen=True)
@@ -28,7 +38,9 @@ class Run:
 
 
 def load_runs(folders: Sequence[Path], metrics: Sequence[str]) -> list[Run]:
-    """The runs with the scores of some metrics, or of all that any of them has; what cannot be compared with the first: ScoresError."""
+    """The runs with the scores of some metrics, or of all that any of them has; what cannot be compared with
+    the first: ScoresError.
+    """
     names = metrics or sorted({metric for folder in folders for metric in metrics_of(folder)})
     if not names:
         raise ScoresError(f"no scores in {', '.join(map(str, folders))}; run evaluate.py score on each first")
@@ -36,9 +48,13 @@ def load_runs(folders: Sequence[Path], metrics: Sequence[str]) -> list[Run]:
         with_them = next((folder for folder in folders if name in metrics_of(folder)), None)
         without = next((folder for folder in folders if name not in metrics_of(folder)), None)
         if without is not None and with_them is not None:
-            remedy = f"run evaluate.py score --images {without} --metrics {name}, or choose others with --metrics"
+            remedy = (
+                f"run evaluate.py score --images {without} --metrics {name}, or choose others with --metrics"
+            )
             raise ScoresError(f"{without} has no {name} scores, but {with_them} has; {remedy}")
-    runs = [Run(f, name_of(f, folders), {metric: read_scores(f, metric) for metric in names}) for f in folders]
+    runs = [
+        Run(f, name_of(f, folders), {metric: read_scores(f, metric) for metric in names}) for f in folders
+    ]
     for run in runs:
         for metric in names:
             check_alike(runs[0].scores[metric], run.scores[metric])
@@ -57,7 +73,10 @@ def check_alike(first: Scores, other: Scores) -> None:
     for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) != theirs.get(key):
             values = f"{manifest.short(ours.get(key))} and {manifest.short(theirs.get(key))}"
-            raise ScoresError(f"{first.folder} and {other.folder} were scored by unlike protocols of {first.metric}: {key} is {values}")
+            raise ScoresError(
+                f"{first.folder} and {other.folder} were scored by unlike protocols of {first.metric}: {key}"
+                f" is {values}"
+            )
     ours, theirs = first.pairs(), other.pairs()
     for one, two, has, lacks in ((ours, theirs, first, other), (theirs, ours, other, first)):
         missing = [pair for pair in one if pair not in two]
@@ -65,16 +84,18 @@ def check_alike(first: Scores, other: Scores) -> None:
             prompt, seed = missing[0]
             image = f"prompt {manifest.short(prompt)} with seed {seed}"
             raise ScoresError(
-                f"{first.folder} and {other.folder} cannot be paired: {has.folder} has {image}, which {lacks.folder} lacks "
-                f"({len(missing)} such); make both with the same prompts and seeds"
+                f"{first.folder} and {other.folder} cannot be paired: {has.folder} has {image}, which"
+                f" {lacks.folder} lacks ({len(missing)} such); make both with the same prompts and seeds"
             )
 
 
 def compare(first: Run, other: Run, metric: str) -> dict:
-    """Difference of a run to the first, image by image: mean with standard error and interval by prompt, win rate, sign test.
+    """Difference of a run to the first, image by image: mean with standard error and interval by prompt, win
+    rate, sign test.
 
-    The win rate is that of images, ties half. The sign test is that of prompts, which are independent where images of one prompt are
-    not: a prompt is won when the mean difference of its images is above 0, and ties are left out.
+    The win rate is that of images, ties half. The sign test is that of prompts, which are independent where
+    images of one prompt are not: a prompt is won when the mean difference of its images is above 0, and ties
+    are left out.
     """
     ours, theirs = first.scores[metric].pairs(), other.scores[metric].pairs()
     differences = [theirs[pair]["score"] - line["score"] for pair, line in ours.items()]
@@ -94,7 +115,10 @@ def compare(first: Run, other: Run, metric: str) -> dict:
         "prompt_ties": of_prompts[1],
         "prompt_losses": of_prompts[2],
         "sign_test_p": sign_test(of_prompts[0], of_prompts[2]),
-        "trained_on": {"run": other.scores[metric].summary["trained_on"], "against": first.scores[metric].summary["trained_on"]},
+        "trained_on": {
+            "run": other.scores[metric].summary["trained_on"],
+            "against": first.scores[metric].summary["trained_on"],
+        },
         "protocol_id": first.scores[metric].summary["protocol_id"],
     }
 
@@ -119,14 +143,30 @@ def trained_on(row: dict) -> str:
 
 
 def comparison_table(runs: Sequence[Run], rows: Sequence[Sequence[dict]]) -> str:
-    """The comparisons as a Markdown table, and under it how its intervals were made where they are not bootstrapped."""
+    """The comparisons as a Markdown table, and under it how its intervals were made where they are not
+    bootstrapped.
+    """
     cells = []
     for run, of_run in zip(runs[1:], rows, strict=True):
         for row in of_run:
             found = row["difference"]
             difference = with_interval(found["mean"], found["interval"], signed=True)
-            tested = [number(row["win_rate"]), p_value(row["sign_test_p"]), str(found["count"]), str(found["prompts"])]
-            cells.append([run.name, row["metric"], difference, number(found["standard_error"]), *tested, trained_on(row)])
+            tested = [
+                number(row["win_rate"]),
+                p_value(row["sign_test_p"]),
+                str(found["count"]),
+                str(found["prompts"]),
+            ]
+            cells.append(
+                [
+                    run.name,
+                    row["metric"],
+                    difference,
+                    number(found["standard_error"]),
+                    *tested,
+                    trained_on(row),
+                ]
+            )
     methods = [row["difference"]["method"] for of_run in rows for row in of_run]
     return text_table(HEADER, cells, text_columns=2) + interval_footnote(methods)
 

@@ -1,4 +1,6 @@
-"""What the evaluation of a backbone makes: images of its learned tables, and of baselines that cost as much."""
+"""What the evaluation of a backbone makes: images of its learned tables, and of baselines that cost
+as much.
+"""
 
 import hashlib
 import re
@@ -9,8 +11,9 @@ from pathlib import Path
 import torch
 
 from backends import check_backbone_known, check_backend
-from backends.digits.data import ALL_LABELS, evaluation_prompts
-from backends.prompts import TEST, parse_seeds, read_prompts
+from common.errors import note
+from common.prompts import TEST, parse_seeds, read_prompts
+from digits.data import ALL_LABELS, evaluation_prompts
 from solvers import (
     BASELINES,
     Predictor,
@@ -23,7 +26,6 @@ from solvers import (
     resolve_predictor_path,
     tables_in,
 )
-from solvers.errors import note
 
 VARIABLES = ("PREDICTOR", "RUN_DIR", "RUN_NAME", "PROMPT_FILE", "SEEDS", "OUTDIR", "MODEL_ID")
 
@@ -35,8 +37,9 @@ class Preset:
     backend: str
     config: dict
     predictors: Mapping[str, str] | str
-    """Path of each by what to call it; those that are not there are left out after the first. Or a folder of tables: its best and
-    its distilled one, else the one that the folder stands for."""
+    """Path of each by what to call it; those that are not there are left out after the first. Or a folder of
+    tables: its best and its distilled one, else the one that the folder stands for.
+    """
     batch: int = 64
     metrics: str = "hps,clip"
     seeds: str = "0-149"
@@ -45,7 +48,9 @@ class Preset:
 def digits(family: str, distilled: str, **others: str) -> Preset:
     """The preset of an embedded family: every digits prompt once, scored with the embedded metrics."""
     predictors = {"distilled": distilled, **others}
-    return Preset("digits", {"family": family}, predictors, metrics="digits,judge", seeds=f"0-{len(ALL_LABELS) - 1}")
+    return Preset(
+        "digits", {"family": family}, predictors, metrics="digits,judge", seeds=f"0-{len(ALL_LABELS) - 1}"
+    )
 
 
 PRESETS = {
@@ -61,7 +66,9 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Part:
-    """The images of one solver: what its folder is called, how sample.py is told, and what the manifest will say of it."""
+    """The images of one solver: what its folder is called, how sample.py is told, and what the manifest will
+    say of it.
+    """
 
     name: str
     arguments: tuple[str, ...]
@@ -70,7 +77,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """An evaluation, found good before anything is sampled; the first part is what all others are compared with."""
+    """An evaluation, found good before anything is sampled; the first part is what all others are compared
+    with.
+    """
 
     outdir: Path
     parts: list[Part]
@@ -87,7 +96,9 @@ def make_plan(name: str, baselines: Sequence[str], batch: int | None, environmen
     preset, told = preset_of(name), variables(name, environment)
     for baseline in baselines:
         if baseline not in BASELINES:
-            raise UserError(f"--baselines: {baseline!r} is no baseline, expected one or more of {', '.join(BASELINES)}")
+            raise UserError(
+                f"--baselines: {baseline!r} is no baseline, expected one or more of {', '.join(BASELINES)}"
+            )
     prompts, file = prompts_of(preset, told)
     text = told.get("SEEDS", preset.seeds)
     seeds = parse_seeds(text, "SEEDS")
@@ -136,37 +147,50 @@ def prompts_of(preset: Preset, told: Mapping[str, str]) -> tuple[list[str], Path
 
 
 def predictors_of(preset: Preset, told: Mapping[str, str], exps: Path = Path("exps")) -> dict[str, str]:
-    """The learned tables to measure by what to call them: PREDICTOR, else RUN_DIR, else the newest run RUN_NAME, else the preset's."""
+    """The learned tables to measure by what to call them: PREDICTOR, else RUN_DIR, else the newest run
+    RUN_NAME, else the preset's.
+    """
     chosen = told.get("PREDICTOR") or told.get("RUN_DIR")
     if chosen is None and (run := told.get("RUN_NAME")):
         pattern = re.compile(rf"\d{{8}}-\d{{6}}-{re.escape(run)}(-\d+)?")
         runs = sorted(path for path in exps.glob("*") if pattern.fullmatch(path.name))
         if not runs:
-            raise UserError(f"RUN_NAME {run!r}: no run folder {exps}/<date>-{run}; train one, or give PREDICTOR=FILE")
+            raise UserError(
+                f"RUN_NAME {run!r}: no run folder {exps}/<date>-{run}; train one, or give PREDICTOR=FILE"
+            )
         chosen = str(runs[-1])
     if chosen is not None:
         return {label_of(resolve_predictor_path(chosen)): chosen}
     if isinstance(preset.predictors, str):
         learned_tables = tables_in(Path(preset.predictors), ("best", "distilled"))
-        return {kind: str(path) for kind, path in learned_tables.items()} or {"start": str(resolve_predictor_path(preset.predictors))}
+        return {kind: str(path) for kind, path in learned_tables.items()} or {
+            "start": str(resolve_predictor_path(preset.predictors))
+        }
     first = next(iter(preset.predictors))
     return {label: path for label, path in preset.predictors.items() if label == first or Path(path).is_dir()}
 
 
 def label_of(path: Path) -> str:
     """What to call a predictor: its file's name, or its run folder's where that is the same for all runs."""
-    return next(name for name in (path.stem, *reversed(path.absolute().parts[:-1])) if not name.startswith(("network-snapshot", "export")))
+    return next(
+        name
+        for name in (path.stem, *reversed(path.absolute().parts[:-1]))
+        if not name.startswith(("network-snapshot", "export"))
+    )
 
 
 def check_made_for(preset: Preset, name: str, predictor: Predictor, path: Path) -> None:
     """Refuse a predictor of another backbone, or one that names an unknown option of it."""
     spec = predictor.spec
     check_backbone_known(spec, path)
-    wanted = {"backend": preset.backend} | preset.config
-    found = {"backend": spec.backend} | ({"family": "ldm"} if spec.backend == "digits" else {}) | spec.backend_config
-    for key, value in wanted.items():
-        if found.get(key, value) != value:
-            raise UserError(f"{path} was made for {key} {found[key]}, but {name} needs {value}; give PREDICTOR one that was made for it")
+    needed = {"backend": preset.backend} | preset.config
+    recorded = {**spec.backend_config, "backend": spec.backend, "family": spec.family}
+    for key, value in needed.items():
+        if recorded.get(key, value) != value:
+            raise UserError(
+                f"{path} was made for {key} {recorded[key]}, but {name} needs {value}; give PREDICTOR one that"
+                " was made for it"
+            )
     check_backend(spec)
 
 
@@ -189,17 +213,39 @@ def learned(label: str, path: Path, predictor: Predictor, model: str | None) -> 
     return Part(name, ("--predictor-path", str(path)), settings)
 
 
-def matched(paths: Mapping[str, Path], predictors: Mapping[str, Predictor], baselines: Sequence[str], model: str | None) -> list[Part]:
-    """The images of each baseline at the serial depths and at the total evaluations of learned tables, each number of nodes once."""
+def matched(
+    paths: Mapping[str, Path],
+    predictors: Mapping[str, Predictor],
+    baselines: Sequence[str],
+    model: str | None,
+) -> list[Part]:
+    """The images of each baseline at the serial depths and at the total evaluations of learned tables, each
+    number of nodes once.
+    """
     parts: dict[str, Part] = {}
     for baseline in baselines:
         for label, predictor in predictors.items():
             solver, cost = BASELINES[baseline], predictor.cost()
-            for nodes in (num_steps_for_depth(solver, cost.depth), num_steps_for_evaluations(solver, cost.evaluations)):
+            for nodes in (
+                num_steps_for_depth(solver, cost.depth),
+                num_steps_for_evaluations(solver, cost.evaluations),
+            ):
                 own = compile_tableau(solver, torch.linspace(2, 1, nodes))
                 name = f"{baseline}-depth{own.depth}-evals{own.evaluations}"
-                arguments = ("--predictor-path", str(paths[label]), "--solver", baseline, "--num-steps", str(nodes))
-                settings = {"solver": baseline, "predictor": None, "depth": own.depth, "evaluations": own.evaluations}
+                arguments = (
+                    "--predictor-path",
+                    str(paths[label]),
+                    "--solver",
+                    baseline,
+                    "--num-steps",
+                    str(nodes),
+                )
+                settings = {
+                    "solver": baseline,
+                    "predictor": None,
+                    "depth": own.depth,
+                    "evaluations": own.evaluations,
+                }
                 settings |= common_settings(predictor, model)
                 parts.setdefault(name, Part(name, arguments, settings))
     return list(parts.values())

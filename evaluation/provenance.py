@@ -11,7 +11,9 @@ from solvers import UserError, load_predictor
 
 @dataclass(frozen=True)
 class Training:
-    """The rewards that a solver was trained on; not `complete` where there may be more that no file tells of."""
+    """The rewards that a solver was trained on; not `complete` where there may be more that no file
+    tells of.
+    """
 
     rewards: frozenset[str]
     complete: bool
@@ -36,7 +38,9 @@ def find_predictors(places: Sequence[Path] | None) -> dict[str, Path]:
 
 
 def training_of(settings: Mapping, predictors: Mapping[str, Path]) -> Training:
-    """What made the images of a manifest's settings was trained on: nothing for a baseline, else what its predictor says."""
+    """What made the images of a manifest's settings was trained on: nothing for a baseline, else what its
+    predictor says.
+    """
     if "predictor" not in settings:
         return Training(frozenset(), False)
     if settings["predictor"] is None:

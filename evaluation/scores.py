@@ -7,11 +7,11 @@ from math import isclose, isfinite
 from pathlib import Path
 from statistics import fmean
 
-import manifest
+import common.records as manifest
+from common.files import write_atomically
 from common.statistics import BOOTSTRAP, RESAMPLES, SEED, Estimate, estimate
 from rewards import Reward
 from solvers import UserError
-from solvers.files import write_atomically
 
 from .images import ImageSet
 from .provenance import Training
@@ -36,7 +36,9 @@ def summary_path(folder: Path, metric: str) -> Path:
 
 def metrics_of(folder: Path) -> list[str]:
     """The metrics that an image folder has summaries of."""
-    return sorted(path.name.removesuffix(".summary.json") for path in (folder / FOLDER).glob("*.summary.json"))
+    return sorted(
+        path.name.removesuffix(".summary.json") for path in (folder / FOLDER).glob("*.summary.json")
+    )
 
 
 def protocol_of(reward: Reward) -> dict:
@@ -54,7 +56,10 @@ def read_lines(path: Path) -> list[dict]:
     lines = manifest.read_records(path, KEYS, "score all images anew")
     for line in lines:
         if type(line["score"]) is not float or not isfinite(line["score"]):
-            raise ScoresError(f"{path}: the score of {line['file']} is {line['score']!r}, expected a finite number; remove the file")
+            raise ScoresError(
+                f"{path}: the score of {line['file']} is {line['score']!r}, expected a finite number; remove"
+                " the file"
+            )
     return lines
 
 
@@ -70,8 +75,9 @@ class ScoreFile:
             for line in read_lines(path):
                 if line["protocol"] != protocol:
                     raise ScoresError(
-                        f"{path} holds {metric} scores of protocol {line['protocol']}, but this run has {protocol} "
-                        f"(version, weights, preprocessing or options differ); remove the file to score anew"
+                        f"{path} holds {metric} scores of protocol {line['protocol']}, but this run has"
+                        f" {protocol} (version, weights, preprocessing or options differ); remove the file to"
+                        " score anew"
                     )
                 self.lines[line["file"]] = line
 
@@ -108,7 +114,8 @@ class Scores:
             if key in found:
                 which = f"{found[key]['file']} and {line['file']}"
                 raise ScoresError(
-                    f"{self.folder}: {which} both have prompt {manifest.short(key[0])} and seed {key[1]}; keep one of the two"
+                    f"{self.folder}: {which} both have prompt {manifest.short(key[0])} and seed {key[1]};"
+                    " keep one of the two"
                 )
             found[key] = line
         return found
@@ -119,8 +126,12 @@ def estimate_of(lines: list[dict]) -> Estimate:
     return estimate([line["score"] for line in lines], [line["prompt"] for line in lines])
 
 
-def summarise(lines: list[dict], metric: str, protocol: dict, parts: list[str], images: ImageSet, training: Training) -> dict:
-    """What is said of a metric: its estimate, whether the solver was trained on it, its protocol, what made the images."""
+def summarise(
+    lines: list[dict], metric: str, protocol: dict, parts: list[str], images: ImageSet, training: Training
+) -> dict:
+    """What is said of a metric: its estimate, whether the solver was trained on it, its protocol, what made
+    the images.
+    """
     found = estimate_of(lines)
     summary = {"metric": metric} | asdict(found)
     if found.method == BOOTSTRAP:
@@ -128,13 +139,20 @@ def summarise(lines: list[dict], metric: str, protocol: dict, parts: list[str], 
     if "heads" in lines[0]:
         summary["heads"] = {head: sum(line["heads"][head] for line in lines) / len(lines) for head in parts}
     trained_on = training.covers([metric, *parts])
-    return summary | {"trained_on": trained_on, "protocol_id": protocol_id(protocol), "protocol": protocol, "images": images.settings}
+    return summary | {
+        "trained_on": trained_on,
+        "protocol_id": protocol_id(protocol),
+        "protocol": protocol,
+        "images": images.settings,
+    }
 
 
 def write_summary(folder: Path, summary: dict) -> None:
     """Write a summary beside the lines; the same content is left untouched."""
     path = summary_path(folder, summary["metric"])
-    content = (json.dumps(summary, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    content = (
+        json.dumps(summary, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    ).encode()
     if not path.is_file() or path.read_bytes() != content:
         write_atomically(path, content)
 
@@ -151,7 +169,9 @@ def read_scores(folder: Path, metric: str) -> Scores:
     try:
         summary = json.loads(told.read_bytes())
         told_of = [summary[k] for k in ("metric", "count", "protocol_id")]
-        same_mean = isclose(summary["mean"], fmean(line["score"] for line in lines), rel_tol=1e-9, abs_tol=1e-12)
+        same_mean = isclose(
+            summary["mean"], fmean(line["score"] for line in lines), rel_tol=1e-9, abs_tol=1e-12
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise ScoresError(f"{told}: not a summary of scores ({error!r}); {again}") from None
     if told_of != [metric, len(lines), lines[0]["protocol"]] or not same_mean:

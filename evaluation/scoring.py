@@ -5,8 +5,8 @@ from math import isfinite
 
 from tqdm import tqdm
 
-import manifest
-from backends.distributed import Ranks
+import common.records as manifest
+from common.distributed import Ranks
 from rewards import Reward
 
 from .images import ImageSet, decode, hash_of
@@ -14,11 +14,14 @@ from .provenance import Training
 from .scores import FOLDER, ScoreFile, ScoresError, protocol_id, protocol_of, summarise, write_summary
 
 
-def score_images(images: ImageSet, metric: str, reward: Reward, training: Training, batch: int, ranks: Ranks) -> dict | None:
+def score_images(
+    images: ImageSet, metric: str, reward: Reward, training: Training, batch: int, ranks: Ranks
+) -> dict | None:
     """Write a line for each image and the summary, which rank 0 returns.
 
-    Batches are fixed by position and shared out whole over the ranks. An image that is scored already keeps its line; a batch
-    that lacks one is scored as a whole, so that a run that was interrupted ends in the very same files.
+    Batches are fixed by position and shared out whole over the ranks. An image that is scored already keeps
+    its line; a batch that lacks one is scored as a whole, so that a run that was interrupted ends in the very
+    same files.
     """
     (images.folder / FOLDER).mkdir(exist_ok=True)
     with manifest.exclusive(images.folder / FOLDER, "wait for it") if ranks.rank == 0 else nullcontext():
@@ -28,8 +31,12 @@ def score_images(images: ImageSet, metric: str, reward: Reward, training: Traini
         if ranks.rank == 0:
             known.gather()
         ranks.barrier()
-        batches = [images.records[i : i + batch] for i in range(0, len(images.records), batch)][ranks.rank :: ranks.world]
-        with tqdm(total=sum(map(len, batches)), unit="image", desc=metric, disable=ranks.rank > 0 or None) as bar:
+        batches = [images.records[i : i + batch] for i in range(0, len(images.records), batch)][
+            ranks.rank :: ranks.world
+        ]
+        with tqdm(
+            total=sum(map(len, batches)), unit="image", desc=metric, disable=ranks.rank > 0 or None
+        ) as bar:
             for records in batches:
                 score_batch(images, records, reward, known)
                 bar.update(len(records))
@@ -50,12 +57,17 @@ def score_batch(images: ImageSet, records: list[dict], reward: Reward, known: Sc
     missing = [i for i, record in enumerate(records) if not known.has(record, hashes[i])]
     if not missing:
         return
-    heads = reward.heads(decode(contents, [images.folder / r["file"] for r in records]), [r["prompt"] for r in records])
+    heads = reward.heads(
+        decode(contents, [images.folder / r["file"] for r in records]), [r["prompt"] for r in records]
+    )
     total, parts = reward.combine(heads).tolist(), {name: scores.tolist() for name, scores in heads.items()}
     lines = []
     for i in missing:
         if not isfinite(total[i]):
-            raise ScoresError(f"metric {known.metric} gives {total[i]} for {images.folder / records[i]['file']}, expected a finite number")
+            raise ScoresError(
+                f"metric {known.metric} gives {total[i]} for {images.folder / records[i]['file']}, expected a"
+                " finite number"
+            )
         own = {"heads": {name: scores[i] for name, scores in parts.items()}} if reward.parts else {}
         lines.append(records[i] | {"score": total[i], "image": hashes[i], "protocol": known.protocol} | own)
     known.add(lines)

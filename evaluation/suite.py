@@ -1,4 +1,6 @@
-"""Which solver gives better images at the same cost, from sampling to the report: python -m evaluation.suite NAME."""
+"""Which solver gives better images at the same cost, from sampling to the report: python -m evaluation.suite
+NAME.
+"""
 
 import os
 import signal
@@ -9,15 +11,15 @@ from pathlib import Path
 
 import click
 
-import manifest
+import common.records as manifest
+from common.errors import run_command
 from rewards import NAMES, check_reward
 from solvers import UserError
-from solvers.errors import run_command
 
 from .comparison import Run, comparison_table, comparisons, load_runs
-from .page import write_report
 from .plan import Part, Plan, make_plan, preset_of
 from .provenance import find_predictors
+from .report.page import write_report
 from .scores import ScoresError, read_scores
 from .tables import interval_footnote, text_table, with_interval
 
@@ -26,16 +28,28 @@ ROOT = Path(__file__).parent.parent
 
 @click.command()
 @click.argument("name")
-@click.option("--metrics", help=f"One or more of {', '.join(NAMES)}, with commas; default: digits,judge for digits, else hps,clip.")
-@click.option("--baselines", default="euler,ipndm2,dpmpp,unipc", show_default=True, help="What the learned tables are compared with.")
-@click.option("--batch", type=click.IntRange(1), help="Images in a batch; by default what suits the backbone.")
+@click.option(
+    "--metrics",
+    help=f"One or more of {', '.join(NAMES)}, with commas; default: digits,judge for digits, else hps,clip.",
+)
+@click.option(
+    "--baselines",
+    default="euler,ipndm2,dpmpp,unipc",
+    show_default=True,
+    help="What the learned tables are compared with.",
+)
+@click.option(
+    "--batch", type=click.IntRange(1), help="Images in a batch; by default what suits the backbone."
+)
 @click.option("--device", help="cpu, cuda, mps; CUDA where there is one by default.")
 def main(name: str, metrics: str | None, baselines: str, batch: int | None, device: str | None) -> None:
-    """Sample a prompt file with learned tables and with baselines of the same serial depth and of the same total evaluations,
-    score all, compare them with the first table, and write the report. Run again, it goes on where it stopped.
+    """Sample a prompt file with learned tables and with baselines of the same serial depth and of the same
+    total evaluations, score all, compare them with the first table, and write the report. Run again, it goes
+    on where it stopped.
 
-    NAME is sd15, sd3-512, sd3-1024, flux, digits, digits-sd3 or digits-flux. Of the environment it takes PROMPT_FILE, SEEDS,
-    OUTDIR, MODEL_ID (FLUX_MODEL_PATH), the learned table as PREDICTOR, RUN_DIR or RUN_NAME, and PROCESSES for torchrun.
+    NAME is sd15, sd3-512, sd3-1024, flux, digits, digits-sd3 or digits-flux. Of the environment it takes
+    PROMPT_FILE, SEEDS, OUTDIR, MODEL_ID (FLUX_MODEL_PATH), the learned table as PREDICTOR, RUN_DIR or
+    RUN_NAME, and PROCESSES for torchrun.
     """
     launcher = launcher_of(os.environ)
     chosen = split(metrics if metrics is not None else preset_of(name).metrics)
@@ -44,14 +58,21 @@ def main(name: str, metrics: str | None, baselines: str, batch: int | None, devi
     on = [] if device is None else ["--device", device]
     for part in plan.parts:
         if not sampled(plan, part):
-            call(launcher, "sample.py", *plan.shared, *part.arguments, "--outdir", plan.outdir / part.name, *on)
+            call(
+                launcher, "sample.py", *plan.shared, *part.arguments, "--outdir", plan.outdir / part.name, *on
+            )
     folders = [plan.outdir / part.name for part in plan.parts]
-    if lacking := [folder for folder in folders if not all(scored(plan, folder, metric) for metric in chosen)]:
+    if lacking := [
+        folder for folder in folders if not all(scored(plan, folder, metric) for metric in chosen)
+    ]:
         images = [argument for folder in lacking for argument in ("--images", folder)]
         exps = [argument for folder in plan.exps for argument in ("--exps", folder)]
         call(launcher, "evaluate.py", "score", *images, "--metrics", ",".join(chosen), *exps, *on)
     runs = load_runs(folders, chosen)
-    click.echo(f"\n{scores_table(runs)}\n\ndifferences to {runs[0].name}\n\n{comparison_table(runs, comparisons(runs))}")
+    click.echo(
+        f"\n{scores_table(runs)}\n\ndifferences to"
+        f" {runs[0].name}\n\n{comparison_table(runs, comparisons(runs))}"
+    )
     report = plan.outdir / "report.html"
     write_report(runs, find_predictors(plan.exps), report, f"Solvers on {name}")
     click.echo(f"\nreport: {report}")
@@ -82,7 +103,9 @@ def launcher_of(environment: Mapping[str, str]) -> list[str]:
 
 
 def call(launcher: Sequence[str], script: str, *arguments: object) -> None:
-    """Run a script of this project to its end, or end with its exit status; it is ended when this process is."""
+    """Run a script of this project to its end, or end with its exit status; it is ended when this
+    process is.
+    """
     with subprocess.Popen([*launcher, str(ROOT / script), *map(str, arguments)]) as process:
         try:
             status = process.wait()
@@ -94,7 +117,9 @@ def call(launcher: Sequence[str], script: str, *arguments: object) -> None:
 
 
 def sampled(plan: Plan, part: Part) -> bool:
-    """Whether a folder holds exactly the images that are asked for; where in doubt, sample.py is left to tell."""
+    """Whether a folder holds exactly the images that are asked for; where in doubt, sample.py is left to
+    tell.
+    """
     folder = plan.outdir / part.name
     path = folder / manifest.NAME
     if manifest.parts_of(path):

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from common.statistics import ENOUGH_PROMPTS, STUDENT
 
 STUDENT_NOTE = (
-    f"Intervals over fewer than {ENOUGH_PROMPTS} prompts are Student's t: mean ± t × standard error clustered by prompt, "
-    "prompts - 1 degrees of freedom."
+    f"Intervals over fewer than {ENOUGH_PROMPTS} prompts are Student's t: mean ± t × standard error clustered"
+    " by prompt, prompts - 1 degrees of freedom."
 )
 
 
@@ -15,10 +15,15 @@ def text_table(header: list[str], rows: list[list[str]], text_columns: int = 1) 
     widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
 
     def line(cells: list[str]) -> str:
-        padded = [c.ljust(w) if i < text_columns else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        padded = [
+            c.ljust(w) if i < text_columns else c.rjust(w)
+            for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+        ]
         return "| " + " | ".join(padded) + " |"
 
-    rule = "|" + "|".join("-" * (w + 1) + ("-" if i < text_columns else ":") for i, w in enumerate(widths)) + "|"
+    rule = (
+        "|" + "|".join("-" * (w + 1) + ("-" if i < text_columns else ":") for i, w in enumerate(widths)) + "|"
+    )
     return "\n".join([line(header), rule, *map(line, rows)])
 
 
@@ -30,7 +35,9 @@ def number(value: float | None, signed: bool = False) -> str:
 
 
 def interval_footnote(methods: Iterable[str | None]) -> str:
-    """A line to print under a table whose intervals were made by some methods: what Student's t is where one of them is it."""
+    """A line to print under a table whose intervals were made by some methods: what Student's t is where one
+    of them is it.
+    """
     return f"\n\n{STUDENT_NOTE}" if STUDENT in methods else ""
 
 

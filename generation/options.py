@@ -9,7 +9,8 @@ import click
 from backends import DTYPES
 from solvers import BASELINES, FINISHES, UserError
 
-ALIASES = {"ddim": "euler", "epd_parallel": "epd"}
+from .request import ALIASES
+
 SWITCH = {"type": click.BOOL, "is_flag": False, "flag_value": "true", "default": False, "metavar": "[BOOL]"}
 SEEDS_HELP = 'Such as "0,3,10-12"; a seed names one image.'
 BATCH_HELP = "Images in a batch."
@@ -19,7 +20,9 @@ class EitherSpelling(click.Command):
     """Options may be written with - or _."""
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, context_settings={"token_normalize_func": lambda t: t.replace("_", "-")}, **kwargs)
+        super().__init__(
+            *args, context_settings={"token_normalize_func": lambda t: t.replace("_", "-")}, **kwargs
+        )
 
 
 def as_json(context, parameter, text: str | None) -> dict | None:
@@ -42,12 +45,18 @@ def choice(name: str, names, default: str, text: str) -> Callable:
 
 SHARED = (
     choice("--solver", ["epd", *BASELINES, *ALIASES], "epd", "epd is whatever the predictor describes."),
-    click.option("--backend-config", callback=as_json, help="JSON object of backend options, over the predictor's."),
+    click.option(
+        "--backend-config", callback=as_json, help="JSON object of backend options, over the predictor's."
+    ),
     click.option("--prompt", help="One prompt for all seeds."),
-    click.option("--prompt-file", type=click.Path(path_type=Path), help="Text, CSV or COCO file; its prompts repeat."),
+    click.option(
+        "--prompt-file", type=click.Path(path_type=Path), help="Text, CSV or COCO file; its prompts repeat."
+    ),
     click.option("--num-steps", type=click.IntRange(2, 1000), help="Number of nodes, for a baseline."),
     click.option("--steps-match", is_flag=True, help="Give the baseline the predictor's serial depth."),
-    click.option("--guidance", type=click.FloatRange(0), help="Guidance scale, 1 for none; the predictor's by default."),
+    click.option(
+        "--guidance", type=click.FloatRange(0), help="Guidance scale, 1 for none; the predictor's by default."
+    ),
     choice("--finish", FINISHES, "none", "After the last node above 0."),
     click.option("--device", help="cpu, cuda, cuda:1, mps; CUDA where there is one by default."),
     choice("--dtype", ["auto", *DTYPES], "auto", "Of the network."),
@@ -55,15 +64,21 @@ SHARED = (
         "--parallel",
         ["images", "points", "points-cfg"],
         "images",
-        "What the processes of torchrun share out: batches of images, the points of each level, or those and the halves of guidance.",
+        "What the processes of torchrun divide: batches of images, the points of each level, or those and"
+        " the branches of CFG.",
     ),
     click.option(
         "--compile",
         **SWITCH,
-        help="Compile the network's repeated blocks, once for each shape: it takes a while before the first image, then less for each.",
+        help=(
+            "Compile the network's repeated blocks, once for each shape: it takes a while before the first"
+            " image, then less for each."
+        ),
     ),
     click.option(
-        "--offload", **SWITCH, help="Encode all prompts first, free the text encoders, and only then put the network on the device."
+        "--offload",
+        **SWITCH,
+        help="Encode all prompts first, free the text encoders, and only then put the network on the device.",
     ),
     click.option("--grid", **SWITCH, help="A grid of every batch beside the images."),
 )

@@ -1,4 +1,6 @@
-"""The LAION aesthetic predictor (Schuhmann 2022, sac+logos+ava1-l14-linearMSE): a linear head on CLIP ViT-L/14."""
+"""The LAION aesthetic predictor (Schuhmann 2022, sac+logos+ava1-l14-linearMSE): a linear head on CLIP
+ViT-L/14.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,14 +10,15 @@ from torch import Tensor
 
 from .base import Reward
 from .clip_model import CLIP_L, ClipReward
-from .files import check_folder, filled, find_file, read_checkpoint
+from .files import build_with_weights, check_folder, find_file, read_checkpoint
 from .linear_head import linear_head
 
 FILE, REPOSITORY = "sac+logos+ava1-l14-linearMSE.pth", "camenduru/improved-aesthetic-predictor"
 
 
 class AestheticReward(Reward):
-    """How well people like an image, about 1 to 10, from its unit CLIP embedding (LAION aesthetic predictor V2); no prompt is read.
+    """How well people like an image, about 1 to 10, from its unit CLIP embedding (LAION aesthetic predictor
+    V2); no prompt is read.
 
     `weights_path` is the file of the head, `clip_path` the CLIP model: a folder or a name on the hub.
     """
@@ -28,8 +31,10 @@ class AestheticReward(Reward):
         self.clip = ClipReward(self.name, clip_path, clip_path, device, scaled=False)
         self.device, self.pixels = self.clip.device, self.clip.pixels
         width = self.clip.model.config.projection_dim
-        state = {name.removeprefix("layers."): tensor for name, tensor in read_checkpoint(self.name, path).items()}
-        self.head = filled(self.name, path, lambda: linear_head(width), state).to(self.device)
+        state = {
+            name.removeprefix("layers."): tensor for name, tensor in read_checkpoint(self.name, path).items()
+        }
+        self.head = build_with_weights(self.name, path, lambda: linear_head(width), state).to(self.device)
         self.files = [path, *self.clip.files]
 
     @classmethod

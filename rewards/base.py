@@ -40,7 +40,9 @@ class Reward(ABC):
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> list[str]:
-        """Refuse options (all of them, by name) that cannot work, loading nothing: RewardError; what will be fetched, in words."""
+        """Refuse options (all of them, by name) that cannot work, loading nothing: RewardError; what will be
+        fetched, in words.
+        """
         return []
 
     @abstractmethod
@@ -48,9 +50,14 @@ class Reward(ABC):
         """Scores [B] of images [B, 3, H, W] in [0, 1] on the device."""
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores [B] float32 of images [B, 3, H, W] in [0, 1]; a number of prompts other than B: ValueError."""
+        """Scores [B] float32 of images [B, 3, H, W] in [0, 1]; a number of prompts other than B:
+        ValueError.
+        """
         if images.ndim != 4 or images.shape[1] != 3 or len(images) != len(prompts):
-            raise ValueError(f"reward {self.name}: {list(images.shape)} images for {len(prompts)} prompts, expected [B, 3, H, W] for B")
+            raise ValueError(
+                f"reward {self.name}: {list(images.shape)} images for {len(prompts)} prompts, expected [B, 3,"
+                " H, W] for B"
+            )
         with torch.inference_mode():
             return self.score(images.to(self.device, torch.float32), prompts).float()
 
@@ -63,7 +70,9 @@ class Reward(ABC):
         return heads[self.name]
 
     def protocol(self) -> dict[str, Any]:
-        """What two scores must share to be compared, as JSON values: name, version, hashes of the weights, preprocessing, options."""
+        """What two scores must share to be compared, as JSON values: name, version, hashes of the weights,
+        preprocessing, options.
+        """
         preprocessing = "none" if self.pixels is None else str(self.pixels)
         return {
             "name": self.name,

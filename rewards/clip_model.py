@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-from backends.digits import REWARD_FOLDER
+from digits import REWARD_FOLDER
 
 from .base import CosineReward
-from .files import check_folder, refusing, unusable, weight_files
+from .files import check_folder, unusable, weight_files, wrap_errors
 from .pixels import Pixels
 
 CLIP_L = "openai/clip-vit-large-patch14"
@@ -19,16 +19,18 @@ PICKSCORE = "yuvalkirstain/PickScore_v1"
 
 
 class ClipReward(CosineReward):
-    """Cosine of a CLIP model's image and text embeddings (Radford et al. 2021, arXiv 2103.00020); times its logit scale if `scaled`.
+    """Cosine of a CLIP model's image and text embeddings (Radford et al. 2021, arXiv 2103.00020); times its
+    logit scale if `scaled`.
 
-    `folder` holds the model and `processor` its tokenizer and image sizes: folders or names on the hub. Neither: RewardError.
+    `folder` holds the model and `processor` its tokenizer and image sizes: folders or names on the hub.
+    Neither: RewardError.
     """
 
     version = "1"
 
     def __init__(self, name: str, folder: str, processor: str, device: torch.device | str, scaled: bool):
         self.name, self.scaled = name, scaled
-        with refusing(name, unusable(folder, "a CLIP model")):
+        with wrap_errors(name, unusable(folder, "a CLIP model")):
             model, info = CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
             lacking = [*info["missing_keys"], *info["mismatched_keys"]]
             if lacking:
@@ -43,8 +45,12 @@ class ClipReward(CosineReward):
 
     def encode_text(self, prompt: str) -> Tensor:
         longest = self.model.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(prompt, padding="max_length", truncation=True, max_length=longest, return_tensors="pt").to(self.device)
-        return self.model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
+        tokens = self.tokenizer(
+            prompt, padding="max_length", truncation=True, max_length=longest, return_tensors="pt"
+        ).to(self.device)
+        return self.model.get_text_features(
+            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
+        ).pooler_output
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         cosine = super().score(images, prompts)
@@ -76,7 +82,9 @@ class DigitsReward(ClipScore):
 
 
 class PickScore(ClipReward):
-    """PickScore (Kirstain et al. 2023, arXiv 2305.01569): logit scale times cosine of a tuned CLIP ViT-H/14."""
+    """PickScore (Kirstain et al. 2023, arXiv 2305.01569): logit scale times cosine of a tuned CLIP
+    ViT-H/14.
+    """
 
     version = "v1"
 
@@ -90,13 +98,18 @@ class PickScore(ClipReward):
 
 
 def load_processor(reward: str, where: str) -> tuple[Any, Pixels]:
-    """The tokenizer and the image preparation of a CLIP model, in a folder or on the hub; none that can work: RewardError."""
-    with refusing(reward, unusable(where, "a CLIP processor")):
+    """The tokenizer and the image preparation of a CLIP model, in a folder or on the hub; none that can work:
+    RewardError.
+    """
+    with wrap_errors(reward, unusable(where, "a CLIP processor")):
         tokenizer = AutoTokenizer.from_pretrained(where)
         if len(tokenizer) < 512:  # each byte, inside and at the end of a word
             raise ValueError(f"a tokenizer of {len(tokenizer)} words, whose files are missing")
-        # The PIL one by name: which one AutoImageProcessor takes depends on what is installed. It only tells sizes here.
+        # The PIL one by name: which one AutoImageProcessor takes depends on what is installed. It only tells
+        # sizes here.
         processor = CLIPImageProcessorPil.from_pretrained(where)
         if "shortest_edge" not in processor.size:
             raise ValueError(f"its processor has size {dict(processor.size)}, expected shortest_edge")
-    return tokenizer, Pixels(processor.size["shortest_edge"], tuple(processor.image_mean), tuple(processor.image_std))
+    return tokenizer, Pixels(
+        processor.size["shortest_edge"], tuple(processor.image_mean), tuple(processor.image_std)
+    )

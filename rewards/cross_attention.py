@@ -1,4 +1,6 @@
-"""How MPS lets image tokens read the prompt: multi-query attention with a gated feed-forward network beside it."""
+"""How MPS lets image tokens read the prompt: multi-query attention with a gated feed-forward network beside
+it.
+"""
 
 import re
 from collections.abc import Mapping
@@ -16,18 +18,24 @@ def heads_of(x: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, kept: Tensor | None = None) -> Tensor:
-    """Attention of queries [B, heads, n, WIDTH] to one head of keys and values [B, 1, m, WIDTH] (Shazeer 2019): [B, n, heads * WIDTH]."""
+    """Attention of queries [B, heads, n, WIDTH] to one head of keys and values [B, 1, m, WIDTH] (Shazeer
+    2019): [B, n, heads * WIDTH].
+    """
     k, v = (x.expand(-1, q.shape[1], -1, -1) for x in (k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=kept).transpose(1, 2).flatten(2)
 
 
 def rotated(x: Tensor) -> Tensor:
-    """Rotary positions 0..n-1 (Su et al. 2021, equation 34) on [B, heads, n, WIDTH], pairs half a head apart."""
+    """Rotary positions 0..n-1 (Su et al. 2021, equation 34) on [B, heads, n, WIDTH], pairs half a
+    head apart.
+    """
     half = WIDTH // 2
     frequencies = 10000.0 ** (-torch.arange(half, device=x.device, dtype=x.dtype) / half)
     angles = torch.arange(x.shape[-2], device=x.device, dtype=x.dtype)[:, None] * frequencies
     first, second = x.split(half, -1)
-    return torch.cat([first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()], -1)
+    return torch.cat(
+        [first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()], -1
+    )
 
 
 class SwiGLU(nn.Module):
@@ -39,7 +47,9 @@ class SwiGLU(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Image tokens [B, n, D] read prompt tokens [B, m, D] where `kept` [B, m] is true, a feed-forward network beside: [B, n, D]."""
+    """Image tokens [B, n, D] read prompt tokens [B, m, D] where `kept` [B, m] is true, a feed-forward network
+    beside: [B, n, D].
+    """
 
     def __init__(self, dim: int, heads: int, ff_mult: int):
         super().__init__()
@@ -48,7 +58,9 @@ class CrossAttention(nn.Module):
         self.to_kv = nn.Linear(dim, 2 * WIDTH, bias=False)
         self.to_out = nn.Linear(heads * WIDTH, dim, bias=False)
         widths = (dim, 2 * ff_mult * dim), (ff_mult * dim, dim)
-        self.ff = nn.Sequential(nn.Linear(*widths[0], bias=False), SwiGLU(), nn.Linear(*widths[1], bias=False))
+        self.ff = nn.Sequential(
+            nn.Linear(*widths[0], bias=False), SwiGLU(), nn.Linear(*widths[1], bias=False)
+        )
 
     def forward(self, x: Tensor, context: Tensor, kept: Tensor) -> Tensor:
         x = self.norm(x)
@@ -57,7 +69,9 @@ class CrossAttention(nn.Module):
 
 
 class ParallelBlock(nn.Module):
-    """Self-attention with rotary positions and a feed-forward network, both from one projection, of [B, n, D] (PaLM's block)."""
+    """Self-attention with rotary positions and a feed-forward network, both from one projection, of [B, n, D]
+    (PaLM's block).
+    """
 
     def __init__(self, dim: int, heads: int, ff_mult: int):
         super().__init__()
@@ -74,12 +88,15 @@ class ParallelBlock(nn.Module):
 
 
 class CrossModel(nn.Module):
-    """The layers of MPS's condition module (Zhang et al. 2024, arXiv 2405.14705): [B, n, D] of the image, having read the prompt."""
+    """The layers of MPS's condition module (Zhang et al. 2024, arXiv 2405.14705): [B, n, D] of the image,
+    having read the prompt.
+    """
 
     def __init__(self, dim: int, layers: int = 4, heads: int = 16, ff_mult: int = 4):
         super().__init__()
         self.layers = nn.ModuleList(
-            nn.ModuleList([CrossAttention(dim, heads, ff_mult), ParallelBlock(dim, heads, ff_mult)]) for _ in range(layers)
+            nn.ModuleList([CrossAttention(dim, heads, ff_mult), ParallelBlock(dim, heads, ff_mult)])
+            for _ in range(layers)
         )
 
     def forward(self, image: Tensor, prompt: Tensor, kept: Tensor) -> Tensor:

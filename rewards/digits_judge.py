@@ -5,14 +5,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from backends.digits.data import SIZE, parse
-from backends.digits.judge import FOLDER, Judge
+from digits.data import SIZE, parse
+from digits.judge import FOLDER, Judge
 
 from .base import Reward, RewardError
 
 
 class JudgeReward(Reward):
-    """The judge's log probability of the digit and the colour that a prompt names, mean over the two; for measuring only."""
+    """The judge's log probability of the digit and the colour that a prompt names, mean over the two; for
+    measuring only.
+    """
 
     name = "judge"
     version = "1"
@@ -27,7 +29,10 @@ class JudgeReward(Reward):
         if None in labels:
             raise RewardError(f"reward judge: prompt {prompts[labels.index(None)]!r} names no digit")
         if images.shape[-2:] != (SIZE, SIZE):
-            raise RewardError(f"reward judge: images of {images.shape[-1]} x {images.shape[-2]} pixels, expected {SIZE} x {SIZE} digits")
+            raise RewardError(
+                f"reward judge: images of {images.shape[-1]} x {images.shape[-2]} pixels, expected {SIZE} x"
+                f" {SIZE} digits"
+            )
         heads = self.net(images)
         total = torch.zeros(len(images), device=self.device)
         for name in ("digit", "colour"):

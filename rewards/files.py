@@ -1,4 +1,6 @@
-"""Where a reward's weights are, how they are read without running anything, and what to say when they cannot be."""
+"""Where a reward's weights are, how they are read without running anything, and what to say when they cannot
+be.
+"""
 
 import re
 import zipfile
@@ -18,16 +20,23 @@ FOLDER = Path("weights")
 
 
 def find_file(reward: str, path: str | None, file: str, repository: str | None) -> Path:
-    """The weight file of a reward: the one named, else FOLDER/file, else the one in the hub cache; none: RewardError.
+    """The weight file of a reward: the one named, else FOLDER/file, else the one in the hub cache; none:
+    RewardError.
 
     `repository` is where the hub has it, if it does.
     """
     places, remedy = f"{FOLDER / file}", f"put {file}, from its authors, into {FOLDER}/"
     if repository is not None:
-        places, remedy = f"{places} or in the hub cache", f"run 'hf download {repository} {file} --local-dir {FOLDER}'"
+        places, remedy = (
+            f"{places} or in the hub cache",
+            f"run 'hf download {repository} {file} --local-dir {FOLDER}'",
+        )
     if path is not None:
         if not Path(path).is_file():
-            raise RewardError(f"reward {reward!r}: weights_path {path!r} is not a file; correct it, or {remedy} and leave it out")
+            raise RewardError(
+                f"reward {reward!r}: weights_path {path!r} is not a file; correct it, or {remedy} and leave"
+                " it out"
+            )
         return Path(path)
     if (FOLDER / file).is_file():
         return FOLDER / file
@@ -49,14 +58,19 @@ def find_folder(where: str, file: str = "config.json") -> Path | None:
 
 
 def check_folder(reward: str, where: str, file: str = "config.json") -> list[str]:
-    """What will be fetched for a model, in words; a model that is nowhere and cannot be fetched: RewardError."""
+    """What will be fetched for a model, in words; a model that is nowhere and cannot be fetched:
+    RewardError.
+    """
     if find_folder(where, file) is not None:
         return []
     if Path(where).is_dir():
-        raise RewardError(f"reward {reward!r}: folder {where!r} has no {file}; name a folder as transformers saves it")
+        raise RewardError(
+            f"reward {reward!r}: folder {where!r} has no {file}; name a folder as transformers saves it"
+        )
     if is_offline_mode() or where.count("/") > 1 or where.startswith((".", "/", "~")):
         raise RewardError(
-            f"reward {reward!r}: {where!r} is neither a folder nor in the hub cache; run 'hf download {where}', or name a local folder"
+            f"reward {reward!r}: {where!r} is neither a folder nor in the hub cache; run 'hf download"
+            f" {where}', or name a local folder"
         )
     return [f"reward {reward!r}: {where} is not in the hub cache and will be fetched"]
 
@@ -71,24 +85,32 @@ def weight_files(where: str) -> list[Path]:
 
 def read_checkpoint(reward: str, path: Path) -> dict[str, Any]:
     """The dictionary in a torch file, of tensors and plain containers only; anything else: RewardError."""
-    with refusing(reward, unfit(path)):
+    with wrap_errors(reward, not_fitting(path)):
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         if not isinstance(found, dict):
             raise TypeError(f"it holds a {type(found).__name__}, expected a dictionary")
         return found
 
 
-def fill(reward: str, path: Path, module: nn.Module, state: Mapping[str, Tensor], assign: bool = False) -> None:
-    """Load the tensors of a file into a module, strictly; one lacking, left over or of another shape: RewardError."""
-    with refusing(reward, unfit(path)):
+def load_weights(
+    reward: str, path: Path, module: nn.Module, state: Mapping[str, Tensor], assign: bool = False
+) -> None:
+    """Load the tensors of a file into a module, strictly; one lacking, left over or of another shape:
+    RewardError.
+    """
+    with wrap_errors(reward, not_fitting(path)):
         module.load_state_dict(state, strict=True, assign=assign)
 
 
-def filled(reward: str, path: Path, build: Callable[[], nn.Module], state: Mapping[str, Tensor]) -> nn.Module:
-    """The module that `build` makes, with the tensors of a file, in float32, frozen; nothing is initialised on the way."""
+def build_with_weights(
+    reward: str, path: Path, build: Callable[[], nn.Module], state: Mapping[str, Tensor]
+) -> nn.Module:
+    """The module that `build` makes, with the tensors of a file, in float32, frozen; nothing is initialised
+    on the way.
+    """
     with torch.device("meta"):
         module = build()
-    fill(reward, path, module, state, assign=True)
+    load_weights(reward, path, module, state, assign=True)
     for part in module.modules():
         for name, buffer in part.named_buffers(recurse=False):
             if name == "position_ids":  # made by the constructor, and in no file
@@ -97,7 +119,7 @@ def filled(reward: str, path: Path, build: Callable[[], nn.Module], state: Mappi
 
 
 @contextmanager
-def refusing(reward: str, said: str) -> Iterator[None]:
+def wrap_errors(reward: str, said: str) -> Iterator[None]:
     """Whatever goes wrong within becomes a RewardError that says this, and why."""
     try:
         yield
@@ -106,7 +128,7 @@ def refusing(reward: str, said: str) -> Iterator[None]:
         raise RewardError(f"reward {reward!r}: {said} ({type(error).__name__}: {reason})") from error
 
 
-def unfit(path: Path) -> str:
+def not_fitting(path: Path) -> str:
     """What is said of a file that does not hold what a reward needs."""
     return f"{path} does not hold the weights it needs; download it again, or name another file"
 

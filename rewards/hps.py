@@ -10,17 +10,19 @@ import torch
 from torch import Tensor
 
 from .base import CosineReward, RewardError
-from .files import fill, find_file, read_checkpoint
+from .files import find_file, load_weights, read_checkpoint
 from .pixels import Pixels
 
 VERSIONS = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 
 
 class HPSReward(CosineReward):
-    """Cosine of HPSv2's image and text embeddings (Wu et al. 2023, arXiv 2306.09341), prepared as hpsv2 does: resized as floats.
+    """Cosine of HPSv2's image and text embeddings (Wu et al. 2023, arXiv 2306.09341), prepared as hpsv2 does:
+    resized as floats.
 
-    `weights_path` is the published file of `version`, {'state_dict': ...}; `model_name` its layout in open_clip; under `amp`
-    the towers run in float16 on CUDA. A file of another version or layout, or no open_clip: RewardError.
+    `weights_path` is the published file of `version`, {'state_dict': ...}; `model_name` its layout in
+    open_clip; under `amp` the towers run in float16 on CUDA. A file of another version or layout, or no
+    open_clip: RewardError.
     """
 
     name = "hps"
@@ -38,13 +40,20 @@ class HPSReward(CosineReward):
         import open_clip
 
         if model_name not in open_clip.list_models():
-            raise RewardError(f"reward 'hps': unknown model_name {model_name!r}, expected one of open_clip's models, such as ViT-H-14")
-        with torch.random.fork_rng(devices=[]):  # its random weights, replaced at once, are not to disturb the caller's numbers
+            raise RewardError(
+                f"reward 'hps': unknown model_name {model_name!r}, expected one of open_clip's models, such"
+                " as ViT-H-14"
+            )
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # its random weights, replaced at once, are not to disturb the caller's numbers
             model = open_clip.create_model(model_name, pretrained=None, output_dict=False)
         checkpoint = read_checkpoint("hps", path)
         if "state_dict" not in checkpoint:
-            raise RewardError(f"reward 'hps': {path} has no 'state_dict'; give the published {VERSIONS[version]}")
-        fill("hps", path, model, checkpoint["state_dict"])
+            raise RewardError(
+                f"reward 'hps': {path} has no 'state_dict'; give the published {VERSIONS[version]}"
+            )
+        load_weights("hps", path, model, checkpoint["state_dict"])
         super().__init__(device, Pixels(side=model.visual.image_size[0], clamp=False))
         self.model = model.requires_grad_(False).eval().to(self.device)
         self.tokenizer = open_clip.get_tokenizer(model_name)
@@ -77,7 +86,8 @@ def weights_of(path: str | None, version: str) -> Path:
     for other, file in VERSIONS.items():
         if path is not None and other != version and Path(path).name == file:
             raise RewardError(
-                f"reward 'hps': {path!r} holds {other}, but version is {version!r}; set version: {other}, or name {VERSIONS[version]}"
+                f"reward 'hps': {path!r} holds {other}, but version is {version!r}; set version: {other}, or"
+                f" name {VERSIONS[version]}"
             )
     return find_file("hps", path, VERSIONS[version], "xswu/HPSv2")
 
@@ -85,4 +95,6 @@ def weights_of(path: str | None, version: str) -> Path:
 def require_open_clip() -> None:
     """No open_clip: RewardError."""
     if find_spec("open_clip") is None:
-        raise RewardError("reward 'hps': open_clip is not installed; run \"pip install 'epd-solver[rewards]'\"")
+        raise RewardError(
+            "reward 'hps': open_clip is not installed; run \"pip install 'epd-solver[rewards]'\""
+        )

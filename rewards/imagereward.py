@@ -1,4 +1,6 @@
-"""ImageReward (Xu et al. 2023, arXiv 2304.05977): BLIP reads the prompt with the image before it, and a head scores what it read."""
+"""ImageReward (Xu et al. 2023, arXiv 2304.05977): BLIP reads the prompt with the image before it, and a head
+scores what it read.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from .base import Reward, RewardError
-from .files import check_folder, filled, find_file, read_checkpoint, refusing, unusable
+from .files import build_with_weights, check_folder, find_file, read_checkpoint, unusable, wrap_errors
 from .linear_head import linear_head
 from .pixels import Pixels
 
@@ -51,16 +53,22 @@ RULES = (  # from the names of the published file to transformers'; the text enc
     (r"^vision\.blocks\.(\d+)\.attn\.proj\.", r"vision.encoder.layers.\1.self_attn.projection."),
     (r"^vision\.blocks\.(\d+)\.mlp\.", r"vision.encoder.layers.\1.mlp."),
 )
-UNUSED = re.compile(r"^blip\.(vision_proj|text_proj|itm_head|temp|\w*queue\w*|\w+_m)(\.|$)|^text\.embeddings\.position_ids$")
+UNUSED = re.compile(
+    r"^blip\.(vision_proj|text_proj|itm_head|temp|\w*queue\w*|\w+_m)(\.|$)|^text\.embeddings\.position_ids$"
+)
 
 
 class ImageRewardNet(nn.Module):
-    """Images [B, 3, side, side], tokens and their mask [B, 35] to raw scores [B] (arXiv 2304.05977, section 3)."""
+    """Images [B, 3, side, side], tokens and their mask [B, 35] to raw scores [B] (arXiv 2304.05977, section
+    3).
+    """
 
     def __init__(self):
         super().__init__()
         self.vision = BlipVisionModel(BlipVisionConfig(**VISION))
-        self.text = BlipTextModel(BlipTextConfig(**TEXT, encoder_hidden_size=VISION["hidden_size"]), add_pooling_layer=False)
+        self.text = BlipTextModel(
+            BlipTextConfig(**TEXT, encoder_hidden_size=VISION["hidden_size"]), add_pooling_layer=False
+        )
         self.mlp = linear_head(TEXT["hidden_size"])
 
     def forward(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -70,20 +78,30 @@ class ImageRewardNet(nn.Module):
 
 
 class ImageReward(Reward):
-    """The standard score of ImageReward (Xu et al. 2023, arXiv 2304.05977): (f - mean) / std of its training scores.
+    """The standard score of ImageReward (Xu et al. 2023, arXiv 2304.05977): (f - mean) / std of its training
+    scores.
 
-    `tokenizer` is BERT's: a folder or a name on the hub. `offset: published` adds 3 std, as the published RDPO rewards do.
+    `tokenizer` is BERT's: a folder or a name on the hub. `offset: published` adds 3 std, as the published
+    RDPO rewards do.
     """
 
     name = "imagereward"
     version = "v1.0"
 
-    def __init__(self, device: torch.device | str, weights_path: str | None = None, tokenizer: str = TOKENIZER, offset: str = "none"):
+    def __init__(
+        self,
+        device: torch.device | str,
+        weights_path: str | None = None,
+        tokenizer: str = TOKENIZER,
+        offset: str = "none",
+    ):
         self.shift = offset_of(offset)
         path = find_file(self.name, weights_path, FILE, REPOSITORY)
         self.tokenizer = load_tokenizer(tokenizer)
         self.device, self.pixels = torch.device(device), Pixels(VISION["image_size"])
-        self.net = filled(self.name, path, ImageRewardNet, renamed(read_checkpoint(self.name, path))).to(self.device)
+        self.net = build_with_weights(
+            self.name, path, ImageRewardNet, renamed(read_checkpoint(self.name, path))
+        ).to(self.device)
         self.files, self.options = [path], {"offset": offset}
 
     @classmethod
@@ -93,7 +111,9 @@ class ImageReward(Reward):
         return check_folder(cls.name, options["tokenizer"], "tokenizer_config.json")
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        texts = self.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt").to(self.device)
+        texts = self.tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
+        ).to(self.device)
         raw = self.net(self.pixels(images), texts.input_ids, texts.attention_mask)
         return (raw - MEAN) / STD + self.shift
 
@@ -112,13 +132,15 @@ def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def offset_of(choice: str) -> float:
     """What is added to a score; an unknown choice: RewardError."""
     if choice not in OFFSETS:
-        raise RewardError(f"reward 'imagereward': unknown offset {choice!r}, expected one of {', '.join(OFFSETS)}")
+        raise RewardError(
+            f"reward 'imagereward': unknown offset {choice!r}, expected one of {', '.join(OFFSETS)}"
+        )
     return OFFSETS[choice]
 
 
 def load_tokenizer(where: str) -> BertTokenizer:
     """BERT's tokenizer from a folder or the hub; none there: RewardError."""
-    with refusing("imagereward", unusable(where, "a BERT tokenizer")):
+    with wrap_errors("imagereward", unusable(where, "a BERT tokenizer")):
         tokenizer = BertTokenizer.from_pretrained(where)
         if len(tokenizer) < 100:
             raise ValueError(f"a tokenizer of {len(tokenizer)} words, whose files are missing")

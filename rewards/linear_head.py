@@ -1,4 +1,6 @@
-"""The head that the aesthetic predictor and ImageReward share: five linear layers with nothing but dropout between."""
+"""The head that the aesthetic predictor and ImageReward share: five linear layers with nothing but dropout
+between.
+"""
 
 from itertools import pairwise
 

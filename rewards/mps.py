@@ -1,4 +1,6 @@
-"""MPS (Zhang et al. 2024, arXiv 2405.14705): CLIP ViT-H/14 whose image reads the words of the prompt that matter for a condition."""
+"""MPS (Zhang et al. 2024, arXiv 2405.14705): CLIP ViT-H/14 whose image reads the words of the prompt that
+matter for a condition.
+"""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -13,18 +15,20 @@ from transformers import CLIPConfig, CLIPModel
 from .base import Reward, RewardError
 from .clip_model import CLIP_H, load_processor
 from .cross_attention import CrossModel, renamed
-from .files import check_folder, filled, find_file, refusing, unfit, unusable
-from .inert import read_module_tensors
+from .files import build_with_weights, check_folder, find_file, not_fitting, unusable, wrap_errors
+from .safe_pickle import read_module_tensors
 
 FILE = "MPS_overall_checkpoint.pth"
 OVERALL = (
-    "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, structure, instance, texture, "
-    "quantity, attributes, position, number, location, word, things."
+    "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, structure,"
+    " instance, texture, quantity, attributes, position, number, location, word, things."
 )
 
 
 class Text(NamedTuple):
-    """What is known of a prompt: its tokens' embeddings [77, D], its own [D], and which tokens the condition keeps [77]."""
+    """What is known of a prompt: its tokens' embeddings [77, D], its own [D], and which tokens the condition
+    keeps [77].
+    """
 
     tokens: Tensor
     whole: Tensor
@@ -41,11 +45,12 @@ class MPSNet(nn.Module):
 
 
 class MPSReward(Reward):
-    """The overall score of MPS (Zhang et al. 2024, arXiv 2405.14705): logit scale times cosine of the prompt and the image that read it.
+    """The overall score of MPS (Zhang et al. 2024, arXiv 2405.14705): logit scale times cosine of the prompt
+    and the image that read it.
 
-    A prompt token is read where its best inner product with a token of `condition`, over the prompt's largest, is above
-    `threshold`. `weights_path` is the published pickle, of which only tensors are read; `processor` has the CLIP configuration
-    and tokenizer: a folder or a name on the hub.
+    A prompt token is read where its best inner product with a token of `condition`, over the prompt's
+    largest, is above `threshold`. `weights_path` is the published pickle, of which only tensors are read;
+    `processor` has the CLIP configuration and tokenizer: a folder or a name on the hub.
     """
 
     name = "mps"
@@ -63,9 +68,11 @@ class MPSReward(Reward):
         path = find_file(self.name, weights_path, FILE, None)
         self.device, self.threshold = torch.device(device), threshold
         self.tokenizer, self.pixels = load_processor(self.name, processor)
-        with refusing(self.name, unusable(processor, "a CLIP configuration")):
+        with wrap_errors(self.name, unusable(processor, "a CLIP configuration")):
             config = CLIPConfig.from_pretrained(processor)
-        self.net = filled(self.name, path, lambda: MPSNet(config), read_state(self.name, path)).to(self.device)
+        self.net = build_with_weights(
+            self.name, path, lambda: MPSNet(config), read_state(self.name, path)
+        ).to(self.device)
         self.files, self.options = [path], {"condition": condition, "threshold": threshold}
         with torch.inference_mode():
             self.condition = self.encode(condition)[0]
@@ -94,14 +101,16 @@ class MPSReward(Reward):
         """Embeddings of a text's tokens, padding and all [77, D], and of its end [D]."""
         clip = self.net.model
         longest = clip.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(text, padding="max_length", truncation=True, max_length=longest, return_tensors="pt").input_ids
+        tokens = self.tokenizer(
+            text, padding="max_length", truncation=True, max_length=longest, return_tensors="pt"
+        ).input_ids
         found = clip.text_model(input_ids=tokens.to(self.device))
         return clip.text_projection(found.last_hidden_state[0]), clip.text_projection(found.pooler_output[0])
 
 
 def read_state(reward: str, path: Path) -> dict[str, Tensor]:
     """The tensors of the published pickle under the names of MPSNet; another file: RewardError."""
-    with refusing(reward, unfit(path)):
+    with wrap_errors(reward, not_fitting(path)):
         state = renamed(read_module_tensors(path))
     return {name: tensor for name, tensor in state.items() if not name.endswith(".position_ids")}
 

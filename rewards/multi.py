@@ -14,7 +14,10 @@ HEADS = tuple(name for name in NAMES if name not in ("judge", "multi"))
 PUBLISHED = {  # lowest and highest score
     "hps": (0.0, 1.0),
     "pickscore": (0.0, 26.0),
-    "imagereward": (-3.1000185, 6.8999815),  # published as 0 to 10 of the score plus 3 std; here the standard score
+    "imagereward": (
+        -3.1000185,
+        6.8999815,
+    ),  # published as 0 to 10 of the score plus 3 std; here the standard score
     "clip": (0.0, 1.0),
     "aesthetic": (0.0, 10.0),
 }
@@ -25,9 +28,9 @@ CONSTANTS = {"published": PUBLISHED, "standard": STANDARD}
 class MultiReward(Reward):
     """sum_h weight_h n_h / sum_h weight_h over heads h with a weight above 0; the others are not loaded.
 
-    `normalise: published` takes n = clip((s - low) / (high - low), 0, 1), `standard` n = (s - mean) / std of a head's score s, with
-    the pair of that head from `constants`, else the one published. `configs` has each head's own options. A head without a pair, a
-    weight below 0, or an unknown name: RewardError.
+    `normalise: published` takes n = clip((s - low) / (high - low), 0, 1), `standard` n = (s - mean) / std of
+    a head's score s, with the pair of that head from `constants`, else the one published. `configs` has each
+    head's own options. A head without a pair, a weight below 0, or an unknown name: RewardError.
     """
 
     name = "multi"
@@ -78,7 +81,11 @@ class MultiReward(Reward):
         heads = {name: reward.protocol() for name, reward in self.rewards.items()}
         hashes = [found for head in heads.values() for found in head["weights"]]
         options = {**self.options, "heads": heads}
-        return super().protocol() | {"weights": hashes, "preprocessing": "that of each head", "options": options}
+        return super().protocol() | {
+            "weights": hashes,
+            "preprocessing": "that of each head",
+            "options": options,
+        }
 
 
 def weights_of(asked: Mapping[str, float] | None) -> dict[str, float]:
@@ -87,14 +94,18 @@ def weights_of(asked: Mapping[str, float] | None) -> dict[str, float]:
     for name, weight in weights.items():
         choice("multi", "head", name, HEADS)
         if not is_number(weight) or weight < 0:
-            raise RewardError(f"reward 'multi': weights.{name} is {weight!r}, expected a number of at least 0")
+            raise RewardError(
+                f"reward 'multi': weights.{name} is {weight!r}, expected a number of at least 0"
+            )
     positive = {name: float(weight) for name, weight in weights.items() if weight > 0}
     if not positive:
         raise RewardError("reward 'multi': no weight is above 0; give one, such as weights.hps: 1")
     return positive
 
 
-def constants_of(weights: Mapping[str, float], normalise: str, asked: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+def constants_of(
+    weights: Mapping[str, float], normalise: str, asked: Mapping[str, Sequence[float]]
+) -> dict[str, list[float]]:
     """The pair of numbers that brings each head to the common scale."""
     choice("multi", "normalise", normalise, tuple(CONSTANTS))
     for name in asked:
@@ -103,7 +114,9 @@ def constants_of(weights: Mapping[str, float], normalise: str, asked: Mapping[st
     meaning = "[mean, std] with std above 0" if normalise == "standard" else "[lowest, highest] in this order"
     for name in weights:
         if name not in known:
-            raise RewardError(f"reward 'multi': no {normalise} constants for {name!r}; give constants.{name}: {meaning}")
+            raise RewardError(
+                f"reward 'multi': no {normalise} constants for {name!r}; give constants.{name}: {meaning}"
+            )
         pair = known[name]
         if not is_pair(pair) or pair[1] <= (0 if normalise == "standard" else pair[0]):
             raise RewardError(f"reward 'multi': constants.{name} is {pair!r}, expected {meaning}")
@@ -121,10 +134,15 @@ def is_pair(value: object) -> bool:
     return isinstance(value, Sequence) and len(value) == 2 and all(map(is_number, value))
 
 
-def configs_of(weights: Mapping[str, float], asked: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def configs_of(
+    weights: Mapping[str, float], asked: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
     """Each head's own options."""
     for name in asked:
         choice("multi", "head of configs", name, HEADS)
     if "offset" in asked.get("imagereward", {}):
-        raise RewardError("reward 'multi': configs.imagereward.offset has no use here: constants.imagereward are of the standard score")
+        raise RewardError(
+            "reward 'multi': configs.imagereward.offset has no use here: constants.imagereward are of the"
+            " standard score"
+        )
     return {name: dict(asked.get(name, {})) for name in weights}

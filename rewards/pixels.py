@@ -11,10 +11,11 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class Pixels:
-    """Shorter side to `side`, the centre cut out, normalised, as CLIP does (Radford et al. 2021, arXiv 2103.00020).
+    """Shorter side to `side`, the centre cut out, normalised, as CLIP does (Radford et al. 2021, arXiv
+    2103.00020).
 
-    [B, 3, H, W] in [0, 1] to [B, 3, side, side]. Nothing is rounded to 8 bits. `clamp` takes off the overshoot of the bicubic
-    filter, as resizing an 8-bit image does.
+    [B, 3, H, W] in [0, 1] to [B, 3, side, side]. Nothing is rounded to 8 bits. `clamp` takes off the
+    overshoot of the bicubic filter, as resizing an 8-bit image does.
     """
 
     side: int = 224
@@ -38,4 +39,7 @@ class Pixels:
 
     def __str__(self) -> str:
         clamped = " clamped to [0, 1]," if self.clamp else ""
-        return f"shorter side to {self.side} (bicubic, antialiased, float32),{clamped} centre crop, mean {self.mean}, std {self.std}"
+        return (
+            f"shorter side to {self.side} (bicubic, antialiased, float32),{clamped} centre crop, mean"
+            f" {self.mean}, std {self.std}"
+        )

@@ -36,7 +36,9 @@ def load_reward(name: str, config: Mapping[str, Any], device: torch.device | str
 
 
 def check_reward(name: str, config: Mapping[str, Any]) -> list[str]:
-    """Refuse what load_reward would refuse, as far as can be told without loading weights; what it will fetch, in words."""
+    """Refuse what load_reward would refuse, as far as can be told without loading weights; what it will
+    fetch, in words.
+    """
     reward, options = resolve(name, config)
     return reward.check(options)
 
@@ -57,7 +59,9 @@ def choice(reward: str, what: str, value: str, valid: Sequence[str]) -> None:
     """Refuse a value that is not one of the valid ones: RewardError."""
     if value in valid:
         return
-    expected = f"expected one of {', '.join(valid)}{nearest(value, valid)}" if valid else "it has none: leave it out"
+    expected = (
+        f"expected one of {', '.join(valid)}{nearest(value, valid)}" if valid else "it has none: leave it out"
+    )
     raise RewardError(f"reward {reward!r}: unknown {what} {value!r}, {expected}")
 
 

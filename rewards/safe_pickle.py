@@ -20,8 +20,9 @@ class Inert:
 def read_module_tensors(path: Path) -> dict[str, Tensor]:
     """Parameters and buffers by name of a whole module saved with torch.save; no module there: ValueError.
 
-    Every class that the file names, but for tensors and containers, becomes an inert stand-in; none is imported, none is
-    called. A file that is no zip archive, or that a limited unpickler refuses even so, raises what torch raises.
+    Every class that the file names, but for tensors and containers, becomes an inert stand-in; none is
+    imported, none is called. A file that is no zip archive, or that a limited unpickler refuses even so,
+    raises what torch raises.
     """
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     stand_ins = [(Inert, name) for name in names]

@@ -1,13 +1,31 @@
 """Samplers of the diffusion ODE dx/dsigma = velocity(x, sigma), learned and classical, and their files."""
 
+from common.errors import UserError
+
 from .baselines import BASELINES, baseline_of, num_steps_for_depth, num_steps_for_evaluations
 from .epd import EPD
-from .errors import UserError
 from .multi_step import IPNDM, DPMpp, UniPC
-from .predictor import Predictor, PredictorError, Spec, load_predictor, resolve_predictor_path, save_predictor, tables_in
-from .sampling import FINISHES, Solver, denoiser_from_velocity, sample, trajectory, velocity_from_denoiser
-from .schedules import SCHEDULES, NoiseSchedule, discrete, flowmatch, logsnr, polynomial, schedule_nodes, time_uniform
+from .predictor import (
+    Predictor,
+    PredictorError,
+    Spec,
+    load_predictor,
+    resolve_predictor_path,
+    save_predictor,
+    tables_in,
+)
+from .schedules import (
+    SCHEDULES,
+    NoiseSchedule,
+    discrete,
+    flowmatch,
+    logsnr,
+    polynomial,
+    schedule_nodes,
+    time_uniform,
+)
 from .single_step import DPM, DPM2, Euler, Heun
+from .solver import FINISHES, Solver, denoiser_from_velocity, sample, trajectory, velocity_from_denoiser
 from .table import SolverTable
 from .tableau import Tableau, compile_tableau
 

@@ -5,10 +5,11 @@ from operator import attrgetter
 
 import torch
 
-from .errors import UserError
+from common.errors import UserError
+
 from .multi_step import IPNDM, DPMpp, Exponential, UniPC
-from .sampling import Solver
 from .single_step import DPM, DPM2, Euler, Heun
+from .solver import Solver
 from .tableau import compile_tableau
 
 BASELINES: dict[str, Solver] = {
@@ -34,12 +35,16 @@ def baseline_of(name: str, flow: bool) -> Solver:
 
 
 def num_steps_for_depth(solver: Solver, depth: int, finish: str = "none") -> int:
-    """The number of nodes with which a solver's serial depth is `depth`; none: UserError that names the nearest."""
+    """The number of nodes with which a solver's serial depth is `depth`; none: UserError that names the
+    nearest.
+    """
     return num_steps_for("serial depth", solver, depth, finish)
 
 
 def num_steps_for_evaluations(solver: Solver, evaluations: int, finish: str = "none") -> int:
-    """The number of nodes with which a solver takes so many evaluations in total; none: UserError that names the nearest."""
+    """The number of nodes with which a solver takes so many evaluations in total; none: UserError that names
+    the nearest.
+    """
     return num_steps_for("number of evaluations", solver, evaluations, finish)
 
 
@@ -52,4 +57,7 @@ def num_steps_for(cost: str, solver: Solver, wanted: int, finish: str) -> int:
             return num_steps
         found.append(got)
     nearest = sorted(set(found), key=lambda c: abs(c - wanted))[:2]
-    raise UserError(f"{type(solver).__name__} has no {cost} {wanted}; the nearest are {' and '.join(map(str, sorted(nearest)))}")
+    raise UserError(
+        f"{type(solver).__name__} has no {cost} {wanted}; the nearest are"
+        f" {' and '.join(map(str, sorted(nearest)))}"
+    )

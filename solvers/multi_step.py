@@ -7,8 +7,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .sampling import Solver
-from .single_step import first_slope
+from .single_step import first_velocity
+from .solver import Solver
 
 # Adams-Bashforth weights of orders 1 to 4 for equal steps, newest slope first
 ADAMS_BASHFORTH = (
@@ -21,10 +21,10 @@ ADAMS_BASHFORTH = (
 
 def extrapolate(slope: Tensor, history: tuple, max_order: int) -> tuple[Tensor, tuple]:
     """The Adams-Bashforth combination of a slope and the history of earlier ones, and the new history."""
-    slopes = (slope, *history)[:max_order]
-    weights = ADAMS_BASHFORTH[len(slopes) - 1]
-    combined = sum(a * d for a, d in zip(weights, slopes, strict=True)) if len(slopes) > 1 else slope
-    return combined, slopes[: max_order - 1]
+    velocities = (slope, *history)[:max_order]
+    weights = ADAMS_BASHFORTH[len(velocities) - 1]
+    combined = sum(a * d for a, d in zip(weights, velocities, strict=True)) if len(velocities) > 1 else slope
+    return combined, velocities[: max_order - 1]
 
 
 def check_order(name: str, order: int, highest: int) -> None:
@@ -34,7 +34,9 @@ def check_order(name: str, order: int, highest: int) -> None:
 
 @dataclass(frozen=True)
 class IPNDM(Solver):
-    """iPNDM (Zhang and Chen 2023, DEIS, section 3.4): Adams-Bashforth weights for equal steps, whatever the nodes."""
+    """iPNDM (Zhang and Chen 2023, DEIS, section 3.4): Adams-Bashforth weights for equal steps, whatever the
+    nodes.
+    """
 
     max_order: int = 4
     afs: bool = False
@@ -43,18 +45,20 @@ class IPNDM(Solver):
         check_order("IPNDM", self.max_order, len(ADAMS_BASHFORTH))
 
     def step(self, velocity, x, sigmas, n, history):
-        d = first_slope(velocity, x, sigmas, n, self.afs)
+        d = first_velocity(velocity, x, sigmas, n, self.afs)
         e, history = extrapolate(d, history, self.max_order)
         return x + (sigmas[n + 1] - sigmas[n]) * e, history
 
 
 @dataclass(frozen=True)
 class Exponential(Solver):
-    """What DPM-Solver++ and UniPC share: multistep on the denoised state D in lambda = log(alpha / sigma), half the log SNR.
+    """What DPM-Solver++ and UniPC share: multistep on the denoised state D in lambda = log(alpha / sigma),
+    half the log SNR.
 
-    The ODE is dx/dsigma = (x - D) / sigma for eps- and flow-matching models alike; alpha is 1 for the former and, with
-    `flow`, 1 - sigma for the latter, whose states x / (1 - sigma) then are those of the former at sigma / (1 - sigma).
-    Into sigma 0: order 1, x = D. `lower_order_final` lets the order fall in the last steps, as diffusers does below 15.
+    The ODE is dx/dsigma = (x - D) / sigma for eps- and flow-matching models alike; alpha is 1 for the former
+    and, with `flow`, 1 - sigma for the latter, whose states x / (1 - sigma) then are those of the former at
+    sigma / (1 - sigma). Into sigma 0: order 1, x = D. `lower_order_final` lets the order fall in the last
+    steps, as diffusers does below 15.
     """
 
     order: int = 2
@@ -66,7 +70,10 @@ class Exponential(Solver):
 
     def check(self, sigmas):
         if self.flow and sigmas[0] > 1:
-            raise ValueError(f"{type(self).__name__}: noise level {sigmas[0].item():g} of a flow-matching model, expected at most 1")
+            raise ValueError(
+                f"{type(self).__name__}: noise level {sigmas[0].item():g} of a flow-matching model, expected"
+                " at most 1"
+            )
 
     def order_of(self, remaining: int) -> int:
         """The order of a step when `remaining` steps are left, itself included."""
@@ -108,7 +115,9 @@ class DPMpp(Exponential):
 
 
 def _divided_differences(history: tuple, h: float) -> tuple[Tensor, Tensor | None]:
-    """Estimates of h D' and, from 3 entries, h^2 D'' / 2 at the newest of (D, lambda), newest first; D' is dD/dlambda."""
+    """Estimates of h D' and, from 3 entries, h^2 D'' / 2 at the newest of (D, lambda), newest first; D' is
+    dD/dlambda.
+    """
     (m0, l0), (m1, l1) = history[:2]
     r0 = (l0 - l1) / h
     d1_0 = (m0 - m1) / r0
@@ -122,10 +131,11 @@ def _divided_differences(history: tuple, h: float) -> tuple[Tensor, Tensor | Non
 
 @dataclass(frozen=True)
 class UniPC(Exponential):
-    """UniPC with B2(h) (Zhao et al. 2023, algorithms 5 and 6, data prediction): predictor and corrector from the same evaluations.
+    """UniPC with B2(h) (Zhao et al. 2023, algorithms 5 and 6, data prediction): predictor and corrector from
+    the same evaluations.
 
-    The corrector at a node uses the evaluation that the next predictor needs anyway, so a step costs one evaluation
-    and the last state is a predicted one.
+    The corrector at a node uses the evaluation that the next predictor needs anyway, so a step costs one
+    evaluation and the last state is a predicted one.
     """
 
     def step(self, velocity, x, sigmas, n, history):
@@ -140,7 +150,9 @@ class UniPC(Exponential):
         return self._update(x, past, s_next), (past, x)
 
     def _update(self, x: Tensor, past: tuple, s_next: float, corrector: Tensor | None = None) -> Tensor:
-        """From x at the newest node of `past`, pairs (D, sigma), to s_next; with `corrector`, D there, the corrected state."""
+        """From x at the newest node of `past`, pairs (D, sigma), to s_next; with `corrector`, D there, the
+        corrected state.
+        """
         m0, s0 = past[0]
         start = self.half_log_snr(s0)
         h = self.half_log_snr(s_next) - start
@@ -156,7 +168,8 @@ class UniPC(Exponential):
 
 @lru_cache(1024)
 def _unipc_weights(ratios: tuple[float, ...], h: float) -> tuple[float, ...]:
-    """The weights a of UniPC's equation R a = b / B2(h), kept for the next batch; a single term takes its limit 1/2 (remark 3.3).
+    """The weights a of UniPC's equation R a = b / B2(h), kept for the next batch; a single term takes its
+    limit 1/2 (remark 3.3).
 
     Pure noise is infinitely far away, and its weight 0.
     """

@@ -7,7 +7,9 @@ from torch import Tensor
 
 
 def polynomial(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7) -> Tensor:
-    """EDM's nodes, uniform in sigma^(1/rho) (Karras et al. 2022, equation 5): [num_steps], sigma_max to sigma_min."""
+    """EDM's nodes, uniform in sigma^(1/rho) (Karras et al. 2022, equation 5): [num_steps], sigma_max to
+    sigma_min.
+    """
     u = _ramp(num_steps, sigma_min, sigma_max, rho)
     nodes = (sigma_max ** (1 / rho) + u * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
     return _pinned(nodes, sigma_min, sigma_max)
@@ -21,7 +23,9 @@ def logsnr(num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
 
 
 def time_uniform(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 1) -> Tensor:
-    """Nodes uniform in the time t^(1/rho) of the linear-beta VP process through both ends (Song et al. 2021): [num_steps]."""
+    """Nodes uniform in the time t^(1/rho) of the linear-beta VP process through both ends (Song et al. 2021):
+    [num_steps].
+    """
     u = _ramp(num_steps, sigma_min, sigma_max, rho)
     epsilon = 1e-3
     low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
@@ -33,10 +37,11 @@ def time_uniform(num_steps: int, sigma_min: float, sigma_max: float, rho: float 
 
 
 def flowmatch(num_steps: int, shift: float | None = None, mu: float | None = None) -> Tensor:
-    """Flow-matching nodes (Esser et al. 2024, section 5.3.2): static `shift` (SD3: 3) or dynamic `mu` (FLUX at 1024 pixels: 1.15).
+    """Flow-matching nodes (Esser et al. 2024, section 5.3.2): static `shift` (SD3: 3) or dynamic `mu` (FLUX
+    at 1024 pixels: 1.15).
 
-    They equal FlowMatchEulerDiscreteScheduler's own grid without its final 0. With a static shift that grid ends at
-    the shifted 0.001 and is shifted once more, so that SD3's last node is 0.0089, not 0.0030.
+    They equal FlowMatchEulerDiscreteScheduler's own grid without its final 0. With a static shift that grid
+    ends at the shifted 0.001 and is shifted once more, so that SD3's last node is 0.0089, not 0.0030.
     """
     if (shift is None) == (mu is None):
         raise ValueError(f"flowmatch: shift is {shift} and mu is {mu}, expected either shift or mu")
@@ -51,17 +56,21 @@ def flowmatch(num_steps: int, shift: float | None = None, mu: float | None = Non
 
 
 class NoiseSchedule:
-    """Continuous noise level of a discrete-time eps-model: log alpha piecewise linear in t through t = i/T, i = 1..T.
+    """Continuous noise level of a discrete-time eps-model: log alpha piecewise linear in t through t = i/T, i
+    = 1..T.
 
-    alphas_cumprod [T] is the training schedule; sigma = sqrt(1 - alpha^2) / alpha is the variance-exploding noise
-    level (DPM-Solver, appendix D.4). Beyond both ends the end segment is extended.
+    alphas_cumprod [T] is the training schedule; sigma = sqrt(1 - alpha^2) / alpha is the variance-exploding
+    noise level (DPM-Solver, appendix D.4). Beyond both ends the end segment is extended.
     """
 
     def __init__(self, alphas_cumprod: Tensor):
         a = torch.as_tensor(alphas_cumprod, dtype=torch.float64)
         if a.ndim != 1 or len(a) < 2 or not (a.diff() < 0).all() or a[0] >= 1 or a[-1] <= 0:
             ends = a.flatten()[[0, -1]].tolist() if a.numel() else []
-            raise ValueError(f"noise schedule: alphas_cumprod must be 1-D and fall strictly within (0, 1), but goes from and to {ends}")
+            raise ValueError(
+                "noise schedule: alphas_cumprod must be 1-D and fall strictly within (0, 1), but goes from"
+                f" and to {ends}"
+            )
         self.log_alpha = 0.5 * a.log()
         self.times = torch.arange(1, len(a) + 1, dtype=torch.float64) / len(a)
 
@@ -85,7 +94,9 @@ class NoiseSchedule:
 
 
 def discrete(num_steps: int, noise_schedule: NoiseSchedule) -> Tensor:
-    """Nodes uniform in the time of a noise schedule, from t = 1 to its first knot (Stable Diffusion's default): [num_steps]."""
+    """Nodes uniform in the time of a noise schedule, from t = 1 to its first knot (Stable Diffusion's
+    default): [num_steps].
+    """
     first, last = noise_schedule.times[0].item(), noise_schedule.times[-1].item()
     return noise_schedule.sigma(last + _ramp(num_steps, first, last) * (first - last))
 
@@ -96,7 +107,10 @@ def _ramp(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 1) ->
     if num_steps < 2:
         raise ValueError(f"schedule: {num_steps} nodes, expected at least 2")
     if not 0 < sigma_min < sigma_max < math.inf:
-        raise ValueError(f"schedule: sigma_min {sigma_min} and sigma_max {sigma_max} must satisfy 0 < sigma_min < sigma_max")
+        raise ValueError(
+            f"schedule: sigma_min {sigma_min} and sigma_max {sigma_max} must satisfy 0 < sigma_min <"
+            " sigma_max"
+        )
     return torch.arange(num_steps, dtype=torch.float64) / (num_steps - 1)
 
 
@@ -107,7 +121,10 @@ def _pinned(nodes: Tensor, sigma_min: float | None = None, sigma_max: float | No
     if sigma_min is not None:
         nodes[-1] = sigma_min
     if not nodes.isfinite().all() or (nodes.diff() >= 0).any():
-        raise ValueError(f"schedule: its nodes {[round(s, 6) for s in nodes.tolist()]} do not descend; choose other noise levels or rho")
+        raise ValueError(
+            f"schedule: its nodes {[round(s, 6) for s in nodes.tolist()]} do not descend; choose other noise"
+            " levels or rho"
+        )
     return nodes
 
 
@@ -121,8 +138,12 @@ def _interpolate(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
 SCHEDULES = ("polynomial", "logsnr", "time_uniform", "discrete", "flowmatch")
 
 
-def schedule_nodes(kind: str, num_steps: int, sigma_min: float, sigma_max: float, rho: float | None = None) -> Tensor:
-    """The nodes [num_steps] of a schedule that its two ends decide: polynomial, logsnr or time_uniform; another: ValueError."""
+def schedule_nodes(
+    kind: str, num_steps: int, sigma_min: float, sigma_max: float, rho: float | None = None
+) -> Tensor:
+    """The nodes [num_steps] of a schedule that its two ends decide: polynomial, logsnr or time_uniform;
+    another: ValueError.
+    """
     warp = {} if rho is None else {"rho": rho}
     if kind == "polynomial":
         return polynomial(num_steps, sigma_min, sigma_max, **warp)
@@ -130,4 +151,6 @@ def schedule_nodes(kind: str, num_steps: int, sigma_min: float, sigma_max: float
         return logsnr(num_steps, sigma_min, sigma_max)
     if kind == "time_uniform":
         return time_uniform(num_steps, sigma_min, sigma_max, **warp)
-    raise ValueError(f"schedule {kind!r}: its ends do not decide its nodes; expected polynomial, logsnr or time_uniform")
+    raise ValueError(
+        f"schedule {kind!r}: its ends do not decide its nodes; expected polynomial, logsnr or time_uniform"
+    )

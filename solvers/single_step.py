@@ -5,15 +5,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .sampling import Solver, Velocity
 from .schedules import polynomial
+from .solver import Solver, Velocity
 
 
-def first_slope(velocity: Velocity, x: Tensor, sigmas: Tensor, n: int, afs: bool) -> Tensor:
-    """The slope at the start of interval n; with `afs` the first one is x / sqrt(1 + sigma^2), free of charge.
+def first_velocity(velocity: Velocity, x: Tensor, sigmas: Tensor, n: int, afs: bool) -> Tensor:
+    """The slope at the start of interval n; with `afs` the first one is x / sqrt(1 + sigma^2), free of
+    charge.
 
-    The analytical first step (Dockhorn et al. 2022, GENIE) takes data of unit variance in the variance-exploding
-    convention; it makes no sense for flow matching.
+    The analytical first step (Dockhorn et al. 2022, GENIE) takes data of unit variance in the
+    variance-exploding convention; it makes no sense for flow matching.
     """
     if afs and n == 0:
         return x / (1 + sigmas[0] ** 2).sqrt()
@@ -27,18 +28,20 @@ class Euler(Solver):
     afs: bool = False
 
     def step(self, velocity, x, sigmas, n, history):
-        return x + (sigmas[n + 1] - sigmas[n]) * first_slope(velocity, x, sigmas, n, self.afs), ()
+        return x + (sigmas[n + 1] - sigmas[n]) * first_velocity(velocity, x, sigmas, n, self.afs), ()
 
 
 @dataclass(frozen=True)
 class Heun(Solver):
-    """Heun's method (Karras et al. 2022, algorithm 1): 2 evaluations a step, order 2; an Euler step into sigma 0."""
+    """Heun's method (Karras et al. 2022, algorithm 1): 2 evaluations a step, order 2; an Euler step into
+    sigma 0.
+    """
 
     afs: bool = False
 
     def step(self, velocity, x, sigmas, n, history):
         h = sigmas[n + 1] - sigmas[n]
-        d = first_slope(velocity, x, sigmas, n, self.afs)
+        d = first_velocity(velocity, x, sigmas, n, self.afs)
         if sigmas[n + 1] == 0:
             return x + h * d, ()
         return x + h / 2 * (d + velocity(x + h * d, sigmas[n + 1])), ()
@@ -46,7 +49,8 @@ class Heun(Solver):
 
 @dataclass(frozen=True)
 class DPM2(Solver):
-    """DPM-Solver-2 (Lu et al. 2022, algorithm 1) with its midpoint at s'^r s^(1-r): 2 evaluations a step, order 2.
+    """DPM-Solver-2 (Lu et al. 2022, algorithm 1) with its midpoint at s'^r s^(1-r): 2 evaluations a step,
+    order 2.
 
     A step into sigma 0, whose midpoint would lie at 0, is an Euler step.
     """
@@ -60,7 +64,7 @@ class DPM2(Solver):
 
     def step(self, velocity, x, sigmas, n, history):
         s, s_next = sigmas[n], sigmas[n + 1]
-        d = first_slope(velocity, x, sigmas, n, self.afs)
+        d = first_velocity(velocity, x, sigmas, n, self.afs)
         if s_next == 0:
             return x + (s_next - s) * d, ()
         middle = s_next**self.r * s ** (1 - self.r)
@@ -71,7 +75,9 @@ class DPM2(Solver):
 
 @dataclass(frozen=True)
 class DPM(Solver):
-    """DPM-Solver-2 on `inner_steps` polynomial (rho 7) nodes within each interval: 2 (inner_steps - 1) evaluations a step."""
+    """DPM-Solver-2 on `inner_steps` polynomial (rho 7) nodes within each interval: 2 (inner_steps - 1)
+    evaluations a step.
+    """
 
     inner_steps: int = 2
     afs: bool = False
@@ -83,7 +89,11 @@ class DPM(Solver):
     def step(self, velocity, x, sigmas, n, history):
         if sigmas[n + 1] == 0:
             return Euler(self.afs).step(velocity, x, sigmas, n, ())
-        inner = polynomial(self.inner_steps, sigmas[n + 1].item(), sigmas[n].item()) if self.inner_steps > 2 else sigmas[n : n + 2]
+        inner = (
+            polynomial(self.inner_steps, sigmas[n + 1].item(), sigmas[n].item())
+            if self.inner_steps > 2
+            else sigmas[n : n + 2]
+        )
         for i in range(len(inner) - 1):
             x, _ = DPM2(afs=self.afs and n == i == 0).step(velocity, x, torch.as_tensor(inner), i, ())
         return x, ()

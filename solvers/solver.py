@@ -12,12 +12,14 @@ FINISHES = ("none", "euler", "denoise")
 
 
 class Solver:
-    """A method for the ODE dx/dsigma = velocity(x, sigma): frozen coefficients and one step with explicit history."""
+    """A method for the ODE dx/dsigma = velocity(x, sigma): frozen coefficients and one step with explicit
+    history.
+    """
 
     def check(self, sigmas: Tensor) -> None:
         """Raise ValueError when this solver cannot run on the nodes sigmas [N]."""
 
-    def on(self, sigmas: Tensor) -> "Solver":
+    def bind(self, sigmas: Tensor) -> "Solver":
         """This solver with all that depends on the nodes alone worked out, once for a trajectory."""
         return self
 
@@ -25,7 +27,9 @@ class Solver:
         """How many steps the loop takes on the nodes sigmas [N]."""
         return len(sigmas) - 1
 
-    def step(self, velocity: Velocity, x: Tensor, sigmas: Tensor, n: int, history: tuple) -> tuple[Tensor, tuple]:
+    def step(
+        self, velocity: Velocity, x: Tensor, sigmas: Tensor, n: int, history: tuple
+    ) -> tuple[Tensor, tuple]:
         """x at sigmas[n] -> x at sigmas[n + 1], and the history that the next step needs (empty at n = 0)."""
         raise TypeError(f"{type(self).__name__} has no step")
 
@@ -33,19 +37,24 @@ class Solver:
 def trajectory(solver: Solver, velocity: Velocity, x: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
     """Integrate from x [B, ...] at sigmas[0] and yield the state at each of sigmas[1:].
 
-    `velocity(x, sigma)` gets x [M*B, ...] (row m*B + b belongs to image b) and sigma [] or [M*B], float64, on the CPU
-    wherever x is: noise levels are known before any network runs, so nothing waits for the device to tell them. The
-    nodes descend and end at 0 or above; else ValueError.
+    `velocity(x, sigma)` gets x [M*B, ...] (row m*B + b belongs to image b) and sigma [] or [M*B], float64, on
+    the CPU wherever x is: noise levels are known before any network runs, so nothing waits for the device to
+    tell them. The nodes descend and end at 0 or above; else ValueError.
     """
     sigmas = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")
     levels = sigmas.tolist() if sigmas.ndim == 1 else []
-    if len(levels) < 2 or not all(map(isfinite, levels)) or any(b >= a for a, b in pairwise(levels)) or levels[-1] < 0:
+    if (
+        len(levels) < 2
+        or not all(map(isfinite, levels))
+        or any(b >= a for a, b in pairwise(levels))
+        or levels[-1] < 0
+    ):
         raise ValueError("nodes: expected at least 2 finite noise levels, strictly descending, none below 0")
     solver.check(sigmas)
-    placed = solver.on(sigmas)
+    bound = solver.bind(sigmas)
     history: tuple = ()
     for n in range(solver.num_steps(sigmas)):
-        x, history = placed.step(velocity, x, sigmas, n, history)
+        x, history = bound.step(velocity, x, sigmas, n, history)
         yield x
 
 
@@ -57,11 +66,12 @@ def sample(
     callback: Callable[[int, Tensor], None] | None = None,
     finish: str = "none",
 ) -> Tensor:
-    """Integrate from x at sigmas[0] to sigmas[-1] and return the state; callback(n, x) sees the state after step n.
+    """Integrate from x at sigmas[0] to sigmas[-1] and return the state; callback(n, x) sees the state after
+    step n.
 
-    `finish` says what happens after a last node above 0: "none" (the published tables), or one more evaluation
-    that removes the remaining noise, as an "euler" step to 0 or as "denoise", the denoiser's output there. For an
-    ODE these two are one and the same, since D = x - sigma * velocity.
+    `finish` says what happens after a last node above 0: "none" (the published tables), or one more
+    evaluation that removes the remaining noise, as an "euler" step to 0 or as "denoise", the denoiser's
+    output there. For an ODE these two are one and the same, since D = x - sigma * velocity.
     """
     if finish not in FINISHES:
         raise ValueError(f"finish {finish!r}: expected one of {', '.join(FINISHES)}")
@@ -92,7 +102,9 @@ def coefficient(value: Tensor, x: Tensor) -> Tensor:
 
 
 def velocity_from_denoiser(denoiser: Velocity) -> Velocity:
-    """The ODE of a k-diffusion denoiser D(x, sigma [B]): dx/dsigma = (x - D) / sigma (Karras et al. 2022, equation 3)."""
+    """The ODE of a k-diffusion denoiser D(x, sigma [B]): dx/dsigma = (x - D) / sigma (Karras et al. 2022,
+    equation 3).
+    """
 
     def velocity(x: Tensor, sigma: Tensor) -> Tensor:
         return (x - denoiser(x, to_device(sigma, x.device).expand(len(x)))) / coefficient(sigma, x)

@@ -32,10 +32,13 @@ class SolverTable:
             object.__setattr__(self, name, value)
             if value.ndim < 2 or value.shape != self.r.shape or not value.numel():
                 raise ValueError(
-                    f"table: {name} has shape {list(value.shape)}, expected [..., intervals, points] as r {list(self.r.shape)}"
+                    f"table: {name} has shape {list(value.shape)}, expected [..., intervals, points] as r"
+                    f" {list(self.r.shape)}"
                 )
             if not value.detach().isfinite().all():
-                raise ValueError(f"table: {name} holds {first(value, ~value.isfinite())}, which is not a finite number")
+                raise ValueError(
+                    f"table: {name} holds {first(value, ~value.isfinite())}, which is not a finite number"
+                )
         r, w = self.r.detach(), self.w.detach()
         if (r < 0).any() or (r > 1).any():
             raise ValueError(f"table: a position r lies outside [0, 1]: {first(r, (r < 0) | (r > 1))}")
@@ -62,16 +65,26 @@ class SolverTable:
     def rows(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """r, w, scale_dir, scale_time, each [..., N, K]; scales that are absent are ones."""
         ones = torch.ones_like(self.r)
-        return self.r, self.w, ones if self.scale_dir is None else self.scale_dir, ones if self.scale_time is None else self.scale_time
+        return (
+            self.r,
+            self.w,
+            ones if self.scale_dir is None else self.scale_dir,
+            ones if self.scale_time is None else self.scale_time,
+        )
 
     @classmethod
     def uniform(cls, num_intervals: int, num_points: int) -> "SolverTable":
         """Equally spaced points k/(K+1) with equal weights: where learning starts."""
         r = torch.arange(1, num_points + 1, dtype=torch.float64) / (num_points + 1)
-        return cls(r.expand(num_intervals, -1).clone(), torch.full((num_intervals, num_points), 1 / num_points, dtype=torch.float64))
+        return cls(
+            r.expand(num_intervals, -1).clone(),
+            torch.full((num_intervals, num_points), 1 / num_points, dtype=torch.float64),
+        )
 
     @classmethod
-    def sorted(cls, r: Tensor, w: Tensor, scale_dir: Tensor | None = None, scale_time: Tensor | None = None) -> "SolverTable":
+    def sorted(
+        cls, r: Tensor, w: Tensor, scale_dir: Tensor | None = None, scale_time: Tensor | None = None
+    ) -> "SolverTable":
         """The same solver with ascending positions, strictly inside (0, 1) and at least 1e-6 apart.
 
         Weights and scales move with their positions. A position that is NaN or outside [0, 1]: ValueError.

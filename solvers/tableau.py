@@ -5,19 +5,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .sampling import Solver, sample
+from .solver import Solver, sample
 
 
 @dataclass(frozen=True)
 class Tableau(Solver):
     """An explicit Runge-Kutta tableau from the first node to the last (Butcher 2016, section 230).
 
-    Stage s evaluates g_s = velocity(stages[s, 0] x_0 + sum_j stages[s, 1 + j] g_j, sigmas[s]) with j < s, and the
-    result is output[0] x_0 + sum_j output[1 + j] g_j. Stages that do not depend on each other form a level and go
-    into one batch: `depth` levels are the serial depth, `evaluations` counts the stages.
+    Stage s evaluates g_s = velocity(stages[s, 0] x_0 + sum_j stages[s, 1 + j] g_j, sigmas[s]) with j < s, and
+    the result is output[0] x_0 + sum_j output[1 + j] g_j. Stages that do not depend on each other form a
+    level and go into one batch: `depth` levels are the serial depth, `evaluations` counts the stages.
 
-    sigmas [S], stages [S, S + 1], output [S + 1] in float64; levels hold the stage numbers in order; `nodes` are
-    those it was made for, if known: it runs on no others.
+    sigmas [S], stages [S, S + 1], output [S + 1] in float64; levels hold the stage numbers in order; `nodes`
+    are those it was made for, if known: it runs on no others.
     """
 
     sigmas: Tensor
@@ -29,7 +29,10 @@ class Tableau(Solver):
     def __post_init__(self):
         s = len(self.sigmas)
         if self.stages.shape != (s, s + 1) or self.output.shape != (s + 1,):
-            raise ValueError(f"tableau: stages {list(self.stages.shape)} and output {list(self.output.shape)} do not fit {s} sigmas")
+            raise ValueError(
+                f"tableau: stages {list(self.stages.shape)} and output {list(self.output.shape)} do not fit"
+                f" {s} sigmas"
+            )
         done: set[int] = set()
         for level in self.levels:
             needed = self.stages[list(level), 1:].nonzero()[:, 1].tolist()
@@ -54,20 +57,20 @@ class Tableau(Solver):
     def num_steps(self, sigmas):
         return 1
 
-    def on(self, sigmas):
+    def bind(self, sigmas):
         rows = [_terms(row) for row in self.stages]
         levels = tuple((self.sigmas[list(level)], tuple(rows[s] for s in level)) for level in self.levels)
-        return _PlacedTableau(self, levels, _terms(self.output))
+        return _BoundTableau(self, levels, _terms(self.output))
 
     def step(self, velocity, x, sigmas, n, history):
-        return self.on(sigmas).step(velocity, x, sigmas, n, history)
+        return self.bind(sigmas).step(velocity, x, sigmas, n, history)
 
 
 Terms = tuple[tuple[int, float | Tensor], ...]
 
 
 @dataclass(frozen=True)
-class _PlacedTableau(Solver):
+class _BoundTableau(Solver):
     """A tableau with its rows as terms: the noise levels and rows of each level, and the output row."""
 
     tableau: Tableau
@@ -77,14 +80,18 @@ class _PlacedTableau(Solver):
     def step(self, velocity, x, sigmas, n, history):
         values: list[Tensor | None] = [x, *[None] * self.tableau.evaluations]
         for numbers, (levels, rows) in zip(self.tableau.levels, self.levels, strict=True):
-            slopes = velocity(torch.cat([_combine(row, values) for row in rows]), levels.repeat_interleave(len(x)))
-            for s, slope in zip(numbers, slopes.split(len(x)), strict=True):
+            velocities = velocity(
+                torch.cat([_combine(row, values) for row in rows]), levels.repeat_interleave(len(x))
+            )
+            for s, slope in zip(numbers, velocities.split(len(x)), strict=True):
                 values[1 + s] = slope
         return _combine(self.output, values), ()
 
 
 def _terms(row: Tensor) -> Terms:
-    """The start's entry of a row, and those after it that are not 0; numbers, or tensors where they are learned."""
+    """The start's entry of a row, and those after it that are not 0; numbers, or tensors where they are
+    learned.
+    """
     known = row.tolist()
     weights = row.unbind() if row.requires_grad else known
     return tuple((j, weights[j]) for j, value in enumerate(known) if j == 0 or value != 0)
@@ -95,15 +102,19 @@ def _combine(terms: Terms, values: list[Tensor | None]) -> Tensor:
     (first, weight), *others = terms
     total = weight * values[first]
     for j, weight in others:
-        total = torch.add(total, values[j], alpha=weight) if isinstance(weight, float) else total + weight * values[j]
+        total = (
+            torch.add(total, values[j], alpha=weight)
+            if isinstance(weight, float)
+            else total + weight * values[j]
+        )
     return total
 
 
 def compile_tableau(solver: Solver, sigmas: Tensor, finish: str = "none") -> Tableau:
     """The tableau of a solver on the nodes sigmas [N], found by running its own code on coordinate vectors.
 
-    The start is the vector e_0 and the s-th evaluation returns e_{1+s}: what goes into it is row s of the tableau.
-    Tables per image have no single tableau: ValueError.
+    The start is the vector e_0 and the s-th evaluation returns e_{1+s}: what goes into it is row s of the
+    tableau. Tables per image have no single tableau: ValueError.
     """
     evaluations = 0
 

@@ -1,7 +1,8 @@
-"""Python processes that start at once: forks of one that has imported the libraries, where `python -m` takes seconds to import them.
+"""Python processes that start at once: forks of one that has imported the libraries, where `python -m` takes
+seconds to import them.
 
-For tests of what a process computes, or leaves behind when it is killed, and of what several compute as ranks of a group. Tests of how
-ranks are started and of what is told when one dies use torchrun itself.
+For tests of what a process computes, or leaves behind when it is killed, and of what several compute as ranks
+of a group. Tests of how ranks are started and of what is told when one dies use torchrun itself.
 """
 
 import contextlib
@@ -25,16 +26,27 @@ SETTINGS = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 class Forked:
-    """A function in one process, or in each of a group of ranks with the variables that torchrun sets; each leads a session of its own."""
+    """A function in one process, or in each of a group of ranks with the variables that torchrun sets; each
+    leads a session of its own.
+    """
 
-    def __init__(self, function: Callable, *arguments: object, ranks: int = 1, environment: dict[str, str] | None = None, cwd=ROOT):
+    def __init__(
+        self,
+        function: Callable,
+        *arguments: object,
+        ranks: int = 1,
+        environment: dict[str, str] | None = None,
+        cwd=ROOT,
+    ):
         with contextlib.chdir(ROOT), patch.dict(os.environ, SETTINGS):
             multiprocessing.forkserver.ensure_running()
         self.folder = tempfile.TemporaryDirectory()
         self.processes = []
         for told in group(ranks) if ranks > 1 else [{}]:
             told = dict(os.environ) | SETTINGS | told | (environment or {})
-            process = CONTEXT.Process(target=run, args=(self.folder.name, told, cwd, function, arguments), daemon=True)
+            process = CONTEXT.Process(
+                target=run, args=(self.folder.name, told, cwd, function, arguments), daemon=True
+            )
             process.start()
             self.processes.append(process)
         self.pid = self.processes[0].pid
@@ -45,12 +57,16 @@ class Forked:
         return self.processes[0].exitcode
 
     def wait(self, timeout: float = 100) -> subprocess.CompletedProcess:
-        """How it ended and what it printed, once all that it started has ended too; ranks whose peer failed are ended."""
+        """How it ended and what it printed, once all that it started has ended too; ranks whose peer failed
+        are ended.
+        """
         deadline, failed = time.monotonic() + timeout, 0
         try:
             while left := {p.sentinel: p for p in self.processes if p.exitcode is None}:
                 multiprocessing.connection.wait(left, deadline - time.monotonic())
-                assert time.monotonic() < deadline, f"still running after {timeout} s: {self.printed('stderr')}"
+                assert time.monotonic() < deadline, (
+                    f"still running after {timeout} s: {self.printed('stderr')}"
+                )
                 failed = failed or next((p.exitcode for p in self.processes if p.exitcode), 0)
                 for process in left.values() if failed else ():
                     process.terminate()
@@ -68,8 +84,12 @@ class Forked:
                 process.join()
             wait_for_group(process.pid)
 
-    def signal_when(self, done: Callable[[], bool], number: int = signal.SIGKILL, alone: bool = False) -> subprocess.CompletedProcess:
-        """End the first rank by a signal, `alone` or with all that it started, once something is done and before it ends by itself."""
+    def signal_when(
+        self, done: Callable[[], bool], number: int = signal.SIGKILL, alone: bool = False
+    ) -> subprocess.CompletedProcess:
+        """End the first rank by a signal, `alone` or with all that it started, once something is done and
+        before it ends by itself.
+        """
         deadline = time.monotonic() + 100
         while not (ready := done()) and self.returncode is None and time.monotonic() < deadline:
             time.sleep(0.01)

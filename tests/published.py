@@ -1,4 +1,6 @@
-"""What a user of the published system has: its downloads, and models of the real families' sizes (tiny, with random weights)."""
+"""What a user of the published system has: its downloads, and models of the real families' sizes (tiny, with
+random weights).
+"""
 
 import os
 import shlex
@@ -18,7 +20,9 @@ NAMES = [name.removeprefix("exps/") for name in TEXT_TO_IMAGE]
 
 
 def make_models(folder: Path) -> dict[str, Path]:
-    """A pipeline for each backbone, whose own size is the real one's; Stable Diffusion 3's is 1024 whichever size is asked for."""
+    """A pipeline for each backbone, whose own size is the real one's; Stable Diffusion 3's is 1024 whichever
+    size is asked for.
+    """
     sd3 = save_sd3(folder / "sd3", pixels=1024, patch_size=8)
     return {
         "sd15": save_tiny(folder / "sd15", 512),
@@ -44,8 +48,16 @@ def move_in(folder: Path) -> Path:
 def run(project: Path, command: str, *more: str, **variables: str) -> str:
     """Run a command line in the project's folder as a shell does, on the CPU; what it prints."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    told = {"PATH": path, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **variables}
+    told = {
+        "PATH": path,
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        **variables,
+    }
     line = " ".join([command, *map(shlex.quote, more)])
-    done = subprocess.run(["bash", "-c", line], cwd=project, env=os.environ | told, capture_output=True, text=True, timeout=230)
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=project, env=os.environ | told, capture_output=True, text=True, timeout=230
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -1,4 +1,6 @@
-"""The dependency rule: solvers know nothing of ours but common, backends solvers at most, and nothing imports the scripts."""
+"""The dependency rule: solvers know nothing of ours but common, backends solvers at most, and nothing imports
+the scripts.
+"""
 
 import ast
 import subprocess
@@ -18,7 +20,11 @@ LAYERS = {
 }
 SCRIPTS = {"sample", "sample_family", "sample_sd3", "sample_flux", "evaluate"}
 OURS = {*LAYERS, *SCRIPTS, "sample_options", "benchmarks", "generation", "manifest", "tests"}
-MAY_IMPORT_SCRIPTS = {("sample_family", "sample"), ("sample_sd3", "sample_family"), ("sample_flux", "sample_family")}
+MAY_IMPORT_SCRIPTS = {
+    ("sample_family", "sample"),
+    ("sample_sd3", "sample_family"),
+    ("sample_flux", "sample_family"),
+}
 
 
 def imports(path: Path) -> set[str]:
@@ -49,14 +55,24 @@ def test_imports_follow_the_layers(path):
 def test_solvers_import_neither_diffusers_nor_transformers():
     for path in (ROOT / "solvers").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
-        assert "diffusers" not in {w for line in text.splitlines() if line.startswith(("import", "from")) for w in line.split()}
+        assert "diffusers" not in {
+            w for line in text.splitlines() if line.startswith(("import", "from")) for w in line.split()
+        }
 
 
 def test_command_lines_are_there_before_the_libraries():
     """Help, and what is wrong with an option, need not wait for diffusers."""
-    commands = "sample, sample_sd3, sample_flux, evaluate, training.distill.launch, training.ppo.launch, training.ppo.export_epd_predictor"
-    code = f"import sys, {commands}; print([n for n in ('diffusers', 'transformers', 'matplotlib', 'tensorboard') if n in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    commands = (
+        "sample, sample_sd3, sample_flux, evaluate, training.distill.launch, training.ppo.launch,"
+        " training.ppo.export_epd_predictor"
+    )
+    code = (
+        f"import sys, {commands}; print([n for n in ('diffusers', 'transformers', 'matplotlib',"
+        " 'tensorboard') if n in sys.modules])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
     assert found.stdout.strip() == "[]"
 
 

@@ -4,17 +4,23 @@ import click
 import pytest
 import torch
 
-from solvers.errors import UserError, run_command
+from common.errors import UserError, run_command
 
 
 @pytest.mark.parametrize(
     "error, line",
     [
         (UserError("--depth 5: expected an even number"), "error: --depth 5: expected an even number\n"),
-        (FileNotFoundError(2, "No such file or directory", "a.txt"), "error: a.txt: No such file or directory\n"),
+        (
+            FileNotFoundError(2, "No such file or directory", "a.txt"),
+            "error: a.txt: No such file or directory\n",
+        ),
         (
             torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB"),
-            "error: the device's memory is full: make smaller batches, use a smaller dtype, or offload (CUDA out of memory.)\n",
+            (
+                "error: the device's memory is full: make smaller batches, use a smaller dtype, or offload"
+                " (CUDA out of memory.)\n"
+            ),
         ),
     ],
 )

@@ -20,7 +20,11 @@ def test_every_dependency_of_the_project_is_pinned_to_its_lowest_version():
 
 
 def test_a_dependency_without_a_lowest_version_is_refused():
-    project = {"name": "own", "dependencies": ["torch>=2.6"], "optional-dependencies": {"all": ["own[some]"], "some": ["numpy"]}}
+    project = {
+        "name": "own",
+        "dependencies": ["torch>=2.6"],
+        "optional-dependencies": {"all": ["own[some]"], "some": ["numpy"]},
+    }
     with pytest.raises(SystemExit, match="dependency 'numpy' has no lowest version"):
         pinned(project)
 

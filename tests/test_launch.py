@@ -15,7 +15,9 @@ def launch(*arguments: str) -> subprocess.CompletedProcess:
 def test_help_lists_every_subcommand():
     text = launch("--help").stdout
     cases = [
-        line.split(")")[0].strip() for line in (ROOT / "launch.sh").read_text().splitlines() if ") setup" in line or ") configured" in line
+        line.split(")")[0].strip()
+        for line in (ROOT / "launch.sh").read_text().splitlines()
+        if ") setup" in line or ") configured" in line
     ]
     assert {"setup", "demo", "test", "sample", "distill", "train"} <= set(cases)
     assert all(f"\n  {name} " in text for name in cases)

@@ -20,7 +20,12 @@ from solvers import Predictor, UserError, flowmatch, load_predictor, save_predic
 from solvers.predictor.__main__ import main as predictor_command
 from training.ppo.launch import main as train
 
-FAMILY = {"sd15": sample.main, "sd3-512": sample_sd3.main, "sd3-1024": sample_sd3.main, "flux": sample_flux.main}
+FAMILY = {
+    "sd15": sample.main,
+    "sd3-512": sample_sd3.main,
+    "sd3-1024": sample_sd3.main,
+    "flux": sample_flux.main,
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +54,34 @@ def image_of(folder: Path) -> np.ndarray:
 @pytest.mark.parametrize("name", NAMES)
 def test_samples_of_the_models_own_size(tmp_path, models, exps, name):
     backbone = name.split("/")[0]
-    common = ["--predictor", exps / name, "--model-path", models[backbone], "--prompt", "a cat", "--seeds", "0", "--device", "cpu"]
+    common = [
+        "--predictor",
+        exps / name,
+        "--model-path",
+        models[backbone],
+        "--prompt",
+        "a cat",
+        "--seeds",
+        "0",
+        "--device",
+        "cpu",
+    ]
     said = invoke(FAMILY[backbone], *common, "--dtype", "float32", "--outdir", tmp_path / "epd")
     depth, evaluations = (16, 24) if backbone == "flux" else (20, 30)
     assert f"epd from {exps / name}: serial depth {depth}, {evaluations} evaluations" in said
     assert image_of(tmp_path / "epd").shape == (SIZES[backbone],) * 2 + (3,)
     if "best" in name:
-        said = invoke(FAMILY[backbone], *common, "--solver", "euler", "--steps-match", "--dtype", "float32", "--outdir", tmp_path / "euler")
+        said = invoke(
+            FAMILY[backbone],
+            *common,
+            "--solver",
+            "euler",
+            "--steps-match",
+            "--dtype",
+            "float32",
+            "--outdir",
+            tmp_path / "euler",
+        )
         assert f"euler: serial depth {depth}" in said
         assert image_of(tmp_path / "euler").shape == (SIZES[backbone],) * 2 + (3,)
 
@@ -64,7 +90,16 @@ def test_a_published_table_and_its_copy_in_the_own_format_are_one(tmp_path, mode
     source = load_predictor(exps / "sd3-512/sd3-512-best.pkl")
     save_predictor(Predictor(source.table, source.spec, flowmatch(11, shift=3.0)), tmp_path / "own.pkl")
     for path in (exps / "sd3-512/sd3-512-best.pkl", tmp_path / "own.pkl"):
-        arguments = ["--predictor", path, "--model-path", models["sd3-512"], "--prompt", "a cat", "--seeds", "0"]
+        arguments = [
+            "--predictor",
+            path,
+            "--model-path",
+            models["sd3-512"],
+            "--prompt",
+            "a cat",
+            "--seeds",
+            "0",
+        ]
         invoke(sample_sd3.main, *arguments, "--outdir", tmp_path / path.stem)
     assert np.array_equal(image_of(tmp_path / "sd3-512-best"), image_of(tmp_path / "own"))
 
@@ -84,7 +119,16 @@ def refused_everywhere(path: Path) -> set[str]:
         (sample.main, ["--predictor-path", path, "--prompt", "x", "--solver", "euler", "--steps-match"]),
         (sample_sd3.main, ["--predictor", path, "--prompt", "x"]),
         (sample_flux.main, ["--predictor", path, "--prompt", "x"]),
-        (train, ["--config", ROOT / "training/ppo/cfgs/digits.yaml", "--override", f"data.predictor_snapshot={path}", "--dry-run"]),
+        (
+            train,
+            [
+                "--config",
+                ROOT / "training/ppo/cfgs/digits.yaml",
+                "--override",
+                f"data.predictor_snapshot={path}",
+                "--dry-run",
+            ],
+        ),
     ]
     said = set()
     for command, arguments in commands:
@@ -108,7 +152,11 @@ def test_a_table_of_another_backbone_is_refused_by_name(exps, name):
 @pytest.mark.parametrize("name", SIZES)
 def test_evaluation_measures_the_best_and_the_distilled_table_of_the_downloads(monkeypatch, exps, name):
     monkeypatch.chdir(exps.parent)
-    expected = {kind: f"exps/{name}/{name}-{kind}.pkl" for kind in ("best", "distilled") if (exps / name / f"{name}-{kind}.pkl").is_file()}
+    expected = {
+        kind: f"exps/{name}/{name}-{kind}.pkl"
+        for kind in ("best", "distilled")
+        if (exps / name / f"{name}-{kind}.pkl").is_file()
+    }
     assert predictors_of(PRESETS[name], {}) == expected
     assert next(iter(expected)) == "best", "what the others are compared with"
 
@@ -120,7 +168,9 @@ def test_evaluation_measures_the_start_table_where_there_is_no_other(monkeypatch
 
 @pytest.mark.parametrize("text", ["sd3-512", "exps/sd3-512", "exps/sd3-512/sd3-512-best.pkl", "42"])
 def test_file_folder_name_and_number_on_each_command_line(tmp_path, monkeypatch, exps, text):
-    """What each command line finds first is the table; then it lacks weights, which is where this test ends."""
+    """What each command line finds first is the table; then it lacks weights, which is where this
+    test ends.
+    """
     shutil.copytree(exps / "sd3-512", tmp_path / "exps" / "sd3-512")
     shutil.copytree(exps / "sd3-512", tmp_path / "exps" / "00042-mine")
     monkeypatch.chdir(tmp_path)
@@ -146,7 +196,17 @@ def test_what_a_file_carries_that_is_unknown_here_is_one_note(tmp_path):
     raw = {"r_params": torch.zeros(3, 2), "weight_s": torch.zeros(3, 2)}
     path = write_published(tmp_path / "p.pkl", raw, backend="ldm", backend_config=config)
     said = invoke(
-        sample.main, "--predictor", path, "--model-path", ROOT / "backends/digits/sd", "--prompt", "x", "--seeds", "0", "--outdir", tmp_path
+        sample.main,
+        "--predictor",
+        path,
+        "--model-path",
+        ROOT / "digits/sd",
+        "--prompt",
+        "x",
+        "--seeds",
+        "0",
+        "--outdir",
+        tmp_path,
     )
     assert said.count("note: ") == 2
     assert f"note: {path}: backend_config.vae_tiling: no such option here, left out" in said

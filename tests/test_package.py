@@ -17,24 +17,39 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 OUTSIDE = ("exps", "prompts", "tests")
 MODULES = "import sample, evaluate, common, solvers, backends, rewards, evaluation, training\n"
-MODULES += "print(*(m.__file__ for m in (sample, evaluate, common, solvers, backends, rewards, evaluation, training)), sep='\\n')"
+MODULES += (
+    "print(*(m.__file__ for m in (sample, evaluate, common, solvers, backends, rewards, evaluation,"
+    " training)), sep='\\n')"
+)
 
 
 def checked_out() -> list[str]:
     """The files of the project that git knows or does not ignore, but for those outside of the packages."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     try:
-        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+        listed = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout")
-    return [path for path in listed if (ROOT / path).is_file() and not path.startswith(tuple(f"{folder}/" for folder in OUTSIDE))]
+    return [
+        path
+        for path in listed
+        if (ROOT / path).is_file() and not path.startswith(tuple(f"{folder}/" for folder in OUTSIDE))
+    ]
 
 
 def packaged() -> set[str]:
-    """The files of a checkout that a wheel should hold: all modules at its root, and all that is in the folder of a package."""
+    """The files of a checkout that a wheel should hold: all modules at its root, and all that is in the
+    folder of a package.
+    """
     files = checked_out()
-    packages = {path.split("/")[0] for path in files if path.count("/") == 1 and path.endswith("/__init__.py")}
-    return {path for path in files if path.split("/")[0] in packages or (path.endswith(".py") and "/" not in path)}
+    packages = {
+        path.split("/")[0] for path in files if path.count("/") == 1 and path.endswith("/__init__.py")
+    }
+    return {
+        path for path in files if path.split("/")[0] in packages or (path.endswith(".py") and "/" not in path)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +82,15 @@ def pip(*arguments: str) -> None:
 
 def run_installed(installed: Path, folder: Path, *arguments: str) -> str:
     """What Python prints in a folder of no project, where only the installed wheel is on its path."""
-    environment = os.environ | {"PYTHONPATH": str(installed), "PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    environment = os.environ | {
+        "PYTHONPATH": str(installed),
+        "PYTHONSAFEPATH": "1",
+        "PYTHONNOUSERSITE": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -77,7 +99,12 @@ def test_a_wheel_holds_every_file_of_the_packages(wheel):
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert held == packaged()
-    assert {"backends/digits/sd3/model_index.json", "training/ppo/cfgs/sd15.yaml", "evaluation/report.html.j2", "sample.py"} <= held
+    assert {
+        "digits/sd3/model_index.json",
+        "training/ppo/cfgs/sd15.yaml",
+        "evaluation/report/report.html.j2",
+        "sample.py",
+    } <= held
 
 
 def test_an_installed_wheel_samples(installed, tmp_path):
@@ -90,7 +117,19 @@ def test_an_installed_wheel_samples(installed, tmp_path):
 def test_an_installed_wheel_samples_every_family_and_scores(installed, tmp_path):
     for family in ("ldm", "sd3", "flux"):
         sample(installed, tmp_path, family)
-        run_installed(installed, tmp_path, "-m", "evaluate", "score", "--images", family, "--metrics", "digits,judge", "--device", "cpu")
+        run_installed(
+            installed,
+            tmp_path,
+            "-m",
+            "evaluate",
+            "score",
+            "--images",
+            family,
+            "--metrics",
+            "digits,judge",
+            "--device",
+            "cpu",
+        )
     run_installed(installed, tmp_path, "-m", "evaluate", "report", "--run", "sd3", "--run", "flux")
     assert "judge" in (tmp_path / "report.html").read_text()
 

@@ -1,4 +1,5 @@
-"""The published README's sampling commands, word for word, where the weights are tiny pipelines of the real layouts and sizes.
+"""The published README's sampling commands, word for word, where the weights are tiny pipelines of the real
+layouts and sizes.
 
 What stands for the weights is given by --model-id, or added behind the command as --model-path.
 """
@@ -10,15 +11,16 @@ import pytest
 from published import make_models, move_in, run
 
 SAMPLE_SD15 = (
-    "MASTER_PORT=12345 python sample.py --predictor_path exps/sd15/sd15-best.pkl --prompt-file src/prompts/test.txt "
-    '--seeds "0-19" --batch 4 --outdir samples/sd15'
+    "MASTER_PORT=12345 python sample.py --predictor_path exps/sd15/sd15-best.pkl --prompt-file"
+    ' src/prompts/test.txt --seeds "0-19" --batch 4 --outdir samples/sd15'
 )
 SAMPLE_SD3 = (
-    'python sample_sd3.py --predictor exps/sd3-1024/sd3-1024-best.pkl --seeds "0" --outdir samples/sd3 --prompt "a cat on a red sofa"'
+    'python sample_sd3.py --predictor exps/sd3-1024/sd3-1024-best.pkl --seeds "0" --outdir samples/sd3'
+    ' --prompt "a cat on a red sofa"'
 )
 SAMPLE_FLUX = (
-    "python sample_flux.py --predictor exps/flux/flux-best.pkl --model-id {model} --prompt-file src/prompts/test.txt "
-    '--seeds "0" --outdir samples/flux'
+    "python sample_flux.py --predictor exps/flux/flux-best.pkl --model-id {model} --prompt-file"
+    ' src/prompts/test.txt --seeds "0" --outdir samples/flux'
 )
 
 
@@ -38,11 +40,15 @@ def manifest(folder: Path) -> list[dict]:
 
 
 def test_sample_sd15(project):
-    """On the digits' Stable Diffusion: 20 images of 512 pixels take minutes here (tests/test_moving_in.py makes one)."""
-    said = run(project, SAMPLE_SD15, "--model-path", "backends/digits/sd")
+    """On the digits' Stable Diffusion: 20 images of 512 pixels take minutes here (tests/test_moving_in.py
+    makes one).
+    """
+    said = run(project, SAMPLE_SD15, "--model-path", "digits/sd")
     assert "epd from exps/sd15/sd15-best.pkl: serial depth 20, 30 evaluations an image, guidance 7.5" in said
     prompts = (project / "src/prompts/test.txt").read_text().splitlines()
-    assert [(r["seed"], r["prompt"]) for r in manifest(project / "samples/sd15")] == list(enumerate(prompts[:20]))
+    assert [(r["seed"], r["prompt"]) for r in manifest(project / "samples/sd15")] == list(
+        enumerate(prompts[:20])
+    )
     assert (project / "samples/sd15/000000/000019.png").is_file()
 
 
@@ -58,7 +64,12 @@ def test_sample_flux(project, models):
 
 
 def test_the_empty_prompt_stands_in_for_none_with_a_note(project, models):
-    said = run(project, "python sample_sd3.py --resolution 512 --seeds 0 --outdir samples/none", "--model-path", str(models["sd3-512"]))
+    said = run(
+        project,
+        "python sample_sd3.py --resolution 512 --seeds 0 --outdir samples/none",
+        "--model-path",
+        str(models["sd3-512"]),
+    )
     assert "epd from exps/sd3-512/sd3-512-best.pkl" in said
     assert "note: neither --prompt nor --prompt-file is given: the empty prompt is used" in said
     assert [r["prompt"] for r in manifest(project / "samples/none")] == [""]

@@ -1,4 +1,5 @@
-"""The published README's training commands, word for word, where the weights are tiny pipelines of the real layouts and sizes.
+"""The published README's training commands, word for word, where the weights are tiny pipelines of the real
+layouts and sizes.
 
 What stands for the weights is given through FLUX_MODEL_PATH, or added behind the command as --override.
 """
@@ -8,7 +9,10 @@ from published import make_models, move_in, run
 
 from solvers import load_predictor
 
-TRAIN_SD3 = "torchrun --master_port=12345 --nproc_per_node=1 -m training.ppo.launch --config training/ppo/cfgs/sd3_1024.yaml"
+TRAIN_SD3 = (
+    "torchrun --master_port=12345 --nproc_per_node=1 -m training.ppo.launch --config"
+    " training/ppo/cfgs/sd3_1024.yaml"
+)
 TRAIN_FLUX_SCRIPT = "./train_flux.sh"
 TRAIN_FLUX = "python -m training.ppo.launch --config training/ppo/cfgs/flux_dev.yaml"
 TINY = (  # a step of a few images, without HPSv2's weights
@@ -57,11 +61,16 @@ def test_train_sd3(project, models):
     assert f"run folder: exps/{folder.name}" in said
     resolved = (folder / "configs/resolved_config.yaml").read_text()
     assert "predictor_snapshot: exps/sd3-1024/sd3-1024-distilled.pkl" in resolved
-    assert load_predictor(folder / "export/network-snapshot-export-best.pkl").spec.backend_config["resolution"] == 1024
+    assert (
+        load_predictor(folder / "export/network-snapshot-export-best.pkl").spec.backend_config["resolution"]
+        == 1024
+    )
 
 
 def test_train_flux(project, models):
-    """The script with the environment that it reads, and the single command: that one as a dry run, since the script runs it whole."""
+    """The script with the environment that it reads, and the single command: that one as a dry run, since the
+    script runs it whole.
+    """
     tiny = (project / "training/ppo/cfgs/flux_dev.yaml").read_text()
     for old, new in SMALLER.items():
         assert old in tiny

@@ -14,8 +14,8 @@ from PIL import Image
 
 import sample
 from backends import initial_noise, load_backend
-from backends.prompts import read_prompts
-from manifest import exclusive
+from common.prompts import read_prompts
+from common.records import exclusive
 from solvers import SolverTable, Spec, UserError, load_predictor, logsnr, save_predictor
 from solvers.predictor import Predictor
 
@@ -39,7 +39,10 @@ def refused(*arguments: str) -> str:
 
 def pixels(folder: Path) -> dict[str, np.ndarray]:
     """Every image below a folder by relative name."""
-    return {str(p.relative_to(folder)): np.asarray(Image.open(p)).astype(int) for p in sorted(folder.rglob("*.png"))}
+    return {
+        str(p.relative_to(folder)): np.asarray(Image.open(p)).astype(int)
+        for p in sorted(folder.rglob("*.png"))
+    }
 
 
 def manifest(folder: Path) -> list[dict]:
@@ -50,7 +53,15 @@ def manifest(folder: Path) -> list[dict]:
 def table(tmp_path) -> Path:
     """A predictor for the exact Gaussian backbone."""
     path = tmp_path / "table.pkl"
-    spec = Spec(backend="gaussian", num_steps=4, num_points=2, schedule_type="logsnr", guidance_rate=2.0, sigma_min=0.05, sigma_max=10.0)
+    spec = Spec(
+        backend="gaussian",
+        num_steps=4,
+        num_points=2,
+        schedule_type="logsnr",
+        guidance_rate=2.0,
+        sigma_min=0.05,
+        sigma_max=10.0,
+    )
     save_predictor(Predictor(SolverTable.uniform(3, 2), spec, logsnr(4, 0.05, 10.0)), path)
     return path
 
@@ -100,7 +111,18 @@ def test_pairing_by_seed_and_manifest(tmp_path, table):
     prompts = tmp_path / "p.txt"
     prompts.write_text("first\nsecond\nthird\n")
     out = tmp_path / "out"
-    text = invoke("--predictor_path", table, "--prompt-file", prompts, "--seeds", "7,3,1000,5", "--batch", 3, "--outdir", out)
+    text = invoke(
+        "--predictor_path",
+        table,
+        "--prompt-file",
+        prompts,
+        "--seeds",
+        "7,3,1000,5",
+        "--batch",
+        3,
+        "--outdir",
+        out,
+    )
     assert "serial depth 6, 9 evaluations" in text
     records = manifest(out)
     assert [(r["seed"], r["prompt"], r["file"]) for r in records] == [
@@ -119,20 +141,51 @@ def test_pairing_by_seed_and_manifest(tmp_path, table):
 def test_a_job_split_over_ranges_of_seeds_makes_the_same_images(tmp_path, table):
     (tmp_path / "p.txt").write_text("first\nsecond\nthird\n")
     for name, seeds in (("whole", "0-6"), ("low", "0-3"), ("high", "4-6")):
-        invoke("--predictor-path", table, "--prompt-file", tmp_path / "p.txt", "--seeds", seeds, "--outdir", tmp_path / name)
+        invoke(
+            "--predictor-path",
+            table,
+            "--prompt-file",
+            tmp_path / "p.txt",
+            "--seeds",
+            seeds,
+            "--outdir",
+            tmp_path / name,
+        )
     whole = {r["seed"]: r for r in manifest(tmp_path / "whole")}
     assert whole == {r["seed"]: r for name in ("low", "high") for r in manifest(tmp_path / name)}
 
 
 def test_a_prompt_goes_before_a_file_of_prompts_with_a_note(tmp_path, table):
-    text = invoke("--predictor", table, "--prompt-file", "p.txt", "--prompt", "x", "--seeds", "0", "--outdir", tmp_path / "out")
+    text = invoke(
+        "--predictor",
+        table,
+        "--prompt-file",
+        "p.txt",
+        "--prompt",
+        "x",
+        "--seeds",
+        "0",
+        "--outdir",
+        tmp_path / "out",
+    )
     assert "note: --prompt is given: --prompt-file p.txt is not read" in text
     assert [r["prompt"] for r in manifest(tmp_path / "out")] == ["x"]
 
 
 def test_images_do_not_depend_on_the_batch(tmp_path, table):
     for batch in (1, 4, 7):
-        invoke("--predictor-path", table, "--prompt", "x", "--seeds", "0-9", "--batch", batch, "--outdir", tmp_path / str(batch))
+        invoke(
+            "--predictor-path",
+            table,
+            "--prompt",
+            "x",
+            "--seeds",
+            "0-9",
+            "--batch",
+            batch,
+            "--outdir",
+            tmp_path / str(batch),
+        )
     one, four, seven = (pixels(tmp_path / str(b)) for b in (1, 4, 7))
     assert len(one) == 10
     assert all(abs(one[k] - four[k]).max() <= 1 and abs(one[k] - seven[k]).max() <= 1 for k in one)
@@ -146,7 +199,18 @@ def test_noise_of_a_seed_depends_on_nothing_else():
 
 
 def test_second_run_skips_and_mends(tmp_path, table):
-    run = ("--predictor_path", table, "--prompt", "x", "--seeds", "0-5", "--batch", 2, "--outdir", tmp_path / "out")
+    run = (
+        "--predictor_path",
+        table,
+        "--prompt",
+        "x",
+        "--seeds",
+        "0-5",
+        "--batch",
+        2,
+        "--outdir",
+        tmp_path / "out",
+    )
     invoke(*run)
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted((tmp_path / "out").rglob("*.png"))}
     gone = tmp_path / "out/000000/000003.png"
@@ -159,7 +223,18 @@ def test_second_run_skips_and_mends(tmp_path, table):
 
 
 def test_torn_manifest_line_is_made_again(tmp_path, table):
-    run = ("--predictor_path", table, "--prompt", "x", "--seeds", "0-3", "--batch", 2, "--outdir", tmp_path / "out")
+    run = (
+        "--predictor_path",
+        table,
+        "--prompt",
+        "x",
+        "--seeds",
+        "0-3",
+        "--batch",
+        2,
+        "--outdir",
+        tmp_path / "out",
+    )
     invoke(*run)
     path = tmp_path / "out/manifest.jsonl"
     whole = path.read_bytes()
@@ -173,9 +248,13 @@ def test_torn_manifest_line_is_made_again(tmp_path, table):
 def test_other_settings_are_refused_for_the_same_folder(tmp_path, table):
     out = ("--outdir", tmp_path / "out", "--seeds", "0-1")
     invoke("--predictor_path", table, "--prompt", "x", *out)
-    assert "choose another --outdir" in refused("--predictor_path", table, "--prompt", "x", "--guidance", 3, *out)
+    assert "choose another --outdir" in refused(
+        "--predictor_path", table, "--prompt", "x", "--guidance", 3, *out
+    )
     assert "choose another --outdir" in refused("--predictor_path", table, "--prompt", "y", *out)
-    assert "choose another --outdir" in refused("--predictor_path", table, "--prompt", "y", "--seeds", "5,1", *out[:2])
+    assert "choose another --outdir" in refused(
+        "--predictor_path", table, "--prompt", "y", "--seeds", "5,1", *out[:2]
+    )
     assert len(manifest(tmp_path / "out")) == 2
 
 
@@ -214,7 +293,18 @@ def test_a_part_torn_anywhere_is_left_out(tmp_path, table, torn):
 
 def test_what_goes_beside_the_images(tmp_path, table):
     flat = tmp_path / "flat"
-    run = ("--predictor_path", table, "--prompt", "x", "--seeds", "0-2", "--no-subdirs", "--grid", "--return_inters", "True")
+    run = (
+        "--predictor_path",
+        table,
+        "--prompt",
+        "x",
+        "--seeds",
+        "0-2",
+        "--no-subdirs",
+        "--grid",
+        "--return_inters",
+        "True",
+    )
     invoke(*run, "--outdir", flat)
     found = pixels(flat)
     assert {"000000.png", "000001.png", "000002.png", "grids/batch_0000.png"} <= set(found)
@@ -227,16 +317,30 @@ def test_what_goes_beside_the_images(tmp_path, table):
 
 
 def test_pixels_are_rounded(tmp_path):
-    from generation import to_uint8
+    from generation.generate import to_uint8
 
     values = torch.tensor([0.0, 0.4999, 0.5001, 254.4, 254.6, 255.0]) / 255
     assert to_uint8(values).tolist() == [0, 0, 1, 254, 255, 255]
 
 
-@pytest.mark.parametrize(("solver", "depth"), [("euler", 6), ("heun", 6), ("dpmpp", 6), ("unipc", 6), ("ipndm", 6), ("dpm2", 6)])
+@pytest.mark.parametrize(
+    ("solver", "depth"), [("euler", 6), ("heun", 6), ("dpmpp", 6), ("unipc", 6), ("ipndm", 6), ("dpm2", 6)]
+)
 def test_steps_match(tmp_path, table, solver, depth):
     out = tmp_path / "out"
-    text = invoke("--predictor_path", table, "--solver", solver, "--steps-match", "--prompt", "x", "--seeds", "0", "--outdir", out)
+    text = invoke(
+        "--predictor_path",
+        table,
+        "--solver",
+        solver,
+        "--steps-match",
+        "--prompt",
+        "x",
+        "--seeds",
+        "0",
+        "--outdir",
+        out,
+    )
     assert f"serial depth {depth}" in text
     record = manifest(out)[0]
     assert record["predictor"] is None
@@ -284,18 +388,40 @@ def test_contradictions_name_both_values(tmp_path, table, arguments, words):
 def test_missing_pieces_are_named(tmp_path):
     assert "--predictor-path" in refused("--prompt", "x")
     assert "--num-steps" in refused("--solver", "euler", "--backend", "gaussian", "--prompt", "x")
-    assert "no prompts" in refused("--solver", "euler", "--num-steps", 3, "--backend", "gaussian", "--outdir", tmp_path)
+    assert "no prompts" in refused(
+        "--solver", "euler", "--num-steps", 3, "--backend", "gaussian", "--outdir", tmp_path
+    )
     assert "nowhere.pkl" in refused("--predictor-path", "nowhere.pkl", "--prompt", "x")
 
 
 def test_use_fp16_runs_the_network_in_half_precision(tmp_path):
     out = tmp_path / "out"
-    invoke("--backend", "digits", "--solver", "euler", "--num_steps", 2, "--seeds", "0", "--use_fp16", "True", "--outdir", out)
+    invoke(
+        "--backend",
+        "digits",
+        "--solver",
+        "euler",
+        "--num_steps",
+        2,
+        "--seeds",
+        "0",
+        "--use_fp16",
+        "True",
+        "--outdir",
+        out,
+    )
     assert manifest(out)[0]["dtype"] == "float16"
 
 
 def test_user_errors_are_one_line_and_status_2(tmp_path):
-    command = [sys.executable, str(ROOT / "sample.py"), "--predictor_path", str(tmp_path / "none.pkl"), "--prompt", "x"]
+    command = [
+        sys.executable,
+        str(ROOT / "sample.py"),
+        "--predictor_path",
+        str(tmp_path / "none.pkl"),
+        "--prompt",
+        "x",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stdout == ""
@@ -305,7 +431,16 @@ def test_user_errors_are_one_line_and_status_2(tmp_path):
 
 def test_a_file_in_the_way_is_named(tmp_path, table):
     (tmp_path / "out").write_text("in the way")
-    command = [sys.executable, "sample.py", "--predictor_path", str(table), "--prompt", "x", "--outdir", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "sample.py",
+        "--predictor_path",
+        str(table),
+        "--prompt",
+        "x",
+        "--outdir",
+        str(tmp_path / "out"),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == f"error: {tmp_path / 'out'}: File exists"
@@ -314,20 +449,39 @@ def test_a_file_in_the_way_is_named(tmp_path, table):
 
 @pytest.mark.parametrize(
     "parallel, guidance, world, useful",
-    [("points", 2.0, 3, 2), ("points-cfg", 2.0, 5, 4), ("points-cfg", 1.0, 4, 2), ("points-cfg", 2.0, 3, 2), ("points-cfg", 2.0, 4, 0)],
+    [
+        ("points", 2.0, 3, 2),
+        ("points-cfg", 2.0, 5, 4),
+        ("points-cfg", 1.0, 4, 2),
+        ("points-cfg", 2.0, 3, 2),
+        ("points-cfg", 2.0, 4, 0),
+    ],
 )
 def test_processes_without_work_are_told(table, capsys, parallel, guidance, world, useful):
     """K = 2 points, and two halves where guidance has them."""
     predictor, gaussian = load_predictor(table), load_backend(Spec(backend="gaussian"), "cpu")
     sampler = sample.Sampler(gaussian, predictor.solver(), "epd", gaussian.sigmas(predictor.spec), guidance)
     shared = sample.share_points(sampler, parallel, sample.Ranks(0, world, torch.device("cpu")))
-    assert (shared.points.ranks.world, shared.points.branches) == (world, parallel == "points-cfg" and guidance != 1)
-    told = f"note: --parallel {parallel} gives work to {useful} of {world} processes: start {useful}\n" if useful else ""
+    assert (shared.points.ranks.world, shared.points.branches) == (
+        world,
+        parallel == "points-cfg" and guidance != 1,
+    )
+    told = (
+        f"note: --parallel {parallel} gives work to {useful} of {world} processes: start {useful}\n"
+        if useful
+        else ""
+    )
     assert capsys.readouterr().err == told
 
 
 def test_one_process_shares_nothing_out(table, capsys):
     predictor, gaussian = load_predictor(table), load_backend(Spec(backend="gaussian"), "cpu")
     sampler = sample.Sampler(gaussian, predictor.solver(), "epd", gaussian.sigmas(predictor.spec), 2.0)
-    assert sample.share_points(sampler, "points-cfg", sample.Ranks(0, 1, torch.device("cpu"))).points.ranks is None
-    assert capsys.readouterr().err == "note: --parallel points-cfg has one process: start up to 4 with torchrun\n"
+    assert (
+        sample.share_points(sampler, "points-cfg", sample.Ranks(0, 1, torch.device("cpu"))).points.ranks
+        is None
+    )
+    assert (
+        capsys.readouterr().err
+        == "note: --parallel points-cfg has one process: start up to 4 with torchrun\n"
+    )

@@ -1,4 +1,6 @@
-"""sample_sd3.py and sample_flux.py on tiny pipelines: files, defaults, contradictions, and what --check says."""
+"""sample_sd3.py and sample_flux.py on tiny pipelines: files, defaults, contradictions, and what
+--check says.
+"""
 
 import json
 import sys
@@ -20,7 +22,10 @@ NODES = {"sd3": flowmatch(4, shift=3.0), "flux": flowmatch(4, mu=0.46)}
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    return {"sd3": save_sd3(tmp_path_factory.mktemp("sd3")), "flux": save_flux(tmp_path_factory.mktemp("flux"))}
+    return {
+        "sd3": save_sd3(tmp_path_factory.mktemp("sd3")),
+        "flux": save_flux(tmp_path_factory.mktemp("flux")),
+    }
 
 
 def invoke(name, *arguments):
@@ -31,7 +36,16 @@ def invoke(name, *arguments):
 
 def predictor_of(folder, name, **changes):
     config = {"max_sequence_length": 32}
-    spec = Spec(**{"backend": name, "backend_config": config, "num_steps": 4, "schedule_type": "flowmatch", "guidance_rate": 3.5} | changes)
+    spec = Spec(
+        **{
+            "backend": name,
+            "backend_config": config,
+            "num_steps": 4,
+            "schedule_type": "flowmatch",
+            "guidance_rate": 3.5,
+        }
+        | changes
+    )
     save_predictor(Predictor(SolverTable.uniform(3, 2), spec, NODES[name]), folder / f"{name}.pkl")
     return folder / f"{name}.pkl"
 
@@ -64,16 +78,31 @@ def test_epd_and_plugin_tables(tmp_path, models, name, max_order):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_baselines_need_no_predictor_and_can_match_one(tmp_path, models, name):
-    common = ["--model-path", models[name], "--seeds", "0", "--prompt", "a cat", "--backend-config", '{"max_sequence_length": 32}']
-    assert "serial depth 4" in invoke(name, "--solver", "dpmpp", "--num-steps", 5, "--outdir", tmp_path / "a", *common)
+    common = [
+        "--model-path",
+        models[name],
+        "--seeds",
+        "0",
+        "--prompt",
+        "a cat",
+        "--backend-config",
+        '{"max_sequence_length": 32}',
+    ]
+    assert "serial depth 4" in invoke(
+        name, "--solver", "dpmpp", "--num-steps", 5, "--outdir", tmp_path / "a", *common
+    )
     path = predictor_of(tmp_path, name)
-    assert "serial depth 6" in invoke(name, "--solver", "unipc", "--steps-match", "--predictor", path, "--outdir", tmp_path / "b", *common)
+    assert "serial depth 6" in invoke(
+        name, "--solver", "unipc", "--steps-match", "--predictor", path, "--outdir", tmp_path / "b", *common
+    )
 
 
 def test_contradictions_name_both(tmp_path, models):
     path = predictor_of(tmp_path, "sd3", backend_config={"resolution": 64, "max_sequence_length": 32})
     with pytest.raises(UserError, match=r"resolution is 512, but .*sd3.pkl was made for 64"):
-        invoke("sd3", "--predictor", path, "--model-path", models["sd3"], "--prompt", "x", "--resolution", 512)
+        invoke(
+            "sd3", "--predictor", path, "--model-path", models["sd3"], "--prompt", "x", "--resolution", 512
+        )
     with pytest.raises(UserError, match="was made for sd3, but this command is for flux"):
         invoke("flux", "--predictor", path, "--prompt", "x")
 

@@ -23,7 +23,13 @@ RUN = ["--predictor_path", str(ROOT / "exps" / "digits"), "--seeds", "0-63", "--
 def torchrun(processes: int, *arguments: object) -> subprocess.Popen:
     launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
     command = [sys.executable, *launcher, "sample.py", *RUN, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def run_here(*arguments) -> None:
@@ -67,9 +73,15 @@ def children(process: subprocess.Popen) -> dict[str, int]:
     found = {}
     for folder in Path("/proc").iterdir():
         try:
-            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1]) if folder.name.isdigit() else 0
+            parent = (
+                int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                if folder.name.isdigit()
+                else 0
+            )
             if parent == process.pid:
-                settings = dict(part.split("=", 1) for part in (folder / "environ").read_text().split("\0") if "=" in part)
+                settings = dict(
+                    part.split("=", 1) for part in (folder / "environ").read_text().split("\0") if "=" in part
+                )
                 found[settings["RANK"]] = int(folder.name)
         except (OSError, KeyError):
             continue  # it ended while we looked
@@ -80,11 +92,16 @@ def off_by(folder: Path, other: Path) -> int:
     """The largest difference of the images of two folders, in grey levels."""
     pairs = [(p, other / p.relative_to(folder)) for p in sorted(folder.rglob("*.png"))]
     assert pairs
-    return max(abs(np.asarray(Image.open(a)).astype(int) - np.asarray(Image.open(b)).astype(int)).max() for a, b in pairs)
+    return max(
+        abs(np.asarray(Image.open(a)).astype(int) - np.asarray(Image.open(b)).astype(int)).max()
+        for a, b in pairs
+    )
 
 
 def test_points_and_halves_of_guidance_over_processes_give_the_same_images(tmp_path, undisturbed):
-    done = start("sample", *RUN, "--outdir", tmp_path, "--batch", 32, "--parallel", "points-cfg", ranks=3).wait()
+    done = start(
+        "sample", *RUN, "--outdir", tmp_path, "--batch", 32, "--parallel", "points-cfg", ranks=3
+    ).wait()
     assert done.returncode == 0, done.stderr
     assert off_by(undisturbed, tmp_path) <= 1
     assert done.stdout.count("64 images in") == 1
@@ -93,7 +110,9 @@ def test_points_and_halves_of_guidance_over_processes_give_the_same_images(tmp_p
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the ranks in /proc")
 def test_a_process_that_dies_ends_the_run_in_a_line_and_it_goes_on_later(tmp_path, undisturbed):
-    """Whichever it is: the others wait for it in an all-gather; nothing hangs, one tells, and what is complete is kept."""
+    """Whichever it is: the others wait for it in an all-gather; nothing hangs, one tells, and what is
+    complete is kept.
+    """
     arguments, done = ["--outdir", tmp_path, "--batch", 4, "--parallel", "points"], {}
     for rank, processes in (("1", 2), ("0", 3)):
         process = torchrun(processes, *arguments)
@@ -106,7 +125,10 @@ def test_a_process_that_dies_ends_the_run_in_a_line_and_it_goes_on_later(tmp_pat
         output = process.communicate(timeout=60)[0].decode()
         assert process.returncode != 0
         assert output.count("error: another process of this run has ended") == 1
-        before, done = done, {name: content for name, content in contents(tmp_path).items() if name.endswith(".png")}
+        before, done = (
+            done,
+            {name: content for name, content in contents(tmp_path).items() if name.endswith(".png")},
+        )
         assert len(before) < len(done) < 64
         assert before.items() <= done.items()
     finished = start("sample", *RUN, *arguments, ranks=2).wait()

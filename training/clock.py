@@ -9,7 +9,9 @@ import torch
 
 
 class Clock:
-    """Seconds spent in named parts since they were last read; on a GPU the work that a part started is waited for."""
+    """Seconds spent in named parts since they were last read; on a GPU the work that a part started is waited
+    for.
+    """
 
     def __init__(self):
         self.seconds: dict[str, float] = defaultdict(float)

@@ -1,4 +1,6 @@
-"""Typed configurations: a YAML file over dataclass defaults, `key=value` overrides over both, every mistake one line."""
+"""Typed configurations: a YAML file over dataclass defaults, `key=value` overrides over both, every mistake
+one line.
+"""
 
 import dataclasses
 import functools
@@ -19,16 +21,21 @@ Config = TypeVar("Config")
 
 
 class ConfigError(UserError):
-    """A configuration that cannot be used; the message is one line that names the file or option and the key."""
+    """A configuration that cannot be used; the message is one line that names the file or option and
+    the key.
+    """
 
 
 def load_config(schema: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config:
-    """An instance of the dataclass `schema`: the file's values over its defaults, then `section.key=value` overrides.
+    """An instance of the dataclass `schema`: the file's values over its defaults, then `section.key=value`
+    overrides.
 
     Unknown keys, wrong types and missing values: ConfigError.
     """
     try:
-        config = _merge(OmegaConf.structured(schema), _created(path.read_text(encoding="utf-8"), str(path)), str(path))
+        config = _merge(
+            OmegaConf.structured(schema), _created(path.read_text(encoding="utf-8"), str(path)), str(path)
+        )
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
@@ -49,25 +56,27 @@ def load_config(schema: type[Config], path: Path, overrides: Sequence[str] = ())
             return OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {error.full_key}: {_one_line(error)}") from None
-    raise ConfigError(f"{path}: {min(missing)} is not set; give it in the file or with --override {min(missing)}=VALUE")
+    raise ConfigError(
+        f"{path}: {min(missing)} is not set; give it in the file or with --override {min(missing)}=VALUE"
+    )
 
 
-def _created(text: str, told_by: str):
+def _created(text: str, option: str):
     try:
         return OmegaConf.create(text)
     except (OmegaConfBaseException, AssertionError) as error:
-        raise ConfigError(f"{told_by}: expected sections of keys and values ({_one_line(error)})") from None
+        raise ConfigError(f"{option}: expected sections of keys and values ({_one_line(error)})") from None
 
 
-def _merge(config, update, told_by: str):
+def _merge(config, update, option: str):
     if not OmegaConf.is_dict(update):
-        raise ConfigError(f"{told_by}: expected sections of keys and values")
+        raise ConfigError(f"{option}: expected sections of keys and values")
     try:
         return OmegaConf.merge(config, update)
     except OmegaConfBaseException as error:
         key = error.full_key or ""
         known = f"; known here: {', '.join(_siblings(config, key))}" if "not in" in str(error) else ""
-        raise ConfigError(f"{told_by}: {key}: {_one_line(error)}{known}") from None
+        raise ConfigError(f"{option}: {key}: {_one_line(error)}{known}") from None
 
 
 def _siblings(config, key: str) -> list[str]:
@@ -96,14 +105,20 @@ def value_at(config: object, key: str) -> object:
     return functools.reduce(lambda section, name: vars(section)[name], key.split("."), config)
 
 
-def check_ranges(config: object, lowest: dict[str, float], highest: dict[str, float], above_zero: Sequence[str] = ()) -> None:
-    """Refuse numbers of a configuration, by "section.key", that are out of range or not finite; None is left out."""
+def check_ranges(
+    config: object, lowest: dict[str, float], highest: dict[str, float], above_zero: Sequence[str] = ()
+) -> None:
+    """Refuse numbers of a configuration, by "section.key", that are out of range or not finite; None is left
+    out.
+    """
     for key in {**lowest, **dict.fromkeys(above_zero), **highest}:
         value = value_at(config, key)
         if value is None:
             continue
         if not math.isfinite(value) or (key in above_zero and value <= 0):
-            raise ConfigError(f"{key} is {value}, expected {'a number above 0' if key in above_zero else 'a finite number'}")
+            raise ConfigError(
+                f"{key} is {value}, expected {'a number above 0' if key in above_zero else 'a finite number'}"
+            )
         if value < lowest.get(key, -math.inf):
             raise ConfigError(f"{key} is {value}, expected at least {lowest[key]}")
         if value > highest.get(key, math.inf):
@@ -111,7 +126,9 @@ def check_ranges(config: object, lowest: dict[str, float], highest: dict[str, fl
 
 
 def to_yaml(config: object) -> str:
-    """A dataclass instance as YAML that load_config reads back to the same, but for secrets such as an access token."""
+    """A dataclass instance as YAML that load_config reads back to the same, but for secrets such as an access
+    token.
+    """
     return OmegaConf.to_yaml(OmegaConf.create(without_secrets(dataclasses.asdict(config))))
 
 

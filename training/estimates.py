@@ -1,55 +1,54 @@
-"""What a run costs before anything loads: network rows, the bank on disk, and an estimate of the memory of weights and activations."""
+"""What a run costs before anything loads: network rows, the bank on disk, and an estimate of the memory of
+weights and activations.
+"""
 
-from dataclasses import dataclass
 from math import prod
 
 import torch
 
-from backends import DTYPES, SCHEDULES, check_backend
-from solvers import BASELINES, EPD, Predictor, Solver, SolverTable, Spec, UserError, compile_tableau, num_steps_for_depth, sample
+from backends import DTYPES, SCHEDULES, Size, check_backend
+from solvers import (
+    BASELINES,
+    EPD,
+    Predictor,
+    Solver,
+    SolverTable,
+    Spec,
+    UserError,
+    compile_tableau,
+    num_steps_for_depth,
+    sample,
+)
 
 from .distill.config import DistillConfig
-from .distill.student import widened
+from .distill.students.parameters import widen
 from .ppo.config import RDPOConfig
 
-
-@dataclass(frozen=True)
-class Size:
-    """A family's published sizes: parameters in 10^9, and GB of 16-bit activations of a row at `resolution`, from layer shapes.
-
-    `kept` is with all activations of a network call kept for its backward pass, `kept_blocks` with block checkpointing,
-    `passing` without a backward pass; `text` is the number of values of a prompt's embedding.
-    """
-
-    resolution: int
-    channels: int
-    network: float
-    encoders: float
-    kept: float
-    kept_blocks: float
-    passing: float
-    text: int
-
-
-SIZES = {
-    "ldm": Size(512, 4, 0.86, 0.12, 2.5, 0.5, 0.1, 77 * 768),
-    "sd3": Size(1024, 16, 2.03, 0.82 + 4.7, 5.3, 0.6, 0.25, (77 + 256) * 4096 + 2048),
-    "flux": Size(1024, 16, 11.9, 0.12 + 4.7, 26.0, 2.1, 0.5, 512 * 4096 + 768),
-}
-SMALL = {"digits": (4, 8, 8), "gaussian": (4, 8, 8)}  # latents of the embedded backbones, whose memory needs no estimate
+SMALL = {
+    "digits": (4, 8, 8),
+    "gaussian": (4, 8, 8),
+}  # latents of the embedded backbones, whose memory needs no estimate
 
 
 def latent_elements(spec: Spec) -> int:
     """The number of values in an image's latent, from the options alone."""
     if spec.backend in SMALL:
         return prod(SMALL[spec.backend])
+    size, options = size_of(spec)
+    return size.channels * (options.get("resolution", size.resolution) // 8) ** 2
+
+
+def size_of(spec: Spec) -> tuple[Size, dict]:
+    """The published sizes of a spec's family, and the options of its backbone."""
     family, options = check_backend(spec)
-    return SIZES[family].channels * (options.get("resolution", SIZES[family].resolution) // 8) ** 2
+    if family.size is None:
+        raise UserError(f"backend {spec.backend}: its FAMILY has no size, which estimates need")
+    return family.size, options
 
 
 def rows_an_evaluation(spec: Spec) -> int:
     """How many network rows an evaluation of one image takes: two with guidance by a doubled batch."""
-    return 1 if spec.guidance_rate == 1 or check_backend(spec)[0] == "flux" else 2
+    return 1 if spec.guidance_rate == 1 or not check_backend(spec)[0].backend.cfg_doubles_rows else 2
 
 
 def evaluations(solver: Solver, num_steps: int) -> int:
@@ -66,24 +65,28 @@ def evaluations(solver: Solver, num_steps: int) -> int:
 
 
 def memory_text(spec: Spec, dtype: str, rows: int, kept: str) -> str | None:
-    """The memory of weights and of a call of so many rows in words, or None for the embedded backbones; `kept` names a field of Size."""
+    """The memory of weights and of a call of so many rows in words, or None for the embedded backbones;
+    `kept` names a field of Size.
+    """
     if spec.backend in SMALL:
         return None
-    family, options = check_backend(spec)
-    size = SIZES[family]
+    size, options = size_of(spec)
     asked = options.get("torch_dtype", "auto") if dtype == "auto" else dtype
     width = 2 if asked == "auto" else DTYPES[asked].itemsize  # auto has 16 bits on a GPU
     encoders = 0.0 if options.get("offload") else size.encoders
     row = vars(size)[kept] * width / 2 * (options.get("resolution", size.resolution) / size.resolution) ** 2
     total = width * (size.network + encoders) + rows * row
     return (
-        f"estimate of memory at {8 * width} bits: {total:.0f} GB = weights {width * size.network:.1f} GB of the network and "
-        f"{width * encoders:.1f} GB of text encoders + activations of {rows} rows of {row:.2g} GB in a call"
+        f"estimate of memory at {8 * width} bits: {total:.0f} GB = weights {width * size.network:.1f} GB of"
+        f" the network and {width * encoders:.1f} GB of text encoders + activations of {rows} rows of"
+        f" {row:.2g} GB in a call"
     )
 
 
 def student_cost(config: DistillConfig, loaded: Predictor | None) -> tuple[int, int]:
-    """Serial depth and evaluations of the student; a tableau from a baseline is counted from Euler's steps."""
+    """Serial depth and evaluations of the student; a tableau from a baseline is counted from Euler's
+    steps.
+    """
     student = config.student
     if student.kind == "tableau":
         if loaded is None:
@@ -92,17 +95,21 @@ def student_cost(config: DistillConfig, loaded: Predictor | None) -> tuple[int, 
         else:
             start = compile_tableau(loaded.solver(), loaded.sigmas)
         if loaded is None or student.widen:
-            start = widened(start, student.num_points, student.stride, student.first_points)
+            start = widen(start, student.num_points, student.stride, student.first_points)
         return start.depth, start.evaluations
     table = SolverTable.uniform(config.nodes.num_steps - 1, student.num_points)
-    found = compile_tableau(EPD(table, student.afs, student.max_order), torch.linspace(2, 1, config.nodes.num_steps))
+    found = compile_tableau(
+        EPD(table, student.afs, student.max_order), torch.linspace(2, 1, config.nodes.num_steps)
+    )
     return found.depth, found.evaluations
 
 
 def baseline_rows(config: DistillConfig, depths: set[int], flow: bool) -> int:
-    """Evaluations of all baselines of some serial depths: on the tuning pairs with each schedule, with the best on the held-out pairs."""
-    settings, unfit, total = config.evaluation, "discrete" if flow else "flowmatch", 0
-    schedules = [name for name in settings.schedules or SCHEDULES if name != unfit]
+    """Evaluations of all baselines of some serial depths: on the tuning pairs with each schedule, with the
+    best on the held-out pairs.
+    """
+    settings, not_fitting, total = config.evaluation, "discrete" if flow else "flowmatch", 0
+    schedules = [name for name in settings.schedules or SCHEDULES if name != not_fitting]
     for name in settings.baselines if schedules else []:
         for depth in depths:
             try:
@@ -116,7 +123,7 @@ def baseline_rows(config: DistillConfig, depths: set[int], flow: bool) -> int:
 def distill_estimates(config: DistillConfig, loaded: Predictor | None) -> list[str]:
     """The lines that a dry run of distillation prints on its cost."""
     spec, train, bank = config.spec(), config.train, config.bank
-    flow = check_backend(spec)[0] in ("sd3", "flux")
+    flow = check_backend(spec)[0].flow
     kept = config.teacher.intervals or config.nodes.num_steps - 1
     per_image, pairs = rows_an_evaluation(spec), bank.pairs + bank.heldout_pairs
     teacher = evaluations(BASELINES[config.teacher.solver], kept * (config.teacher.inner + 1) + 1)
@@ -132,12 +139,18 @@ def distill_estimates(config: DistillConfig, loaded: Predictor | None) -> list[s
     count = {name: per_image * value for name, value in rows.items()}
     counted = ", ".join(f"{name} {value}" for name, value in count.items())
     states = pairs * kept * latent_elements(spec) * (2 if bank.dtype == "float16" else 4)
-    disk = f"bank on disk: {states / 1e9:.3f} GB of states" if states > 1e8 else f"bank on disk: {states / 1e6:.3f} MB of states"
-    if spec.backend in SIZES:
-        disk += f" and about {2 * pairs * SIZES[spec.backend].text / 1e9:.2f} GB of text embeddings at 16 bits"
+    disk = (
+        f"bank on disk: {states / 1e9:.3f} GB of states"
+        if states > 1e8
+        else f"bank on disk: {states / 1e6:.3f} MB of states"
+    )
+    if spec.backend not in SMALL:
+        disk += f" and about {2 * pairs * size_of(spec)[0].text / 1e9:.2f} GB of text embeddings at 16 bits"
     lines = [f"network rows: {sum(count.values())} ({counted}); training has a backward pass too", disk]
     at_once = config.student.num_points if train.parallel_points else 1
-    calls = at_once if train.checkpointing else cost  # all calls of a trajectory keep theirs without checkpointing
+    calls = (
+        at_once if train.checkpointing else cost
+    )  # all calls of a trajectory keep theirs without checkpointing
     kind = "kept_blocks" if config.backend.block_checkpointing else "kept"
     memory = memory_text(spec, config.backend.dtype, train.chunk * calls * per_image, kind)
     return lines + ([] if memory is None else [memory])

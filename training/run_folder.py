@@ -11,13 +11,10 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-import torch.distributed as dist
 
-from backends.distributed import Ranks
+from common.distributed import Ranks
+from common.files import write_atomically
 from solvers import UserError
-from solvers.files import write_atomically
-
-from .ranks import broadcast
 
 
 class RunError(UserError):
@@ -48,7 +45,7 @@ class RunFolder:
                     break
                 except FileExistsError:
                     path = exps / f"{datetime.now():%Y%m%d-%H%M%S}-{name}-{number}"
-        run = cls(Path(broadcast(str(path), ranks)))
+        run = cls(Path(ranks.broadcast(str(path))))
         if ranks.rank == 0:
             for folder in (run.config.parent, run.metrics.parent, run.checkpoints, run.export):
                 folder.mkdir()
@@ -57,30 +54,51 @@ class RunFolder:
         return run
 
     @classmethod
-    def find(cls, text: str, exps: Path = Path("exps"), kind: str = "", told_by: str = "--resume") -> "RunFolder":
-        """The run folder meant by a path, a name under `exps`, or "latest": the newest there that has a checkpoint.
+    def find(
+        cls, text: str, exps: Path = Path("exps"), kind: str = "", option: str = "--resume"
+    ) -> "RunFolder":
+        """The run folder meant by a path, a name under `exps`, or "latest": the newest there that has a
+        checkpoint.
 
         `kind` is a top-level key that the configuration must have.
         """
         if text == "latest":
             runs = [cls(p) for p in sorted(exps.glob("*-*"), reverse=True) if p.is_dir()]
-            runs = [r for r in runs if r.config.is_file() and r.is_kind(kind) and r.latest_checkpoint() is not None]
+            runs = [
+                r
+                for r in runs
+                if r.config.is_file() and r.is_kind(kind) and r.latest_checkpoint() is not None
+            ]
             if not runs:
-                raise RunError(f"{told_by} latest: no run with a checkpoint under {exps}; start one without --resume")
+                raise RunError(
+                    f"{option} latest: no run with a checkpoint under {exps}; start one without --resume"
+                )
             return runs[0]
         for run in (cls(Path(text)), cls(exps / text)):
             if run.config.is_file():
                 if not run.is_kind(kind):
-                    raise RunError(f"{told_by} {text}: {run.config} belongs to another kind of run (it has no section {kind!r})")
+                    raise RunError(
+                        f"{option} {text}: {run.config} belongs to another kind of run (it has no section"
+                        f" {kind!r})"
+                    )
                 if run.latest_checkpoint() is None:
-                    raise RunError(f"{told_by} {text}: {run.checkpoints} holds no checkpoint; start a run anew")
+                    raise RunError(
+                        f"{option} {text}: {run.checkpoints} holds no checkpoint; start a run anew"
+                    )
                 return run
         places = f"{Path(text)} and {exps / text}"
-        raise RunError(f"{told_by} {text}: no run folder there (looked for {places}); expected one with configs/ and checkpoints/")
+        raise RunError(
+            f"{option} {text}: no run folder there (looked for {places}); expected one with configs/ and"
+            " checkpoints/"
+        )
 
     def is_kind(self, kind: str) -> bool:
         """Whether the configuration has a top-level section."""
-        return any(line.startswith(f"{kind}:") for line in self.config.read_text(encoding="utf-8").splitlines()) if kind else True
+        return (
+            any(line.startswith(f"{kind}:") for line in self.config.read_text(encoding="utf-8").splitlines())
+            if kind
+            else True
+        )
 
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint after a step goes."""
@@ -107,10 +125,14 @@ class RunFolder:
             return torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError) as error:
             reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-            raise RunError(f"{path}: not a readable checkpoint ({reason}); remove it to go on from the one before") from None
+            raise RunError(
+                f"{path}: not a readable checkpoint ({reason}); remove it to go on from the one before"
+            ) from None
 
     def log(self, record: dict) -> None:
-        """Add a line of strict JSON to the metrics; entries that are None are left out, other than finite numbers refused."""
+        """Add a line of strict JSON to the metrics; entries that are None are left out, other than finite
+        numbers refused.
+        """
         line = json.dumps({k: v for k, v in record.items() if v is not None}, allow_nan=False)
         with open(self.metrics, "ab", buffering=0) as file:
             file.write(line.encode() + b"\n")
@@ -120,9 +142,15 @@ class RunFolder:
         return complete_lines(self.metrics)
 
     def rewind(self, step: int, evaluated: int) -> None:
-        """Forget the metrics of steps after `step` and of evaluations after step `evaluated`, which are about to be made again."""
+        """Forget the metrics of steps after `step` and of evaluations after step `evaluated`, which are about
+        to be made again.
+        """
         for path in (self.metrics, self.seconds):
-            kept = [json.dumps(r) for r in complete_lines(path) if r["step"] <= (evaluated if "table" in r else step)]
+            kept = [
+                json.dumps(r)
+                for r in complete_lines(path)
+                if r["step"] <= (evaluated if "table" in r else step)
+            ]
             write_atomically(path, "".join(line + "\n" for line in kept).encode())
 
 
@@ -147,7 +175,9 @@ def complete_lines(path: Path) -> list[dict]:
 
 
 class Log:
-    """Rank 0's records: metrics.jsonl and tensorboard, and seconds.jsonl apart, since times are never the same twice."""
+    """Rank 0's records: metrics.jsonl and tensorboard, and seconds.jsonl apart, since times are never the
+    same twice.
+    """
 
     def __init__(self, run: RunFolder, ranks: Ranks, step: int):
         self.run, self.first = run, ranks.rank == 0
@@ -178,7 +208,9 @@ class Log:
 
 @contextmanager
 def stop_requests(ranks: Ranks) -> Iterator["StopRequest"]:
-    """Turn SIGTERM and the first Ctrl-C into a request to stop after the chunk in hand; a second Ctrl-C ends at once."""
+    """Turn SIGTERM and the first Ctrl-C into a request to stop after the chunk in hand; a second Ctrl-C ends
+    at once.
+    """
     request = StopRequest(ranks)
     before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
 
@@ -202,10 +234,6 @@ class StopRequest:
     def __init__(self, ranks: Ranks):
         self.ranks, self.wanted = ranks, False
 
-    def agreed(self) -> bool:
+    def any_rank(self) -> bool:
         """Whether any rank was asked to; all ranks get the same answer."""
-        if self.ranks.world == 1:
-            return self.wanted
-        flag = torch.tensor(float(self.wanted), device=self.ranks.device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag)
+        return self.ranks.any_rank(self.wanted)

@@ -8,14 +8,14 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from common.files import write_atomically
 from common.statistics import STUDENT
 from solvers import Predictor, SolverTable, UserError, load_predictor
-from solvers.files import write_atomically
 
+from ..comparison import Run, comparisons, p_value, trained_on
+from ..tables import STUDENT_NOTE, number
 from . import plots
-from .comparison import Run, comparisons, p_value, trained_on
 from .plots import Picture, Point
-from .tables import STUDENT_NOTE, number
 
 SHOWN = 8
 SIDE = 256  # pixels of a larger image's longer side in the page
@@ -54,9 +54,12 @@ def write_report(runs: Sequence[Run], predictors: Mapping[str, Path], out: Path,
 def interval_notes(runs: Sequence[Run], compared: Sequence[Sequence[dict]]) -> list[str]:
     """How the intervals of the scores and of the differences were made, a sentence a method."""
     summaries = [scores.summary for run in runs for scores in run.scores.values()]
-    methods = [summary.get("method") for summary in summaries] + [row["difference"]["method"] for of_run in compared for row in of_run]
+    methods = [summary.get("method") for summary in summaries] + [
+        row["difference"]["method"] for of_run in compared for row in of_run
+    ]
     notes = [
-        f"Intervals are a percentile bootstrap over prompts, {made['resamples']} resamples, seed {made['seed']}."
+        f"Intervals are a percentile bootstrap over prompts, {made['resamples']} resamples, seed"
+        f" {made['seed']}."
         for made in [summary["bootstrap"] for summary in summaries if "bootstrap" in summary][:1]
     ]
     return [*notes, STUDENT_NOTE] if STUDENT in methods else notes
@@ -65,7 +68,11 @@ def interval_notes(runs: Sequence[Run], compared: Sequence[Sequence[dict]]) -> l
 def environment() -> Environment:
     """Templates of this folder, everything in them escaped."""
     made = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     made.filters |= {"number": number, "p_value": p_value, "uri": data_uri, "trained_on": trained_on}
     return made
@@ -77,14 +84,20 @@ def data_uri(content: bytes, kind: str = "png") -> str:
 
 
 def quality_plots(runs: Sequence[Run]) -> list[Picture]:
-    """Each metric against serial depth and against total evaluations, of the runs whose manifests tell these."""
+    """Each metric against serial depth and against total evaluations, of the runs whose manifests
+    tell these.
+    """
     told = [run for run in runs if "depth" in run.settings]
     found = []
     for metric in runs[0].scores if told else ():
         for key, cost in COSTS.items():
             points = [point_of(run, metric, key) for run in told]
-            values = "; ".join(f"{run.name} {number(p.mean)} at {p.cost}" for run, p in zip(told, points, strict=True))
-            found.append(plots.quality(f"{metric}-{key}", f"{metric} against {cost}: {values}.", points, metric, cost))
+            values = "; ".join(
+                f"{run.name} {number(p.mean)} at {p.cost}" for run, p in zip(told, points, strict=True)
+            )
+            found.append(
+                plots.quality(f"{metric}-{key}", f"{metric} against {cost}: {values}.", points, metric, cost)
+            )
     return found
 
 
@@ -96,7 +109,9 @@ def point_of(run: Run, metric: str, cost: str) -> Point:
 
 
 def samples(runs: Sequence[Run]) -> list[dict]:
-    """Images of the same prompts and seeds from all runs, of as many prompts as there are rows to show, with their scores."""
+    """Images of the same prompts and seeds from all runs, of as many prompts as there are rows to show, with
+    their scores.
+    """
     lines = [{metric: scores.pairs() for metric, scores in run.scores.items()} for run in runs]
     turns: dict[str, int] = {}
     order = []
@@ -116,11 +131,15 @@ def samples(runs: Sequence[Run]) -> list[dict]:
 
 
 def thumbnail(path: Path) -> tuple[str, bool]:
-    """An image as an address that holds it, made smaller where it has more than SIDE pixels a side; whether it has few of them."""
+    """An image as an address that holds it, made smaller where it has more than SIDE pixels a side; whether
+    it has few of them.
+    """
     try:
         image = Image.open(path).convert("RGB")
     except OSError as error:
-        raise UserError(f"{path}: cannot be shown ({' '.join(str(error).split())[:100]}); make the image again") from None
+        raise UserError(
+            f"{path}: cannot be shown ({' '.join(str(error).split())[:100]}); make the image again"
+        ) from None
     content, kind, small = BytesIO(), "png", max(image.size) <= SIDE // 4
     if max(image.size) > SIDE:
         image.thumbnail((SIDE, SIDE))
@@ -130,7 +149,9 @@ def thumbnail(path: Path) -> tuple[str, bool]:
 
 
 def solver_tables(runs: Sequence[Run], predictors: Mapping[str, Path]) -> list[dict]:
-    """The learned tables of the runs whose predictor files were found, drawn and in numbers, each one once."""
+    """The learned tables of the runs whose predictor files were found, drawn and in numbers, each one
+    once.
+    """
     users: dict[str, list[str]] = {}
     for run in runs:
         if run.settings.get("predictor") in predictors:
@@ -138,7 +159,10 @@ def solver_tables(runs: Sequence[Run], predictors: Mapping[str, Path]) -> list[d
     found = []
     for at, (sha, names) in enumerate(users.items(), 1):
         predictor = load_predictor(predictors[sha])
-        found.append({"runs": list(dict.fromkeys(names)), "picture": drawn(predictor, f"table-{at}", names[0])} | in_numbers(predictor))
+        found.append(
+            {"runs": list(dict.fromkeys(names)), "picture": drawn(predictor, f"table-{at}", names[0])}
+            | in_numbers(predictor)
+        )
     return found
 
 
@@ -147,24 +171,40 @@ def drawn(predictor: Predictor, name: str, run: str) -> Picture:
     table = predictor.table
     if isinstance(table, SolverTable):
         steps = [
-            f"interval {n}: " + ", ".join(f"r {number(r)} weight {number(w)}" for r, w in zip(*rows, strict=True))
+            f"interval {n}: "
+            + ", ".join(f"r {number(r)} weight {number(w)}" for r, w in zip(*rows, strict=True))
             for n, rows in enumerate(zip(table.r.tolist(), table.w.tolist(), strict=True))
         ]
         return plots.solver_table(name, f"Positions and weights of {run}. {'; '.join(steps)}.", table)
-    steps = [f"level {n}: σ " + ", ".join(number(table.sigmas[s].item()) for s in level) for n, level in enumerate(table.levels)]
+    steps = [
+        f"level {n}: σ " + ", ".join(number(table.sigmas[s].item()) for s in level)
+        for n, level in enumerate(table.levels)
+    ]
     return plots.tableau(name, f"Stages of {run} and their weights in the result. {'; '.join(steps)}.", table)
 
 
 def in_numbers(predictor: Predictor) -> dict:
-    """Header and rows of a learned table's numbers: positions and weights of each interval, or the stages of a tableau."""
+    """Header and rows of a learned table's numbers: positions and weights of each interval, or the stages of
+    a tableau.
+    """
     table = predictor.table
     if not isinstance(table, SolverTable):
-        rows = [[n, s, table.sigmas[s].item(), table.output[1 + s].item()] for n, level in enumerate(table.levels) for s in level]
+        rows = [
+            [n, s, table.sigmas[s].item(), table.output[1 + s].item()]
+            for n, level in enumerate(table.levels)
+            for s in level
+        ]
         return {"header": ["level", "stage", "σ", "weight in the result"], "rows": rows}
     arrays = table.arrays()
     header = [f"{name}{k + 1}" for name in arrays for k in range(table.num_points)]
-    rows = [[n, *(value for array in arrays.values() for value in array[n].tolist())] for n in range(table.num_intervals)]
+    rows = [
+        [n, *(value for array in arrays.values() for value in array[n].tolist())]
+        for n in range(table.num_intervals)
+    ]
     if predictor.sigmas is None:
         return {"header": ["interval", *header], "rows": rows}
     nodes = predictor.sigmas.tolist()
-    return {"header": ["interval", "σ from", "σ to", *header], "rows": [[n, *nodes[n : n + 2], *row] for n, *row in rows]}
+    return {
+        "header": ["interval", "σ from", "σ to", *header],
+        "rows": [[n, *nodes[n : n + 2], *row] for n, *row in rows],
+    }

@@ -10,7 +10,15 @@ from solvers import SolverTable, Tableau
 
 DARK = {"figure.facecolor": "#16191f", "axes.facecolor": "#16191f", "savefig.facecolor": "#16191f"}
 LIGHT = {"figure.facecolor": "#ffffff", "axes.facecolor": "#ffffff", "savefig.facecolor": "#ffffff"}
-COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")  # told apart by the colour-blind (Tol 2021)
+COLOURS = (
+    "#4477aa",
+    "#ee6677",
+    "#228833",
+    "#ccbb44",
+    "#66ccee",
+    "#aa3377",
+    "#bbbbbb",
+)  # told apart by the colour-blind (Tol 2021)
 MARKERS = "os^Dv*PX"
 DODGE = 5  # points between the series, so that runs of equal cost do not hide each other
 TOLD = {True: " (trained on it)", False: "", None: " (trained on it?)"}
@@ -55,7 +63,9 @@ def picture(name: str, alt: str, draw: Callable, size: tuple[float, float]) -> P
 
 
 def quality(name: str, alt: str, points: Iterable[Point], metric: str, cost: str) -> Picture:
-    """A metric's means with 95 % intervals against a cost; hollow where the solver was, or may have been, trained on the metric."""
+    """A metric's means with 95 % intervals against a cost; hollow where the solver was, or may have been,
+    trained on the metric.
+    """
     from matplotlib.transforms import ScaledTranslation
 
     series: dict[str, list[Point]] = {}
@@ -71,11 +81,22 @@ def quality(name: str, alt: str, points: Iterable[Point], metric: str, cost: str
             axes.plot([p.cost for p in found], [p.mean for p in found], color=colour, lw=1.2, transform=place)
             for i, p in enumerate(found):
                 low, high = p.interval or (p.mean, p.mean)
-                axes.update_datalim([(p.cost, low), (p.cost, high)])  # what has a transform of its own is left out of the limits
-                filled = colour if p.trained_on is False else "none"
+                axes.update_datalim(
+                    [(p.cost, low), (p.cost, high)]
+                )  # what has a transform of its own is left out of the limits
+                build_with_weights = colour if p.trained_on is False else "none"
                 axes.plot([p.cost] * 2, [low, high], color=colour, lw=1.2, marker="_", ms=6, transform=place)
                 named = label + TOLD[p.trained_on] if i == 0 else None
-                axes.plot([p.cost], [p.mean], color=colour, marker=marker, mfc=filled, ls="none", transform=place, label=named)
+                axes.plot(
+                    [p.cost],
+                    [p.mean],
+                    color=colour,
+                    marker=marker,
+                    mfc=build_with_weights,
+                    ls="none",
+                    transform=place,
+                    label=named,
+                )
         axes.margins(0.08)
         axes.autoscale_view()
         axes.set(xlabel=cost, ylabel=metric)
@@ -94,15 +115,23 @@ def solver_table(name: str, alt: str, table: SolverTable) -> Picture:
             axes.axhline(n, color="grey", lw=0.8, zorder=0)
             for k, (r, w) in enumerate(zip(table.r[n].tolist(), table.w[n].tolist(), strict=True)):
                 circle(axes, r, n, w, COLOURS[k % len(COLOURS)])
-                axes.annotate(f"{w:.2f}", (r, n), (0, 11), textcoords="offset points", ha="center", fontsize=8)
-        axes.set(xlim=(-0.06, 1.06), xlabel="position r in the interval; number and area: weight w", ylabel="interval")
+                axes.annotate(
+                    f"{w:.2f}", (r, n), (0, 11), textcoords="offset points", ha="center", fontsize=8
+                )
+        axes.set(
+            xlim=(-0.06, 1.06),
+            xlabel="position r in the interval; number and area: weight w",
+            ylabel="interval",
+        )
         rows(axes, table.num_intervals)
 
     return picture(name, alt, draw, (4.6, 1.2 + 0.55 * table.num_intervals))
 
 
 def tableau(name: str, alt: str, table: Tableau) -> Picture:
-    """Noise levels of a tableau's stages in each level, their weights in the result as the circles' areas, over the largest."""
+    """Noise levels of a tableau's stages in each level, their weights in the result as the circles' areas,
+    over the largest.
+    """
     weights: Tensor = table.output[1:] / table.output[1:].abs().max().clamp(min=1e-12)
 
     def draw(axes) -> None:
@@ -121,7 +150,9 @@ def tableau(name: str, alt: str, table: Tableau) -> Picture:
 
 def circle(axes, x: float, y: float, weight: float, colour: str) -> None:
     """A circle of an area in proportion to a weight, hollow if that is negative, with a dot at its centre."""
-    axes.scatter([x], [y], s=AREA * abs(weight), color=colour if weight >= 0 else "none", edgecolors=colour, alpha=0.75)
+    axes.scatter(
+        [x], [y], s=AREA * abs(weight), color=colour if weight >= 0 else "none", edgecolors=colour, alpha=0.75
+    )
     axes.scatter([x], [y], s=4, color="black" if weight >= 0 else colour)
 
 

@@ -5,30 +5,29 @@ from pathlib import Path
 
 import click
 
-from ..errors import note, run_command
+from common.errors import note, run_command
+
 from . import Predictor, PredictorError, load_predictor, resolve_predictor_path, save_predictor
-from .reading import printable
+from .safe_pickle import printable
 
 
 def describe(predictor: Predictor) -> str:
     """Spec, cost, nodes and table of a predictor as text."""
-    table, spec = predictor.table, predictor.spec
-    lines = [f"{name:16} {printable(str(value))}" for name, value in asdict(spec).items() if value not in (None, {})]
+    spec = predictor.spec
+    lines = [
+        f"{name:16} {printable(str(value))}"
+        for name, value in asdict(spec).items()
+        if value not in (None, {})
+    ]
     nodes, cost = predictor.sigmas, predictor.cost()
     if nodes is None:
         lines.append(f"{'nodes':16} not stored; made from the schedule by the backend")
-    lines.append(f"{'cost':16} serial depth {cost.depth}, {cost.evaluations} evaluations an image (guidance apart)")
+    lines.append(
+        f"{'cost':16} serial depth {cost.depth}, {cost.evaluations} evaluations an image (guidance apart)"
+    )
     lines += [printable(f"{'provenance.' + k:16} {v}") for k, v in predictor.provenance.items()]
-    if spec.solver == "tableau":
-        return "\n".join(lines)
-    arrays = table.arrays()
-    width = 8 * table.num_points
-    lines.append("\ninterval  " + ("sigma             " if nodes is not None else "") + "".join(f"{n:<{width}}  " for n in arrays))
-    for n in range(table.num_intervals):
-        span = f"{nodes[n]:7.4f} {nodes[n + 1]:9.4f} " if nodes is not None else ""
-        cells = ("".join(f"{v:8.4f}" for v in a[n].tolist()) for a in arrays.values())
-        lines.append(f"{n:8}  {span}" + "  ".join(cells))
-    return "\n".join(lines)
+    numbers = predictor.kind.describe(predictor.table, nodes)
+    return "\n".join([*lines, *([numbers] if numbers else [])])
 
 
 @click.group()

@@ -1,20 +1,24 @@
-"""Which predictor file a user means: a file, a folder as runs and downloads have them, a name or a number under exps."""
+"""Which predictor file a user means: a file, a folder as runs and downloads have them, a name or a number
+under exps.
+"""
 
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from .reading import PredictorError
+from .safe_pickle import PredictorError
 
 KINDS = ("best", "distilled", "start")  # of the tables of one backbone, the most learned first
 
 
 def resolve_predictor_path(text: str, exps: str | Path = "exps", kinds: Sequence[str] = KINDS) -> Path:
-    """The predictor file meant by a file, a folder, either of them under `exps`, or the number of a folder there.
+    """The predictor file meant by a file, a folder, either of them under `exps`, or the number of a folder
+    there.
 
-    In a folder: the best export of a run, else its table of the first of `kinds` (best, then distilled, then start) that is there
-    as KIND.pkl or NAME-KIND.pkl, where the newest export goes before a start table; else the only .pkl file that it holds.
+    In a folder: the best export of a run, else its table of the first of `kinds` (best, then distilled, then
+    start) that is there as KIND.pkl or NAME-KIND.pkl, where the newest export goes before a start table; else
+    the only .pkl file that it holds.
     """
     places = [Path(text)] if Path(text).is_absolute() else [Path(text), Path(exps) / text]
     for place in places:
@@ -24,7 +28,9 @@ def resolve_predictor_path(text: str, exps: str | Path = "exps", kinds: Sequence
             return _in_folder(place, kinds)
     for place in places:
         kind = re.search(r"-(best|distilled|start)\.pkl$", place.name)
-        if kind and os.path.isfile(place.with_name(f"{kind[1]}.pkl")):  # sd15/sd15-start.pkl, as published, is sd15/start.pkl here
+        if kind and os.path.isfile(
+            place.with_name(f"{kind[1]}.pkl")
+        ):  # sd15/sd15-start.pkl, as published, is sd15/start.pkl here
             return place.with_name(f"{kind[1]}.pkl")
     if text.isdecimal() and Path(exps).is_dir():
         runs = sorted(p for p in Path(exps).iterdir() if p.is_dir() and p.name.split("-")[0].isdecimal())
@@ -39,14 +45,22 @@ def resolve_predictor_path(text: str, exps: str | Path = "exps", kinds: Sequence
 
 
 def tables_in(folder: Path, kinds: Sequence[str] = KINDS) -> dict[str, Path]:
-    """The tables of a backbone's folder by kind: KIND.pkl or NAME-KIND.pkl; several of one kind: PredictorError."""
+    """The tables of a backbone's folder by kind: KIND.pkl or NAME-KIND.pkl; several of one kind:
+    PredictorError.
+    """
     found = {}
     for kind in kinds:
-        files = sorted(p for p in folder.glob("*.pkl") if p.name == f"{kind}.pkl" or p.name.endswith(f"-{kind}.pkl"))
+        files = sorted(
+            p for p in folder.glob("*.pkl") if p.name == f"{kind}.pkl" or p.name.endswith(f"-{kind}.pkl")
+        )
         files = [p for p in files if not p.name.startswith("network-snapshot")]
-        own = [p for p in files if p.name == f"{folder.absolute().name}-{kind}.pkl"] or files  # a download beside ours goes first
+        own = [
+            p for p in files if p.name == f"{folder.absolute().name}-{kind}.pkl"
+        ] or files  # a download beside ours goes first
         if len(own) > 1:
-            raise PredictorError(f"{folder} holds several {kind} tables: {', '.join(p.name for p in own)}; name one of them")
+            raise PredictorError(
+                f"{folder} holds several {kind} tables: {', '.join(p.name for p in own)}; name one of them"
+            )
         if own:
             found[kind] = own[0]
     return found
@@ -65,13 +79,22 @@ def _in_folder(folder: Path, kinds: Sequence[str]) -> Path:
     if len(found) == 1:
         return found[0]
     names = ", ".join(p.name for p in found)
-    raise PredictorError(f"{folder} holds " + (f"several predictors: {names}; name one of them" if found else "no predictor (.pkl)"))
+    raise PredictorError(
+        f"{folder} holds "
+        + (f"several predictors: {names}; name one of them" if found else "no predictor (.pkl)")
+    )
 
 
 def _newest_export(folder: Path) -> Path | None:
     """The export with the highest number at the end of its name."""
-    for pattern in ("export/network-snapshot-export-*.pkl", "network-snapshot-export-*.pkl", "network-snapshot-*.pkl"):
-        numbered = [(int(m[1]), p.name, p) for p in folder.glob(pattern) if (m := re.search(r"(\d+)\.pkl$", p.name))]
+    for pattern in (
+        "export/network-snapshot-export-*.pkl",
+        "network-snapshot-export-*.pkl",
+        "network-snapshot-*.pkl",
+    ):
+        numbered = [
+            (int(m[1]), p.name, p) for p in folder.glob(pattern) if (m := re.search(r"(\d+)\.pkl$", p.name))
+        ]
         if numbered:
             return max(numbered)[2]
     return None

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from .options import map_published
-from .reading import MALFORMED, Persistent, PredictorError, SafeUnpickler, StoredBytes, StoredTensor, check_size, checked_load
+from .safe_pickle import (
+    MALFORMED,
+    Persistent,
+    PredictorError,
+    SafeUnpickler,
+    StoredBytes,
+    StoredTensor,
+    check_size,
+    checked_load,
+)
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 DTYPES = {"FloatStorage": torch.float32, "DoubleStorage": torch.float64}
@@ -28,11 +37,22 @@ SPEC_KEYS = (
     "flowmatch_shift",
     "afs",
 )
-PROVENANCE_KEYS = ("sampler_stu", "sampler_tea", "M", "alpha", "img_resolution", "predict_x0", "lower_order_final", "fcn")
+PROVENANCE_KEYS = (
+    "sampler_stu",
+    "sampler_tea",
+    "M",
+    "alpha",
+    "img_resolution",
+    "predict_x0",
+    "lower_order_final",
+    "fcn",
+)
 
 
 def read_published(document: Any) -> tuple[dict[str, Tensor], dict, dict, tuple[str, ...]]:
-    """Table arrays, spec values, provenance and notes of a published predictor ({"model": ...}, anything beside it ignored)."""
+    """Table arrays, spec values, provenance and notes of a published predictor ({"model": ...}, anything
+    beside it ignored).
+    """
     model = document.get("model") if isinstance(document, dict) else None
     meta = model.meta if isinstance(model, Persistent) else None
     state = meta.get("state") if isinstance(meta, dict) else None
@@ -50,7 +70,9 @@ def read_published(document: Any) -> tuple[dict[str, Tensor], dict, dict, tuple[
 
 
 def decode_table(state: dict) -> dict[str, Tensor]:
-    """r = sigmoid, w = softmax, scales = 2 h sigmoid(p / 2) + 1 - h for a half-range h > 0; `fcn` sets the last o to 1."""
+    """r = sigmoid, w = softmax, scales = 2 h sigmoid(p / 2) + 1 - h for a half-range h > 0; `fcn` sets the
+    last o to 1.
+    """
     parameters = state["_parameters"]
     raw = {k: read_tensor(parameters.get(k), k) for k in ("r_params", "weight_s")}
     arrays = {"r": raw["r_params"].sigmoid(), "w": raw["weight_s"].softmax(-1)}
@@ -59,7 +81,11 @@ def decode_table(state: dict) -> dict[str, Tensor]:
         if not isinstance(half, int | float) or not 0 <= half <= 1:
             raise PredictorError(f"the half-range {name} is {brief(half)}, expected a number in [0, 1]")
         if half:
-            arrays[name] = 2 * half * (read_tensor(parameters.get(f"{name}_params"), f"{name}_params") / 2).sigmoid() + 1 - half
+            arrays[name] = (
+                2 * half * (read_tensor(parameters.get(f"{name}_params"), f"{name}_params") / 2).sigmoid()
+                + 1
+                - half
+            )
     if state.get("fcn") and "scale_dir" in arrays:
         arrays["scale_dir"][-1] = 1
     return arrays
@@ -83,8 +109,17 @@ def read_tensor(stored: Any, name: str) -> Tensor:
         raise PredictorError(f"parameter {name} has no storage")
     numbers = _read_storage(stored.storage.stream, name)
     shape, stride = stored.shape, stored.stride
-    fits = all(isinstance(sizes, tuple) and len(sizes) == 2 and {type(n) for n in sizes} == {int} for sizes in (shape, stride))
-    if not fits or stored.offset != 0 or min(shape) < 1 or stride != (shape[1], 1) or shape[0] * shape[1] != len(numbers):
+    fits = all(
+        isinstance(sizes, tuple) and len(sizes) == 2 and {type(n) for n in sizes} == {int}
+        for sizes in (shape, stride)
+    )
+    if (
+        not fits
+        or stored.offset != 0
+        or min(shape) < 1
+        or stride != (shape[1], 1)
+        or shape[0] * shape[1] != len(numbers)
+    ):
         raise PredictorError(f"parameter {name} has an unexpected layout")
     return numbers.view(shape).double()
 
@@ -98,7 +133,13 @@ def _read_storage(stream: bytes, name: str) -> Tensor:
     magic, protocol, _, pid, keys = head
     if magic != MAGIC or protocol != PROTOCOL:
         raise PredictorError(f"parameter {name}: not a torch storage")
-    plain = isinstance(pid, tuple) and len(pid) == 6 and pid[0] == "storage" and isinstance(pid[1], str) and isinstance(pid[2], str)
+    plain = (
+        isinstance(pid, tuple)
+        and len(pid) == 6
+        and pid[0] == "storage"
+        and isinstance(pid[1], str)
+        and isinstance(pid[2], str)
+    )
     if not plain or pid[1] not in DTYPES or pid[5] is not None or keys != [pid[2]]:
         raise PredictorError(f"parameter {name}: not a single plain storage of floats")
     dtype, count = DTYPES[pid[1]], int.from_bytes(file.read(8), "little")

@@ -8,19 +8,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from common.errors import UserError
 
 MAX_BYTES = 64 * 2**20
 MAX_ITEMS = 10**6  # opcodes of a file, items that its content unfolds to
 MAX_TUPLES = 10**4
 MAX_MESSAGE = 2000  # characters
-CREATE = {"EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "SHORT_BINUNICODE", "BINUNICODE", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8"}
+CREATE = {
+    "EMPTY_LIST",
+    "EMPTY_DICT",
+    "EMPTY_SET",
+    "SHORT_BINUNICODE",
+    "BINUNICODE",
+    "SHORT_BINBYTES",
+    "BINBYTES",
+    "BINBYTES8",
+}
 CREATE |= {"GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ"}
 NUMBERS = {"NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
 TUPLES = {"EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
 FILL = {"MARK", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD", "BINPERSID"}
 MEMO = {"MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"}
-OPCODES = CREATE | NUMBERS | TUPLES | FILL | MEMO | {"PROTO", "FRAME", "STOP"}  # all that pickling plain data, or tensors, writes
+OPCODES = (
+    CREATE | NUMBERS | TUPLES | FILL | MEMO | {"PROTO", "FRAME", "STOP"}
+)  # all that pickling plain data, or tensors, writes
 MALFORMED = (
     pickle.UnpicklingError,
     EOFError,
@@ -51,14 +62,18 @@ def printable(text: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Persistent:
-    """Stands for an object of the published class with its own source code, of which only the state is kept."""
+    """Stands for an object of the published class with its own source code, of which only the state
+    is kept.
+    """
 
     meta: dict
 
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """Stands for a tensor: the bytes of its storage (a legacy torch stream, not yet read), its offset and shape."""
+    """Stands for a tensor: the bytes of its storage (a legacy torch stream, not yet read), its offset and
+    shape.
+    """
 
     storage: "StoredBytes"
     offset: int
@@ -105,7 +120,9 @@ def _stand_ins() -> dict[tuple[str, str], Any]:
         ("collections", "OrderedDict"): _Call(dict),
         ("torch._utils", "_rebuild_parameter"): _Call(_parameter),
         ("torch._utils", "_rebuild_tensor_v2"): _Call(
-            lambda storage, offset, shape, stride, requires_grad, hooks, metadata=None: StoredTensor(storage, offset, shape, stride)
+            lambda storage, offset, shape, stride, requires_grad, hooks, metadata=None: StoredTensor(
+                storage, offset, shape, stride
+            )
         ),
         ("torch.storage", "_load_from_bytes"): _Call(StoredBytes),
         ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Call(Persistent),
@@ -128,7 +145,9 @@ class SafeUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         self.foreign.append(f"{module}.{name}")
         if (module, name) not in self.stand_ins:
-            raise PredictorError(f"refers to {module}.{name}, which no predictor needs; refused, nothing was run")
+            raise PredictorError(
+                f"refers to {module}.{name}, which no predictor needs; refused, nothing was run"
+            )
         return self.stand_ins[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
@@ -146,9 +165,9 @@ def checked_load(unpickler: pickle.Unpickler, file: io.BytesIO) -> Any:
 def check_opcodes(file: io.BytesIO) -> None:
     """An error for opcodes that no predictor needs and for those that would take much time or memory.
 
-    Frames hold whole opcodes, since pickle loses bytes at the end of others and would read on from elsewhere than here.
-    The memo grows one by one. Tuples are few, since hashing nests as deep as they do, and are not taken from the memo:
-    a tuple of tuples that are used twice takes exponential time to hash.
+    Frames hold whole opcodes, since pickle loses bytes at the end of others and would read on from elsewhere
+    than here. The memo grows one by one. Tuples are few, since hashing nests as deep as they do, and are not
+    taken from the memo: a tuple of tuples that are used twice takes exponential time to hash.
     """
     memo: list[bool] = []  # may this be used again?
     count = tuples = frame_end = 0
@@ -175,7 +194,9 @@ def check_opcodes(file: io.BytesIO) -> None:
 
 
 def check_size(value: Any) -> None:
-    """An error when value unfolds to too many items: lists within lists, each used many times, have exponentially many."""
+    """An error when value unfolds to too many items: lists within lists, each used many times, have
+    exponentially many.
+    """
     waiting, count = [value], 0
     while waiting:
         item = waiting.pop()
@@ -189,7 +210,9 @@ def check_size(value: Any) -> None:
 
 
 def read_pickle(path: Path) -> tuple[Any, list[str]]:
-    """The content of a pickle, and the classes it refers to; a foreign class or a malformed file: PredictorError."""
+    """The content of a pickle, and the classes it refers to; a foreign class or a malformed file:
+    PredictorError.
+    """
     try:
         info = path.stat()
         if not stat.S_ISREG(info.st_mode):

@@ -36,7 +36,9 @@ def unet_name(key: str, layers: int, has_attention: list[bool]) -> str:
         return f"{UNET_ENDS[part]}.{kind}"
     if match := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d)\.(.+)", key):
         name, i, rest = match[1], int(match[2]), match[3]
-        return f"middle_block.{2 * i}.{renamed(rest, RESNET)}" if name == "resnets" else f"middle_block.1.{rest}"
+        return (
+            f"middle_block.{2 * i}.{renamed(rest, RESNET)}" if name == "resnets" else f"middle_block.1.{rest}"
+        )
     side, block, name, i, rest = re.fullmatch(r"(down|up)_blocks\.(\d)\.(\w+)\.(\d)\.(.+)", key).groups()
     block, i = int(block), int(i)
     first = block * (layers + 1) + (1 if side == "down" else 0)
@@ -60,17 +62,25 @@ def vae_name(key: str, blocks: int) -> str:
     if match := re.fullmatch(r"(\w+)\.(down|up)_blocks\.(\d)\.(\w+)\.(\d)\.(.+)", key):
         coder, side, block, name, i, rest = match.groups()
         block = int(block) if side == "down" else blocks - 1 - int(block)
-        inner = f"block.{i}.{renamed(rest, {'conv_shortcut': 'nin_shortcut'})}" if name == "resnets" else f"{side}sample.{rest}"
+        inner = (
+            f"block.{i}.{renamed(rest, {'conv_shortcut': 'nin_shortcut'})}"
+            if name == "resnets"
+            else f"{side}sample.{rest}"
+        )
         return f"{coder}.{side}.{block}.{inner}"
     return key
 
 
 def original_checkpoint(pipe: StableDiffusionPipeline) -> dict[str, Tensor]:
-    """All weights in one dict, as in v1-5-pruned-emaonly; the VAE's attention is made of 1x1 convolutions there."""
+    """All weights in one dict, as in v1-5-pruned-emaonly; the VAE's attention is made of 1x1 convolutions
+    there.
+    """
     state = {}
     up_blocks = pipe.unet.config.up_block_types
     for key, value in pipe.unet.state_dict().items():
-        name = unet_name(key, pipe.unet.config.layers_per_block, ["CrossAttn" in block for block in up_blocks])
+        name = unet_name(
+            key, pipe.unet.config.layers_per_block, ["CrossAttn" in block for block in up_blocks]
+        )
         state[f"model.diffusion_model.{name}"] = value
     for key, value in pipe.vae.state_dict().items():
         is_projection = ".attentions." in key and key.endswith("weight") and value.ndim == 2

@@ -16,15 +16,26 @@ from torch.utils._pytree import tree_leaves
 
 from backends import BackendError, compiled, load_backend
 from backends.compiled import compilations
-from generation import Sampler
+from generation.generate import Sampler
 from solvers import BASELINES, EPD, SolverTable, Spec, load_predictor, resolve_predictor_path
 from training.distill.losses import checkpointed, rollout
 
 ROOT = Path(__file__).parents[2]
-TABLES = {"ldm": "digits-distilled/epd-g7.5-d4", "sd3": "digits-sd3-distilled/epd-g4.5-d4", "flux": "digits-flux-distilled/epd-g3.5-d4"}
+TABLES = {
+    "ldm": "digits-distilled/epd-g7.5-d4",
+    "sd3": "digits-sd3-distilled/epd-g4.5-d4",
+    "flux": "digits-flux-distilled/epd-g3.5-d4",
+}
 CAPTIONS = ["a bold red handwritten seven", "a thin blue handwritten three"]
-BLOCKS = {"BasicTransformerBlock", "JointTransformerBlock", "FluxTransformerBlock", "FluxSingleTransformerBlock"}
-COMPILER = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
+BLOCKS = {
+    "BasicTransformerBlock",
+    "JointTransformerBlock",
+    "FluxTransformerBlock",
+    "FluxSingleTransformerBlock",
+}
+COMPILER = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -50,16 +61,30 @@ def backend_of(family, **options):
 
 def sampler_of(family, **options):
     predictor = predictor_of(family)
-    return Sampler(backend_of(family, **options), predictor.solver(), "epd", predictor.sigmas, predictor.spec.guidance_rate)
+    return Sampler(
+        backend_of(family, **options),
+        predictor.solver(),
+        "epd",
+        predictor.sigmas,
+        predictor.spec.guidance_rate,
+    )
 
 
 def watched(backend) -> set:
-    """What distinguishes the calls of blocks: the block's own layout, and shapes and strides of what it gets."""
+    """What distinguishes the calls of blocks: the block's own layout, and shapes and strides of what
+    it gets.
+    """
     seen: set = set()
 
     def note(block, args, kwargs):
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-        seen.add((type(block).__name__, len(list(block.modules())), *[(tuple(t.shape), t.stride()) for t in tensors]))
+        seen.add(
+            (
+                type(block).__name__,
+                len(list(block.modules())),
+                *[(tuple(t.shape), t.stride()) for t in tensors],
+            )
+        )
 
     for block in [m for m in next(iter(backend.networks().values())).modules() if type(m).__name__ in BLOCKS]:
         block.register_forward_pre_hook(note, with_kwargs=True)
@@ -68,7 +93,9 @@ def watched(backend) -> set:
 
 @pytest.mark.parametrize("family", TABLES)
 def test_one_compilation_for_each_block_and_shape(family, uncoded):
-    """Three batches of two images and a last one of one: nothing is compiled twice, and nothing stays eager."""
+    """Three batches of two images and a last one of one: nothing is compiled twice, and nothing stays
+    eager.
+    """
     eager, fast = sampler_of(family), sampler_of(family, compile=True)
     kinds, before, counts = watched(eager.backend), compilations(), []
     for seeds in ([0, 1], [2, 3], [4, 5], [6]):
@@ -79,15 +106,24 @@ def test_one_compilation_for_each_block_and_shape(family, uncoded):
     assert 2 <= counts[0] == counts[1] == counts[2] < counts[3]
 
 
-@pytest.mark.parametrize("family", ["ldm", pytest.param("sd3", marks=pytest.mark.slow), pytest.param("flux", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "family",
+    ["ldm", pytest.param("sd3", marks=pytest.mark.slow), pytest.param("flux", marks=pytest.mark.slow)],
+)
 def test_gradients_of_a_table_are_those_of_the_eager_network(family, uncoded):
     """With the network's calls or its blocks computed again as well, by the same compiled code."""
     eager, fast = backend_of(family), backend_of(family, compile=True)
     expected = gradient(eager, family)
     assert expected.abs().max() > 1e-3
     counts = []
-    for again in (lambda velocity: velocity, checkpointed, lambda velocity: fast.checkpoint_blocks() or velocity):
-        torch.testing.assert_close(gradient(fast, family, again), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    for again in (
+        lambda velocity: velocity,
+        checkpointed,
+        lambda velocity: fast.checkpoint_blocks() or velocity,
+    ):
+        torch.testing.assert_close(
+            gradient(fast, family, again), expected, rtol=0, atol=1e-5 * expected.abs().max().item()
+        )
         counts.append(compilations())
     assert counts[0] == counts[1] == counts[2]
 
@@ -97,7 +133,13 @@ def gradient(backend, family, again=lambda velocity: velocity) -> torch.Tensor:
     predictor = predictor_of(family)
     leaves = [predictor.table.r.clone().requires_grad_(), predictor.table.w.clone().requires_grad_()]
     velocity = again(backend.velocity(backend.encode(CAPTIONS[:1], predictor.spec.guidance_rate)))
-    states = rollout(EPD(SolverTable(*leaves)), predictor.sigmas, velocity, backend.start([0], predictor.sigmas[0]), False)
+    states = rollout(
+        EPD(SolverTable(*leaves)),
+        predictor.sigmas,
+        velocity,
+        backend.initial_latents([0], predictor.sigmas[0]),
+        False,
+    )
     return torch.cat([g.flatten() for g in torch.autograd.grad(states[-1].square().mean().sqrt(), leaves)])
 
 
@@ -107,7 +149,9 @@ def test_more_shapes_than_torch_allows_by_default(tiny_folder, uncoded):
     before = compilations()
     with torch.inference_mode():
         for rows in range(1, 10):
-            backend.velocity(backend.encode(PROMPTS[:1] * rows, 1))(backend.start(range(rows), 1.0), torch.tensor(1.0))
+            backend.velocity(backend.encode(PROMPTS[:1] * rows, 1))(
+                backend.initial_latents(range(rows), 1.0), torch.tensor(1.0)
+            )
     assert compilations() - before >= 9
 
 
@@ -127,18 +171,25 @@ def test_code_is_generated_and_right(tiny_folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", TABLES)
 def test_latents_of_generated_code(family):
-    eager, fast = (sampler_of(family, **options).latents(CAPTIONS, [0, 1]) for options in ({}, {"compile": True}))
+    eager, fast = (
+        sampler_of(family, **options).latents(CAPTIONS, [0, 1]) for options in ({}, {"compile": True})
+    )
     print(f"{family}: largest difference of latents {(fast - eager).abs().max():.1e}")
     assert (fast - eager).abs().max() < 1e-3
 
 
 def test_without_a_compiler_it_is_one_line(tiny_folder):
     with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
-        sampler = Sampler(load_tiny(tiny_folder, compile=True), BASELINES["euler"], "euler", torch.tensor([5.0, 2.0]), 4.0)
+        sampler = Sampler(
+            load_tiny(tiny_folder, compile=True), BASELINES["euler"], "euler", torch.tensor([5.0, 2.0]), 4.0
+        )
         with pytest.raises(BackendError) as caught:
             sampler.latents(PROMPTS[:1], [0])
     line = str(caught.value)
-    assert line.startswith("compile: the network's blocks cannot be compiled on this machine (InvalidCxxCompiler: No working C++ compiler")
+    assert line.startswith(
+        "compile: the network's blocks cannot be compiled on this machine (InvalidCxxCompiler: No working C++"
+        " compiler"
+    )
     assert line.endswith("leave compile out")
     assert "\n" not in line
 

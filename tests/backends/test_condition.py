@@ -6,7 +6,7 @@ from tiny import CPU
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from backends import Condition, initial_noise
-from backends.base import guide, per_points
+from backends.conditioning import apply_cfg, repeat_condition
 
 
 class Copies(TorchDispatchMode):
@@ -23,7 +23,10 @@ class Copies(TorchDispatchMode):
 def make(rows=3, guidance=4.0):
     """Rows 0, 1, 2, ... and negative -1, in two tensors of different ranks."""
     numbers = torch.arange(float(rows))
-    positive = {"text": numbers.view(-1, 1, 1).expand(-1, 2, 5).clone(), "pooled": numbers.view(-1, 1).clone()}
+    positive = {
+        "text": numbers.view(-1, 1, 1).expand(-1, 2, 5).clone(),
+        "pooled": numbers.view(-1, 1).clone(),
+    }
     negative = {"text": torch.full((1, 2, 5), -1.0), "pooled": torch.full((1, 1), -1.0)}
     return Condition(positive, None if guidance == 1 else negative, guidance)
 
@@ -77,21 +80,21 @@ def test_a_guided_batch_is_one_copy():
 
 def test_per_points_keeps_the_batch_of_each_number_of_rows():
     condition, cache = make(), {}
-    first = per_points(condition, 6, cache)
+    first = repeat_condition(condition, 6, cache)
     assert numbers(first) == [-1] * 6 + [0, 1, 2] * 2
-    assert numbers(per_points(condition, 3, cache)) == [-1] * 3 + [0, 1, 2]
-    assert per_points(condition, 6, cache) is first
+    assert numbers(repeat_condition(condition, 3, cache)) == [-1] * 3 + [0, 1, 2]
+    assert repeat_condition(condition, 6, cache) is first
     for rows in (0, 2, 4):
         with pytest.raises(ValueError, match=f"{rows} rows for a condition of 3 images"):
-            per_points(condition, rows, cache)
+            repeat_condition(condition, rows, cache)
 
 
 def test_guide():
     u, c = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [-4.0]])
-    guided = guide(torch.cat([u, c]).bfloat16(), make(2, 4.0))
+    guided = apply_cfg(torch.cat([u, c]).bfloat16(), make(2, 4.0))
     assert guided.dtype == torch.float32
     assert guided.flatten().tolist() == [1 + 4 * 2, 2 + 4 * -6]
-    assert torch.equal(guide(c, make(2, 1)), c)
+    assert torch.equal(apply_cfg(c, make(2, 1)), c)
 
 
 def test_a_condition_is_frozen():
@@ -123,7 +126,7 @@ def test_start(tiny, gaussian):
     for backend in (tiny, gaussian):
         expected = 14.5 * initial_noise([5, 6], backend.latent_shape)
         for sigma in (14.5, torch.tensor(14.5, dtype=torch.float64)):
-            start = backend.start([5, 6], sigma)
+            start = backend.initial_latents([5, 6], sigma)
             assert start.dtype == torch.float32
             assert start.device == CPU
             assert torch.equal(start, expected)

@@ -9,12 +9,22 @@ from diffusers import StableDiffusionPipeline
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from backends.digits import FOLDER
-from backends.digits.build import held_out_drawings
-from backends.digits.data import ALL_LABELS, COLOURS, HELD_OUT_LABELS, WEIGHTS, caption, enlarge, evaluation_prompts, paint, parse
-from backends.digits.judge import FOLDER as JUDGE_FOLDER
-from backends.digits.judge import Judge, frechet_distance, moments, sqrt_psd
-from generation import Sampler
+from digits import FOLDER
+from digits.build import held_out_drawings
+from digits.data import (
+    ALL_LABELS,
+    COLOURS,
+    HELD_OUT_LABELS,
+    WEIGHTS,
+    caption,
+    enlarge,
+    evaluation_prompts,
+    paint,
+    parse,
+)
+from digits.judge import FOLDER as JUDGE_FOLDER
+from digits.judge import Judge, frechet_distance, moments, sqrt_psd
+from generation.generate import Sampler
 from solvers import DPM2, Spec
 
 
@@ -33,7 +43,9 @@ def sampled(digits):
     """48 guided images and what was asked for."""
     prompts = evaluation_prompts(48, [c for c in ALL_LABELS if c not in HELD_OUT_LABELS])
     sigmas = digits.sigmas(Spec(num_steps=13))
-    return Sampler(digits, DPM2(), "dpm2", sigmas, 7.5).images(prompts, range(48)), [parse(p) for p in prompts]
+    return Sampler(digits, DPM2(), "dpm2", sigmas, 7.5).images(prompts, range(48)), [
+        parse(p) for p in prompts
+    ]
 
 
 def normal(*shape, seed=0):
@@ -47,14 +59,24 @@ def test_the_folder_is_a_stock_pipeline_and_small():
     image = pipe("a bold red handwritten three", **options).images
     assert image.shape == (1, 32, 32, 3)
     assert np.isfinite(image).all()
-    sizes = [file.stat().st_size for folder in (FOLDER, JUDGE_FOLDER) for file in folder.rglob("*") if file.is_file()]
+    sizes = [
+        file.stat().st_size
+        for folder in (FOLDER, JUDGE_FOLDER)
+        for file in folder.rglob("*")
+        if file.is_file()
+    ]
     assert sum(sizes) < 4e6
     assert not {file.suffix for file in FOLDER.rglob("*") if file.is_file()} - {".json", ".safetensors"}
 
 
 def test_the_noise_schedule_is_that_of_stable_diffusion(digits):
     config = json.loads((FOLDER / "scheduler" / "scheduler_config.json").read_text())
-    expected = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+    expected = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "num_train_timesteps": 1000,
+    }
     expected |= {"prediction_type": "epsilon", "steps_offset": 1, "trained_betas": None}
     assert config.items() >= expected.items()
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
@@ -66,7 +88,9 @@ def test_the_noise_schedule_is_that_of_stable_diffusion(digits):
 def test_the_judge_reads_held_out_scans(judge):
     """Scans split off and painted here."""
     raw = load_digits()
-    _, scans, _, digit = train_test_split(raw.images, raw.target, test_size=0.2, stratify=raw.target, random_state=0)
+    _, scans, _, digit = train_test_split(
+        raw.images, raw.target, test_size=0.2, stratify=raw.target, random_state=0
+    )
     grey, n = enlarge(torch.from_numpy(scans).float() / 16), len(scans)
     right = {"digit": [], "colour": [], "weight": []}
     for colour in range(len(COLOURS)):
@@ -92,7 +116,9 @@ def test_a_verdict_compares_with_what_was_asked_for(judge, real):
     other_ink = judge(images, [type(c)(c.digit, (c.colour + 1) % 6) for c in labels])
     assert torch.equal(other_ink.digit, verdict.digit)
     assert not other_ink.digit_and_colour.any()
-    wrong = judge(images, [type(c)((c.digit + 1) % 10, (c.colour + 1) % 6, (c.weight + 1) % 3) for c in labels])
+    wrong = judge(
+        images, [type(c)((c.digit + 1) % 10, (c.colour + 1) % 6, (c.weight + 1) % 3) for c in labels]
+    )
     assert wrong.digit.double().mean() < 0.05
     assert wrong.colour.double().mean() == 0
     assert not (wrong.digit & verdict.digit).any()
@@ -140,7 +166,9 @@ def test_frechet_distance_of_equal_gaussians():
 def test_frechet_distance_of_shifted_gaussians():
     mean, cov = moments(normal(500, 6))
     shift = normal(6, seed=1)
-    assert frechet_distance(mean, cov, mean + shift, cov) == pytest.approx(shift.square().sum().item(), rel=1e-9)
+    assert frechet_distance(mean, cov, mean + shift, cov) == pytest.approx(
+        shift.square().sum().item(), rel=1e-9
+    )
 
 
 def test_frechet_distance_of_diagonal_covariances():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from backends.digits.fit import fit
+from digits.fit import fit
 
 from ..forked import start
 
@@ -12,7 +12,9 @@ STEPS, SAVE_EVERY = 30, 10
 
 def network():
     torch.manual_seed(3)
-    return torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.BatchNorm1d(8), torch.nn.SiLU(), torch.nn.Linear(8, 1))
+    return torch.nn.Sequential(
+        torch.nn.Linear(3, 8), torch.nn.BatchNorm1d(8), torch.nn.SiLU(), torch.nn.Linear(8, 1)
+    )
 
 
 class Loss:
@@ -95,7 +97,7 @@ def test_the_moving_average_is_returned(tmp_path):
 
 
 def test_the_script_runs(tmp_path):
-    done = start("backends.digits.build", "--check", cwd=tmp_path).wait()
+    done = start("digits.build", "--check", cwd=tmp_path).wait()
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "build check passed"
     assert list(tmp_path.iterdir()) == []

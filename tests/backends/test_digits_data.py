@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.digits.build import draw_batch, drawings, held_out_drawings
-from backends.digits.data import (
+from digits.build import draw_batch, drawings, held_out_drawings
+from digits.data import (
     ALL_LABELS,
     COLOURS,
     DIGITS,
@@ -38,7 +38,9 @@ def test_labels():
 
 
 def test_held_out_labels():
-    """One in ten, with every digit, colour and weight among them and each of these also trained on in all others."""
+    """One in ten, with every digit, colour and weight among them and each of these also trained on in all
+    others.
+    """
     assert len(HELD_OUT_LABELS) == 18
     assert set(ALL_LABELS) >= HELD_OUT_LABELS
     seen = set(ALL_LABELS) - HELD_OUT_LABELS
@@ -90,7 +92,9 @@ def test_paint():
 
 def test_bolder_is_more_ink():
     grey = enlarge(load_scans("test")[0][:20])
-    thin, plain, bold = (1 - paint(grey, torch.zeros(20).long(), torch.full((20,), i)).mean((1, 2, 3)) for i in range(3))
+    thin, plain, bold = (
+        1 - paint(grey, torch.zeros(20).long(), torch.full((20,), i)).mean((1, 2, 3)) for i in range(3)
+    )
     assert (thin < plain).all()
     assert (plain < bold).all()
 
@@ -123,7 +127,12 @@ def test_held_out_drawings():
 @pytest.mark.parametrize("numeral", [False, True])
 def test_captions_can_be_read_back(template, numeral):
     for label in ALL_LABELS:
-        parts = (label, Label(label.digit, label.colour), Label(label.digit, weight=label.weight), Label(label.digit))
+        parts = (
+            label,
+            Label(label.digit, label.colour),
+            Label(label.digit, weight=label.weight),
+            Label(label.digit),
+        )
         for part in parts:
             text = caption(part, template, numeral)
             assert parse(text) == part
@@ -188,7 +197,11 @@ def test_a_caption_word_is_one_token(digits):
 
 def test_captions_fit_the_text_encoder(digits):
     texts = [caption(label, template) for label in ALL_LABELS for template in TEMPLATES]
-    assert max(len(ids) for ids in digits.pipe.tokenizer(texts).input_ids) <= digits.pipe.tokenizer.model_max_length == 16
+    assert (
+        max(len(ids) for ids in digits.pipe.tokenizer(texts).input_ids)
+        <= digits.pipe.tokenizer.model_max_length
+        == 16
+    )
 
 
 @settings(max_examples=200, deadline=None)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from backends import BackendError
-from backends.distributed import lost_ranks_told, process_group
+from common.distributed import collective_errors, process_group
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -18,7 +18,7 @@ import sys, time
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from backends.distributed import process_group
+from common.distributed import process_group
 
 out = Path(sys.argv[1])
 with process_group("cpu") as ranks:
@@ -62,7 +62,9 @@ def test_the_device_is_found(alone):
 
 
 class Devices:
-    """A machine with CUDA devices that are not there: which of them were touched, and which one was made the current one."""
+    """A machine with CUDA devices that are not there: which of them were touched, and which one was made the
+    current one.
+    """
 
     def __init__(self, monkeypatch, count: int):
         self.touched, self.current, self.backends = [], [], []
@@ -78,7 +80,9 @@ class Devices:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "set_device", lambda device: self.current.append(str(device)))
         monkeypatch.setattr(torch, "empty", touch)
-        monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout: self.backends.append(backend))
+        monkeypatch.setattr(
+            dist, "init_process_group", lambda backend, timeout: self.backends.append(backend)
+        )
         monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
         monkeypatch.setattr(dist, "get_rank", lambda: int(os.environ["RANK"]))
 
@@ -98,13 +102,22 @@ def test_the_cuda_device_that_is_asked_for_becomes_the_current_one(alone, monkey
 @pytest.mark.parametrize("device", [None, "cuda"])
 def test_a_rank_touches_its_own_device_only(alone, monkeypatch, device):
     devices = Devices(monkeypatch, 2)
-    ranks_of = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    ranks_of = {
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "1",
+    }
     for name, value in ranks_of.items():
         monkeypatch.setenv(name, value)
     with process_group(device) as ranks:
         assert ranks.device == torch.device("cuda:1")
     assert (devices.touched, devices.current, devices.backends) == (["cuda:1"], ["cuda:1"], ["nccl"])
-    with pytest.raises(BackendError, match="under torchrun every rank has a device of its own"), process_group("cuda:0"):
+    with (
+        pytest.raises(BackendError, match="under torchrun every rank has a device of its own"),
+        process_group("cuda:0"),
+    ):
         pass
     assert devices.touched == ["cuda:1"]
 
@@ -112,7 +125,15 @@ def test_a_rank_touches_its_own_device_only(alone, monkeypatch, device):
 def test_two_processes(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script), str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(script),
+        str(tmp_path),
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -122,7 +143,7 @@ def test_two_processes(tmp_path):
 
 WAITS = """
 import ctypes
-from backends.distributed import tell_of_sigterm
+from common.distributed import tell_of_sigterm
 
 tell_of_sigterm()
 print("ready", flush=True)
@@ -134,12 +155,16 @@ while True:
 @pytest.mark.skipif(sys.platform == "win32", reason="has no SIGTERM")
 def test_sigterm_ends_a_process_that_waits_for_its_device_in_a_line():
     """Outside Python's own loop a handler in Python would wait for ever."""
-    process = subprocess.Popen([sys.executable, "-c", WAITS], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITS], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "ready\n"
     process.terminate()
     _, told = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert told.startswith("error: another process of this run has ended, or SIGTERM stopped this one; what is complete is kept")
+    assert told.startswith(
+        "error: another process of this run has ended, or SIGTERM stopped this one; what is complete is kept"
+    )
     assert told.count("\n") == 1
 
 
@@ -151,5 +176,5 @@ def test_a_process_that_torchrun_did_not_start_is_told(alone, monkeypatch):
 
 
 def test_memory_that_ends_in_a_collective_is_no_lost_rank():
-    with pytest.raises(torch.OutOfMemoryError), lost_ranks_told():
+    with pytest.raises(torch.OutOfMemoryError), collective_errors():
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -1,4 +1,6 @@
-"""Latents and images equal diffusers' own StableDiffusionPipeline with the same scheduler, nodes, noise and prompts."""
+"""Latents and images equal diffusers' own StableDiffusionPipeline with the same scheduler, nodes, noise and
+prompts.
+"""
 
 from dataclasses import replace
 
@@ -8,8 +10,8 @@ from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, Stabl
 from tiny import load_tiny
 
 from backends import initial_noise
-from backends.digits import FOLDER
-from generation import Sampler
+from digits import FOLDER
+from generation.generate import Sampler
 from solvers import DPMpp, Euler, sample
 
 PROMPTS = ["a bold red handwritten three", "the digit five in blue, thin", "a purple nine"]
@@ -28,10 +30,17 @@ def pair(request, tiny_folder):
 def configure(pipe, solver):
     """Give the pipeline a scheduler; our solver of the same kind and its nodes, of which the last is 0."""
     if solver == "euler":
-        pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="linspace")
+        pipe.scheduler = EulerDiscreteScheduler.from_config(
+            pipe.scheduler.config, timestep_spacing="linspace"
+        )
         ours = Euler()
     else:
-        options = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint", "timestep_spacing": "linspace"}
+        options = {
+            "algorithm_type": "dpmsolver++",
+            "solver_order": 2,
+            "solver_type": "midpoint",
+            "timestep_spacing": "linspace",
+        }
         pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, **options)
         ours = DPMpp(2)
     pipe.scheduler.set_timesteps(STEPS[solver])
@@ -41,11 +50,19 @@ def configure(pipe, solver):
 
 
 def theirs(pipe, solver, prompts, guidance, output="latent"):
-    """What the pipeline makes of seeds 0, 1, ...; the solver's state is variance preserving for DPM-Solver++."""
+    """What the pipeline makes of seeds 0, 1, ...; the solver's state is variance preserving for
+    DPM-Solver++.
+    """
     latents, sigma = initial_noise(range(len(prompts)), (4, 8, 8)), pipe.scheduler.sigmas[0]
     if solver == "dpmpp":
         latents = latents * sigma / (1 + sigma**2).sqrt()
-    return pipe(prompts, num_inference_steps=STEPS[solver], guidance_scale=guidance, latents=latents, output_type=output).images
+    return pipe(
+        prompts,
+        num_inference_steps=STEPS[solver],
+        guidance_scale=guidance,
+        latents=latents,
+        output_type=output,
+    ).images
 
 
 def difference(a, b):
@@ -62,7 +79,9 @@ def test_latents(pair, solver, guidance, batch):
     latents = Sampler(backend, ours, solver, sigmas, guidance).latents(prompts, range(batch))
     expected = theirs(pipe, solver, prompts, guidance)
     assert expected.abs().max() > 0.5
-    assert difference(latents, expected) <= 1e-4 * max(1, expected.abs().max() / 20)  # random weights: latents up to 60
+    assert difference(latents, expected) <= 1e-4 * max(
+        1, expected.abs().max() / 20
+    )  # random weights: latents up to 60
 
 
 @pytest.mark.parametrize("solver", ["euler", "dpmpp"])
@@ -81,7 +100,9 @@ def test_guidance_the_wrong_way_round_would_show(pair, solver):
     empty = {k: v.expand(3, -1, -1) for k, v in condition.negative.items()}
     swapped = replace(condition, positive=empty, negative=condition.positive)
     with torch.inference_mode():
-        latents = sample(ours, backend.velocity(swapped), backend.start(range(3), sigmas[0]), sigmas)
+        latents = sample(
+            ours, backend.velocity(swapped), backend.initial_latents(range(3), sigmas[0]), sigmas
+        )
     assert difference(latents, theirs(pipe, solver, PROMPTS, 7.5)) > 1e-3
 
 
@@ -92,6 +113,8 @@ def test_a_time_off_by_one_would_show(pair, solver, shift, monkeypatch):
     ours, sigmas = configure(pipe, solver)
     expected = theirs(pipe, solver, PROMPTS, 7.5)
     forward = backend.pipe.unet.forward
-    monkeypatch.setattr(backend.pipe.unet, "forward", lambda x, t, **options: forward(x, t + shift, **options))
+    monkeypatch.setattr(
+        backend.pipe.unet, "forward", lambda x, t, **options: forward(x, t + shift, **options)
+    )
     latents = Sampler(backend, ours, solver, sigmas, 7.5).latents(PROMPTS, range(3))
     assert difference(latents, expected) > 1e-3

@@ -50,7 +50,10 @@ def test_a_backend_error_is_a_user_error():
     assert issubclass(BackendError, UserError)
 
 
-@pytest.mark.parametrize("model", ["/no/such/folder", "./no-such-folder", "~/no-such-folder", "no-such.safetensors", "a/b/c.ckpt", "a/b/c"])
+@pytest.mark.parametrize(
+    "model",
+    ["/no/such/folder", "./no-such-folder", "~/no-such-folder", "no-such.safetensors", "a/b/c.ckpt", "a/b/c"],
+)
 def test_missing_paths(model):
     assert f"model '{model}' not found" in refusal(lambda: load_tiny(model))
 
@@ -70,11 +73,15 @@ def test_a_broken_index(broken, content):
 def test_broken_weights(broken, part, damage):
     (file,) = (broken / part).glob("*.safetensors")
     content = file.read_bytes()
-    file.write_bytes({"cut": content[: len(content) // 2], "zeros": bytes(1000), "empty": b"", "gone": b""}[damage])
+    file.write_bytes(
+        {"cut": content[: len(content) // 2], "zeros": bytes(1000), "empty": b"", "gone": b""}[damage]
+    )
     if damage == "gone":
         file.unlink()
     line = refusal(lambda: load_tiny(broken))
-    assert line.startswith(f"model '{broken}' could not be loaded: expected a Stable Diffusion 1.x/2.x pipeline")
+    assert line.startswith(
+        f"model '{broken}' could not be loaded: expected a Stable Diffusion 1.x/2.x pipeline"
+    )
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "scheduler"])
@@ -129,7 +136,9 @@ def test_files_of_other_weights(tmp_path, tiny_folder):
     torch.save({"state_dict": {"a": torch.zeros(3)}}, tmp_path / "a.ckpt")
     torch.save([1, 2], tmp_path / "b.ckpt")
     for name in ("a.safetensors", "a.ckpt", "b.ckpt"):
-        assert "could not be loaded" in refusal(lambda name=name: load_tiny(tmp_path / name, config=str(tiny_folder)))
+        assert "could not be loaded" in refusal(
+            lambda name=name: load_tiny(tmp_path / name, config=str(tiny_folder))
+        )
 
 
 class Trap:
@@ -144,14 +153,19 @@ class Trap:
 
 def test_a_checkpoint_cannot_run_code(tmp_path, tiny_folder):
     torch.save({"state_dict": Trap(tmp_path / "sprung")}, tmp_path / "trap.ckpt")
-    assert "could not be loaded" in refusal(lambda: load_tiny(tmp_path / "trap.ckpt", config=str(tiny_folder)))
+    assert "could not be loaded" in refusal(
+        lambda: load_tiny(tmp_path / "trap.ckpt", config=str(tiny_folder))
+    )
     assert not (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize("pixels", [60, 0, -8, "64", 64.0])
 def test_resolutions_that_do_not_fit(tiny_folder, pixels):
     message = refusal(lambda: load_tiny(tiny_folder, resolution=pixels))
-    assert f"resolution {pixels}: expected a positive multiple of 8" in message or f"resolution is {pixels!r}, expected int" in message
+    assert (
+        f"resolution {pixels}: expected a positive multiple of 8" in message
+        or f"resolution is {pixels!r}, expected int" in message
+    )
 
 
 def test_offloading_needs_an_accelerator(tiny_folder):
@@ -162,7 +176,9 @@ def test_offloading_needs_an_accelerator(tiny_folder):
 
 def test_dtypes(tiny_folder):
     assert "dtype 'float128': expected auto, float32" in refusal(lambda: load_tiny(tiny_folder, "float128"))
-    assert "dtype 'int8': expected auto, float32" in refusal(lambda: load_tiny(tiny_folder, torch_dtype="int8"))
+    assert "dtype 'int8': expected auto, float32" in refusal(
+        lambda: load_tiny(tiny_folder, torch_dtype="int8")
+    )
 
 
 def test_unknown_options(tiny_folder):
@@ -174,7 +190,9 @@ def test_options_that_are_none_count_as_absent(tiny_folder, digits):
     config = {"resolution": None, "negative_prompt": None, "revision": None, "torch_dtype": None}
     assert load_tiny(tiny_folder, **config).encode(["a cat"], 2.0).negative["text"].shape == (1, 77, 32)
     embedded = load_backend(Spec(backend="digits", backend_config={"model_name_or_path": None}), CPU)
-    assert embedded.pipe.unet.config.block_out_channels == digits.pipe.unet.config.block_out_channels == [32, 64]
+    assert (
+        embedded.pipe.unet.config.block_out_channels == digits.pipe.unet.config.block_out_channels == [32, 64]
+    )
 
 
 def test_hub_ids_without_a_hub(tmp_path):
@@ -186,5 +204,10 @@ def test_hub_ids_without_a_hub(tmp_path):
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
     for model, line in zip(models, done.stdout.splitlines(), strict=True):
-        remedies = (f"model '{model}' is neither a folder here", "HF_HUB_OFFLINE is set", f"'hf download {model}'", "--model_path")
+        remedies = (
+            f"model '{model}' is neither a folder here",
+            "HF_HUB_OFFLINE is set",
+            f"'hf download {model}'",
+            "--model_path",
+        )
         assert all(words in line for words in remedies)

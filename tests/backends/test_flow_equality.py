@@ -1,4 +1,6 @@
-"""Latents and images equal diffusers' own StableDiffusion3Pipeline and FluxPipeline with the same noise and prompts."""
+"""Latents and images equal diffusers' own StableDiffusion3Pipeline and FluxPipeline with the same noise and
+prompts.
+"""
 
 import functools
 from dataclasses import replace
@@ -10,9 +12,9 @@ from diffusers import FluxPipeline, StableDiffusion3Pipeline
 from tiny_flow import save_flux, save_sd3
 
 from backends import BackendError, initial_noise, load_backend
-from backends.digits import FOLDERS, OPTIONS
-from backends.pipelines import absent_parts
-from generation import Sampler
+from backends.diffusers_pipeline import absent_parts
+from digits import FOLDERS, OPTIONS
+from generation.generate import Sampler
 from solvers import Euler, Spec, flowmatch, sample
 
 PROMPTS = ["a photo of the cat", "dog, 8k!", ""]
@@ -29,7 +31,9 @@ CASES = {"sd3": ("with T5", "without T5", "digits twin"), "flux": ("random", "di
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """Our backend and diffusers' pipeline of one folder, by family and case: random weights, or the trained twin."""
+    """Our backend and diffusers' pipeline of one folder, by family and case: random weights, or the trained
+    twin.
+    """
 
     @functools.cache
     def made(name, case):
@@ -37,9 +41,14 @@ def pair(tmp_path_factory):
             folder, options = FOLDERS[name], OPTIONS[name]
         else:
             folder = tmp_path_factory.mktemp(name)
-            folder, options = save_flux(folder) if name == "flux" else save_sd3(folder, t5=case == "with T5"), {}
+            folder, options = (
+                save_flux(folder) if name == "flux" else save_sd3(folder, t5=case == "with T5"),
+                {},
+            )
         cls = FluxPipeline if name == "flux" else StableDiffusion3Pipeline
-        pipe = cls.from_pretrained(folder, dtype=torch.float32, **absent_parts({"model_name_or_path": str(folder)}))
+        pipe = cls.from_pretrained(
+            folder, dtype=torch.float32, **absent_parts({"model_name_or_path": str(folder)})
+        )
         pipe.set_progress_bar_config(disable=True)
         return load(name, folder, **options), pipe
 
@@ -68,19 +77,30 @@ def with_zero(nodes):
 def told(backend, output):
     """How diffusers' pipelines are told what our backend knows."""
     pixels = backend.latent_shape[1] * backend.pipe.vae_scale_factor
-    return {"height": pixels, "width": pixels, "max_sequence_length": backend.config["max_sequence_length"], "output_type": output}
+    return {
+        "height": pixels,
+        "width": pixels,
+        "max_sequence_length": backend.config["max_sequence_length"],
+        "output_type": output,
+    }
 
 
 def theirs_sd3(backend, pipe, prompts, guidance, output="latent"):
     noise = initial_noise(range(len(prompts)), backend.latent_shape)
-    return pipe(prompts, num_inference_steps=STEPS, guidance_scale=guidance, latents=noise, **told(backend, output)).images
+    return pipe(
+        prompts, num_inference_steps=STEPS, guidance_scale=guidance, latents=noise, **told(backend, output)
+    ).images
 
 
 def theirs_flux(backend, pipe, prompts, guidance, output="latent"):
     channels, height, width = backend.latent_shape
-    packed = FluxPipeline._pack_latents(initial_noise(range(len(prompts)), backend.latent_shape), len(prompts), channels, height, width)
+    packed = FluxPipeline._pack_latents(
+        initial_noise(range(len(prompts)), backend.latent_shape), len(prompts), channels, height, width
+    )
     options = told(backend, output)
-    found = pipe(prompts, num_inference_steps=STEPS, guidance_scale=guidance, latents=packed, **options).images
+    found = pipe(
+        prompts, num_inference_steps=STEPS, guidance_scale=guidance, latents=packed, **options
+    ).images
     if output != "latent":
         return found
     return FluxPipeline._unpack_latents(found, options["height"], options["width"], pipe.vae_scale_factor)
@@ -88,7 +108,9 @@ def theirs_flux(backend, pipe, prompts, guidance, output="latent"):
 
 def flux_nodes(pipe):
     """The pipeline's own nodes: linspace(1, 1 / N, N) shifted by mu."""
-    pipe.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / STEPS, STEPS), mu=0.5 + (1.15 - 0.5) / (4096 - 256) * (16 - 256))
+    pipe.scheduler.set_timesteps(
+        sigmas=np.linspace(1.0, 1 / STEPS, STEPS), mu=0.5 + (1.15 - 0.5) / (4096 - 256) * (16 - 256)
+    )
     return pipe.scheduler.sigmas.double()
 
 
@@ -120,7 +142,9 @@ def test_sd3_images_and_nodes(sd3):
 @pytest.mark.parametrize("guidance", [1, 3.5])
 def test_flux_latents(flux, guidance, batch):
     backend, pipe = flux
-    found = Sampler(backend, Euler(), "euler", flux_nodes(pipe), guidance).latents(PROMPTS[:batch], range(batch))
+    found = Sampler(backend, Euler(), "euler", flux_nodes(pipe), guidance).latents(
+        PROMPTS[:batch], range(batch)
+    )
     expected = theirs_flux(backend, pipe, PROMPTS[:batch], guidance)
     assert expected.std() > 0.1
     assert difference(found, expected) <= 1e-4
@@ -143,7 +167,9 @@ def test_a_pipeline_of_our_flux_network_keeps_its_own_times(flux):
 
 
 def test_what_equality_would_miss_shows_in_sd3(sd3):
-    """The wrong guidance order, shift, time scale and latent factor each move the result by far more than the bound."""
+    """The wrong guidance order, shift, time scale and latent factor each move the result by far more than the
+    bound.
+    """
     backend, pipe = sd3
     expected, nodes = theirs_sd3(backend, pipe, PROMPTS, 4.5), with_zero(flowmatch(STEPS, shift=3.0))
     condition, x = backend.encode(PROMPTS, 4.5), initial_noise(range(3), backend.latent_shape)
@@ -164,13 +190,25 @@ def test_what_equality_would_miss_shows_in_flux(flux):
     """So do the wrong embedded guidance and the wrong shift."""
     backend, pipe = flux
     expected, nodes = theirs_flux(backend, pipe, PROMPTS, 3.5), flux_nodes(pipe)
-    assert difference(Sampler(backend, Euler(), "euler", nodes, 3.0).latents(PROMPTS, range(3)), expected) > 1e-3
+    assert (
+        difference(Sampler(backend, Euler(), "euler", nodes, 3.0).latents(PROMPTS, range(3)), expected) > 1e-3
+    )
     shifted = with_zero(flowmatch(STEPS, mu=1.15))
-    assert difference(Sampler(backend, Euler(), "euler", shifted, 3.5).latents(PROMPTS, range(3)), expected) > 1e-3
-    velocity, x = backend.velocity(backend.encode(PROMPTS, 3.5)), initial_noise(range(3), backend.latent_shape)
+    assert (
+        difference(Sampler(backend, Euler(), "euler", shifted, 3.5).latents(PROMPTS, range(3)), expected)
+        > 1e-3
+    )
+    velocity, x = (
+        backend.velocity(backend.encode(PROMPTS, 3.5)),
+        initial_noise(range(3), backend.latent_shape),
+    )
     with torch.inference_mode():
-        assert difference(sample(Euler(), lambda x, sigma: velocity(x, sigma / 1000), x, nodes), expected) > 1e-3
-        assert difference(backend.decode(expected * 1.02), theirs_flux(backend, pipe, PROMPTS, 3.5, "pt")) > 1e-3
+        assert (
+            difference(sample(Euler(), lambda x, sigma: velocity(x, sigma / 1000), x, nodes), expected) > 1e-3
+        )
+        assert (
+            difference(backend.decode(expected * 1.02), theirs_flux(backend, pipe, PROMPTS, 3.5, "pt")) > 1e-3
+        )
 
 
 def test_points_in_one_batch_are_as_one_after_the_other(either):
@@ -185,14 +223,23 @@ def test_points_in_one_batch_are_as_one_after_the_other(either):
 
 
 def test_a_bfloat16_network_gives_its_velocity_unharmed(sd3):
-    """Recovering the velocity from a bfloat16 denoiser, the published way, loses percents at the last nodes; ours nothing."""
-    backend = load("sd3", sd3[0].config["model_name_or_path"], torch.bfloat16, max_sequence_length=sd3[0].config["max_sequence_length"])
+    """Recovering the velocity from a bfloat16 denoiser, the published way, loses percents at the last nodes;
+    ours nothing.
+    """
+    backend = load(
+        "sd3",
+        sd3[0].config["model_name_or_path"],
+        torch.bfloat16,
+        max_sequence_length=sd3[0].config["max_sequence_length"],
+    )
     assert backend.dtype == torch.bfloat16
     sigma, condition = torch.tensor(0.05), backend.encode(PROMPTS, 1)
     told, velocity = condition.positive, backend.velocity(condition)
     with torch.inference_mode():
         noise = initial_noise(range(3), backend.latent_shape)
-        x = sample(Euler(), velocity, noise, torch.linspace(1, 0.05, 12, dtype=torch.float64))  # a state as it is at this level
+        x = sample(
+            Euler(), velocity, noise, torch.linspace(1, 0.05, 12, dtype=torch.float64)
+        )  # a state as it is at this level
         found = velocity(x, sigma)
         own = backend.pipe.transformer(
             hidden_states=x.bfloat16(),
@@ -205,18 +252,30 @@ def test_a_bfloat16_network_gives_its_velocity_unharmed(sd3):
     half = x.bfloat16()
     published = (half.float() - (half - sigma.bfloat16() * own.bfloat16()).float()) / sigma
     lost = ((published - own).norm() / own.norm()).item()
-    print(f"velocity at sigma 0.05 in bfloat16: the network's own lost 0 %, recovered from the denoiser {100 * lost:.1f} %")
+    print(
+        "velocity at sigma 0.05 in bfloat16: the network's own lost 0 %, recovered from the denoiser"
+        f" {100 * lost:.1f} %"
+    )
     assert lost > 0.02
 
 
 def test_a_bfloat16_flux_tells_nearby_times_apart(flux):
     """Left alone, it would round times to bfloat16: 100 of them between 0.95 and 1 would be 13."""
-    backend = load("flux", flux[0].config["model_name_or_path"], torch.bfloat16, max_sequence_length=flux[0].config["max_sequence_length"])
+    backend = load(
+        "flux",
+        flux[0].config["model_name_or_path"],
+        torch.bfloat16,
+        max_sequence_length=flux[0].config["max_sequence_length"],
+    )
     seen = []
-    backend.pipe.transformer.time_text_embed.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    backend.pipe.transformer.time_text_embed.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0])
+    )
     sigmas = torch.linspace(0.95, 1, 100, dtype=torch.float64)
     with torch.inference_mode():
-        backend.velocity(backend.encode([PROMPTS[0]] * 100, 3.5))(initial_noise([0] * 100, backend.latent_shape), sigmas)
+        backend.velocity(backend.encode([PROMPTS[0]] * 100, 3.5))(
+            initial_noise([0] * 100, backend.latent_shape), sigmas
+        )
     assert len(seen[0].unique()) == 100
     torch.testing.assert_close(seen[0].double(), 1000 * sigmas, rtol=1e-7, atol=0)
     assert len((sigmas.bfloat16() * 1000).unique()) < 20
@@ -257,7 +316,10 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path, pair):
 def test_flux_is_downloaded_only_when_allowed(monkeypatch):
     monkeypatch.delenv("FLUX_MODEL_PATH", raising=False)
     monkeypatch.delenv("FLUX_ALLOW_REMOTE", raising=False)
-    with pytest.raises(BackendError, match=r"neither a folder here nor in the local cache.*hf download black-forest-labs/FLUX.1-dev"):
+    with pytest.raises(
+        BackendError,
+        match=r"neither a folder here nor in the local cache.*hf download black-forest-labs/FLUX.1-dev",
+    ):
         load_backend(Spec(backend="flux"), "cpu")
     monkeypatch.setenv("FLUX_MODEL_PATH", "/somewhere/flux")
     with pytest.raises(BackendError, match="'/somewhere/flux' not found"):

@@ -21,7 +21,9 @@ def log_density(gaussian, x, sigma, weights):
     """log sum_k w_k N(x; mean_k, (STD^2 + sigma^2) I) of each row, up to a constant."""
     variance = STD**2 + sigma**2
     parts = [
-        torch.distributions.MultivariateNormal(mean.flatten(), variance.item() * torch.eye(256, dtype=torch.float64)).log_prob(x.flatten(1))
+        torch.distributions.MultivariateNormal(
+            mean.flatten(), variance.item() * torch.eye(256, dtype=torch.float64)
+        ).log_prob(x.flatten(1))
         for mean in gaussian.means
     ]
     return torch.logsumexp(torch.stack(parts, -1) + weights.log(), -1)
@@ -66,7 +68,9 @@ def test_rows_are_point_major_and_have_their_own_sigma(gaussian, guidance):
     x, sigmas = states(4), torch.tensor([0.5, 2.0, 6.0, 12.0], dtype=torch.float64)
     together = gaussian.velocity(gaussian.encode(["zero", "two"], guidance))(x, sigmas)
     for row in range(4):
-        alone = gaussian.velocity(gaussian.encode([("zero", "two")[row % 2]], guidance))(x[row : row + 1], sigmas[row])
+        alone = gaussian.velocity(gaussian.encode([("zero", "two")[row % 2]], guidance))(
+            x[row : row + 1], sigmas[row]
+        )
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-6, atol=1e-6)
 
 
@@ -83,13 +87,17 @@ def test_gradients(gaussian):
 def test_samples_have_the_moments_of_the_mixture(gaussian):
     n, nodes = 2000, polynomial(60, 0.02, 4000.0)  # so high that the start is noise alone
     condition = gaussian.encode(["three"] * n, 1)
-    x = sample(Heun(), gaussian.velocity(condition), gaussian.start(range(n), nodes[0]), nodes).double()
+    x = sample(
+        Heun(), gaussian.velocity(condition), gaussian.initial_latents(range(n), nodes[0]), nodes
+    ).double()
     gaps = x.flatten(1)[:, None] - gaussian.means.flatten(1)
     nearest = gaps.square().sum(-1).argmin(-1)
     weights = condition.positive["logits"][0].softmax(-1)
     for k in range(COMPONENTS):
         share = (nearest == k).double().mean().item()
-        assert share == pytest.approx(weights[k].item(), abs=4 * (weights[k] * (1 - weights[k]) / n).sqrt().item())
+        assert share == pytest.approx(
+            weights[k].item(), abs=4 * (weights[k] * (1 - weights[k]) / n).sqrt().item()
+        )
         mine = gaps[nearest == k, k]
         std = math.hypot(STD, 0.02)
         assert mine.mean(0).abs().max().item() < 5 * std / len(mine) ** 0.5
@@ -133,7 +141,9 @@ def test_nodes_of_each_schedule(gaussian, tiny, kind):
 def test_nodes_follow_the_spec(gaussian):
     spec = Spec(num_steps=5, schedule_type="polynomial", sigma_min=0.1, sigma_max=9.0, schedule_rho=3.0)
     assert torch.equal(gaussian.sigmas(spec), polynomial(5, 0.1, 9.0, 3.0))
-    assert torch.equal(gaussian.sigmas(replace(spec, schedule_type="time_uniform")), time_uniform(5, 0.1, 9.0, 3.0))
+    assert torch.equal(
+        gaussian.sigmas(replace(spec, schedule_type="time_uniform")), time_uniform(5, 0.1, 9.0, 3.0)
+    )
     assert torch.equal(gaussian.sigmas(replace(spec, schedule_type="logsnr")), logsnr(5, 0.1, 9.0))
     assert torch.equal(gaussian.sigmas(Spec(num_steps=6)), discrete(6, gaussian.noise_schedule))
 
@@ -152,7 +162,10 @@ def test_flow_matching_nodes(gaussian, monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        (Spec(num_steps=5, schedule_type="flowmatch"), "schedule 'flowmatch' does not fit backend 'gaussian'"),
+        (
+            Spec(num_steps=5, schedule_type="flowmatch"),
+            "schedule 'flowmatch' does not fit backend 'gaussian'",
+        ),
         (Spec(num_steps=5, schedule_type="cosine"), "schedule 'cosine'"),
         (Spec(), "num_steps is not set"),
     ],

@@ -57,7 +57,9 @@ def test_gradients_in_single_precision_are_those_in_double(double, tiny):
     for backend, dtype in ((double, torch.float64), (tiny, torch.float32)):
         x = states(2).to(dtype).requires_grad_()
         gradients.append(torch.autograd.grad(energy(backend, 4.0)(x, sigma), x)[0])
-    torch.testing.assert_close(gradients[1].double(), gradients[0], rtol=0, atol=1e-3 * gradients[0].abs().max().item())
+    torch.testing.assert_close(
+        gradients[1].double(), gradients[0], rtol=0, atol=1e-3 * gradients[0].abs().max().item()
+    )
 
 
 def test_gradient_after_encoding_in_inference_mode(tiny_folder):

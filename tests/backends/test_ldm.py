@@ -7,7 +7,7 @@ import torch
 from tiny import CPU, PROMPTS, calls_of, load_tiny, states
 
 from backends import BackendError, load_backend
-from backends.digits import FOLDER
+from digits import FOLDER
 from solvers import Spec
 
 SIGMA = torch.tensor(1.2345, dtype=torch.float64)  # between two knots of the noise schedule
@@ -30,7 +30,10 @@ def eps_by_hand(backend, x, sigma, text):
     """The network's noise estimate at the variance-preserving state, one row at a time."""
     inputs = x / (1 + float(sigma) ** 2) ** 0.5
     t = time_by_hand(backend, float(sigma))
-    rows = [backend.pipe.unet(inputs[i : i + 1], t, encoder_hidden_states=text[i : i + 1]).sample for i in range(len(x))]
+    rows = [
+        backend.pipe.unet(inputs[i : i + 1], t, encoder_hidden_states=text[i : i + 1]).sample
+        for i in range(len(x))
+    ]
     return torch.cat(rows)
 
 
@@ -58,7 +61,10 @@ def test_identity(digits, tiny, tiny_folder):
 def test_the_digits_folder_is_also_an_ldm_folder(digits):
     same = load_tiny(FOLDER)
     x, prompts = states(2), ["a bold red handwritten three", "7"]
-    assert torch.equal(same.velocity(same.encode(prompts, 3.0))(x, SIGMA), digits.velocity(digits.encode(prompts, 3.0))(x, SIGMA))
+    assert torch.equal(
+        same.velocity(same.encode(prompts, 3.0))(x, SIGMA),
+        digits.velocity(digits.encode(prompts, 3.0))(x, SIGMA),
+    )
     assert (same.name, digits.name) == ("ldm", "digits")
 
 
@@ -120,7 +126,9 @@ def test_one_sigma_a_row(backend):
     with torch.no_grad():
         together = backend.velocity(backend.encode(PROMPTS, 7.5))(x, sigmas)
         for row in range(3):
-            alone = backend.velocity(backend.encode(PROMPTS[row : row + 1], 7.5))(x[row : row + 1], sigmas[row])
+            alone = backend.velocity(backend.encode(PROMPTS[row : row + 1], 7.5))(
+                x[row : row + 1], sigmas[row]
+            )
             close(together[row : row + 1], alone, 2e-4)
 
 
@@ -160,7 +168,9 @@ def test_an_embedding_does_not_depend_on_the_prompts_beside_it(tiny_folder):
 
 def test_the_cache_of_embeddings_is_bounded(tiny_folder, monkeypatch):
     backend = load_tiny(tiny_folder)
-    monkeypatch.setattr(backend.pipe, "encode_prompt", lambda prompt, *_: (torch.full((1, 2, 3), float(prompt)), None))
+    monkeypatch.setattr(
+        backend.pipe, "encode_prompt", lambda prompt, *_: (torch.full((1, 2, 3), float(prompt)), None)
+    )
     backend._embeddings.limit = 100 * 2 * 3 * 4  # bytes of 100 embeddings in float32
     text = backend.encode([str(i) for i in range(150)], 1).positive["text"]
     assert text[:, 0, 0].tolist() == list(range(150))
@@ -226,7 +236,7 @@ def test_decode_in_chunks(digits):
 
 
 def test_decoding_is_halved_where_memory_ends(digits, monkeypatch):
-    latents, decode, sizes = digits.start(range(5), 1.0), digits.pipe.vae.decode, []
+    latents, decode, sizes = digits.initial_latents(range(5), 1.0), digits.pipe.vae.decode, []
     with torch.inference_mode():
         whole = digits.decode(latents)
 
@@ -248,13 +258,13 @@ def test_an_image_that_cannot_be_decoded_ends_the_run(digits, monkeypatch):
 
     monkeypatch.setattr(digits.pipe.vae, "decode", full)
     with torch.inference_mode(), pytest.raises(torch.OutOfMemoryError):
-        digits.decode(digits.start([0, 1], 1.0))
+        digits.decode(digits.initial_latents([0, 1], 1.0))
 
 
 def test_resolution(tiny_folder):
     backend = load_tiny(tiny_folder, resolution=96)
     assert backend.latent_shape == (4, 12, 12)
-    x = backend.start([1], 1.0)
+    x = backend.initial_latents([1], 1.0)
     with torch.no_grad():
         assert backend.velocity(backend.encode(["a cat"], 2.0))(x, SIGMA).shape == (1, 4, 12, 12)
         assert backend.decode(x).shape == (1, 3, 96, 96)

@@ -1,4 +1,6 @@
-"""Each prompt of a run is encoded once, and with offload before the network is on the device and the encoders are gone."""
+"""Each prompt of a run is encoded once, and with offload before the network is on the device and the encoders
+are gone.
+"""
 
 import gc
 import weakref
@@ -10,9 +12,9 @@ from tiny import CPU
 from tiny_flow import save_flux, save_sd3
 
 from backends import BackendError, load_backend
-from backends.distributed import Ranks
-from backends.pipelines import EmbeddingCache
-from generation import Output, Sampler, generate
+from backends.diffusers_pipeline import EmbeddingCache
+from common.distributed import Ranks
+from generation.generate import Output, Sampler, generate
 from solvers import BASELINES, Spec
 
 PROMPTS = ["a cat", "the dog, 8k!", "a photo of nothing"]
@@ -20,13 +22,22 @@ PROMPTS = ["a cat", "the dog, 8k!", "a photo of nothing"]
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, tiny_folder):
-    return {"ldm": tiny_folder, "sd3": save_sd3(tmp_path_factory.mktemp("sd3")), "flux": save_flux(tmp_path_factory.mktemp("flux"))}
+    return {
+        "ldm": tiny_folder,
+        "sd3": save_sd3(tmp_path_factory.mktemp("sd3")),
+        "flux": save_flux(tmp_path_factory.mktemp("flux")),
+    }
 
 
 def sampler_of(folders, family, **options):
     length = {} if family == "ldm" else {"max_sequence_length": 32}
-    backend = load_backend(Spec(backend=family, backend_config={"model_name_or_path": str(folders[family])} | length | options), CPU)
-    return Sampler(backend, BASELINES["euler"], "euler", backend.sigmas(Spec(num_steps=3)), backend.default_guidance)
+    backend = load_backend(
+        Spec(backend=family, backend_config={"model_name_or_path": str(folders[family])} | length | options),
+        CPU,
+    )
+    return Sampler(
+        backend, BASELINES["euler"], "euler", backend.sigmas(Spec(num_steps=3)), backend.default_guidance
+    )
 
 
 def encoded(sampler) -> list[int]:
@@ -69,16 +80,20 @@ def test_a_run_that_goes_on_encodes_what_it_needs(folders, tmp_path, offload):
 
 def test_encoders_are_freed_before_the_rest_is_placed(folders, monkeypatch):
     sampler = sampler_of(folders, "sd3", offload=True)
-    pipe, placed = sampler.backend.pipe, []
-    parts = [weakref.ref(pipe.components[name]) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
+    pipe, bound = sampler.backend.pipe, []
+    parts = [
+        weakref.ref(pipe.components[name]) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")
+    ]
     weights = [weakref.ref(p) for part in parts for p in part().parameters()]
-    monkeypatch.setattr(type(pipe), "to", lambda self, device: placed.append([r() for r in parts + weights]))
-    sampler.backend.encode_ahead(PROMPTS, 4.5)
+    monkeypatch.setattr(type(pipe), "to", lambda self, device: bound.append([r() for r in parts + weights]))
+    sampler.backend.precompute_embeddings(PROMPTS, 4.5)
     gc.collect()
-    assert placed == [[None] * len(parts + weights)]
-    assert [pipe.components[name] for name in ("text_encoder", "text_encoder_2", "text_encoder_3")] == [None] * 3
-    sampler.backend.encode_ahead(PROMPTS[:1], 4.5)
-    assert len(placed) == 1
+    assert bound == [[None] * len(parts + weights)]
+    assert [pipe.components[name] for name in ("text_encoder", "text_encoder_2", "text_encoder_3")] == [
+        None
+    ] * 3
+    sampler.backend.precompute_embeddings(PROMPTS[:1], 4.5)
+    assert len(bound) == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -86,17 +101,20 @@ def test_the_network_reaches_the_device_after_the_encoders(folders):
     config = {"model_name_or_path": str(folders["ldm"]), "offload": True}
     backend = load_backend(Spec(backend="ldm", backend_config=config), "cuda")
     assert (backend.pipe.text_encoder.device.type, backend.pipe.unet.device.type) == ("cuda", "cpu")
-    backend.encode_ahead(PROMPTS, 4.0)
+    backend.precompute_embeddings(PROMPTS, 4.0)
     assert (backend.pipe.unet.device.type, backend.pipe.vae.device.type) == ("cuda", "cuda")
     assert backend.encode(PROMPTS, 4.0).positive["text"].device.type == "cuda"
 
 
 def test_a_prompt_too_late_is_one_line(folders):
     sampler = sampler_of(folders, "ldm", offload=True)
-    assert sampler.latents(PROMPTS[:1], [0]).isfinite().all()  # without being told ahead: its prompts are encoded before the network runs
+    assert (
+        sampler.latents(PROMPTS[:1], [0]).isfinite().all()
+    )  # without being told ahead: its prompts are encoded before the network runs
     assert sampler.latents(PROMPTS[:1], [1]).isfinite().all()
     with pytest.raises(
-        BackendError, match=r"^offload: the text encoders are freed, and prompt 'the dog, 8k!' was not encoded before"
+        BackendError,
+        match=r"^offload: the text encoders are freed, and prompt 'the dog, 8k!' was not encoded before",
     ) as caught:
         sampler.latents(PROMPTS[1:2], [0])
     assert "\n" not in str(caught.value)
@@ -109,14 +127,16 @@ def test_too_many_prompts_are_refused_at_the_first(folders):
     calls = encoded(sampler)
     sampler.backend._embeddings.limit = 3 * 77 * 32 * 4  # three embeddings: two prompts and the negative one
     with pytest.raises(BackendError, match="the embeddings of 4 prompts need"):
-        sampler.backend.encode_ahead(PROMPTS, 4.0)
+        sampler.backend.precompute_embeddings(PROMPTS, 4.0)
     assert len(calls) == 2
-    sampler.backend.encode_ahead(PROMPTS[:2], 4.0)
+    sampler.backend.precompute_embeddings(PROMPTS[:2], 4.0)
 
 
 def test_the_newest_embeddings_are_kept():
     calls = []
-    cache = EmbeddingCache(lambda prompt: calls.append(prompt) or {"text": torch.zeros(1, 4)}, CPU, limit=2 * 4 * 4)
+    cache = EmbeddingCache(
+        lambda prompt: calls.append(prompt) or {"text": torch.zeros(1, 4)}, CPU, limit=2 * 4 * 4
+    )
     for prompt in "abcbc":
         cache(prompt)
     assert calls == ["a", "b", "c"]
@@ -124,10 +144,10 @@ def test_the_newest_embeddings_are_kept():
 
 
 def test_decoding_by_itself_places_the_decoder(folders, monkeypatch):
-    backend, placed = sampler_of(folders, "ldm", offload=True).backend, []
-    monkeypatch.setattr(type(backend.pipe), "to", lambda self, device: placed.append(device))
+    backend, bound = sampler_of(folders, "ldm", offload=True).backend, []
+    monkeypatch.setattr(type(backend.pipe), "to", lambda self, device: bound.append(device))
     assert backend.decode(torch.zeros(1, *backend.latent_shape)).isfinite().all()
-    assert placed == [CPU]
+    assert bound == [CPU]
 
 
 def test_the_cache_holds_a_long_run(folders):
@@ -136,7 +156,9 @@ def test_the_cache_holds_a_long_run(folders):
 
 
 def test_it_contradicts_moving_networks_back_and_forth(folders):
-    with pytest.raises(BackendError, match="offload frees the text encoders, enable_model_cpu_offload keeps them"):
+    with pytest.raises(
+        BackendError, match="offload frees the text encoders, enable_model_cpu_offload keeps them"
+    ):
         sampler_of(folders, "ldm", offload=True, enable_model_cpu_offload=True)
     with pytest.raises(BackendError, match="offload is 1, expected bool"):
         sampler_of(folders, "ldm", offload=1)

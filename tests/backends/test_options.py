@@ -1,4 +1,6 @@
-"""Options as the published code takes them: what is passed on, what is refused by name, what is kept out of every file."""
+"""Options as the published code takes them: what is passed on, what is refused by name, what is kept out of
+every file.
+"""
 
 import json
 from pathlib import Path
@@ -13,7 +15,7 @@ from tiny_flow import save_sd3
 import sample
 import sample_sd3
 from backends import BackendError, check_backend, load_backend
-from backends import prompts as prompt_files
+from common import prompts as prompt_files
 from solvers import Predictor, SolverTable, Spec, UserError, flowmatch, save_predictor
 
 
@@ -75,7 +77,9 @@ def test_stable_diffusion_3_without_t5(sd3, passed_on):
     assert without.image_options()["text_encoder_3"] is False
     whole = load_backend(Spec(backend="sd3", backend_config=config | {"text_encoder_3": True}), "cpu")
     x = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
-    a, b = (backend.velocity(backend.encode(["a cat"], 1.0))(x, torch.tensor(0.5)) for backend in (without, whole))
+    a, b = (
+        backend.velocity(backend.encode(["a cat"], 1.0))(x, torch.tensor(0.5)) for backend in (without, whole)
+    )
     assert a.isfinite().all()
     assert not torch.equal(a, b)
 
@@ -88,15 +92,31 @@ def run(command, *arguments):
 
 def sd3_table(folder: Path, **changes) -> Path:
     spec = Spec(
-        backend="sd3", backend_config={"max_sequence_length": 16}, num_steps=4, schedule_type="flowmatch", guidance_rate=1.0, **changes
+        backend="sd3",
+        backend_config={"max_sequence_length": 16},
+        num_steps=4,
+        schedule_type="flowmatch",
+        guidance_rate=1.0,
+        **changes,
     )
     save_predictor(Predictor(SolverTable.uniform(3, 2), spec, flowmatch(4, shift=3.0)), folder / "table.pkl")
     return folder / "table.pkl"
 
 
 def test_model_id_and_token_on_the_command_line(tmp_path, sd3, passed_on):
-    config = json.dumps({"model_id": str(sd3), "token": "hf_1", "use_safetensors": True, "latent_resolution": 8})
-    common = ["--predictor", sd3_table(tmp_path), "--prompt", "a cat", "--seeds", "0", "--outdir", tmp_path / "out"]
+    config = json.dumps(
+        {"model_id": str(sd3), "token": "hf_1", "use_safetensors": True, "latent_resolution": 8}
+    )
+    common = [
+        "--predictor",
+        sd3_table(tmp_path),
+        "--prompt",
+        "a cat",
+        "--seeds",
+        "0",
+        "--outdir",
+        tmp_path / "out",
+    ]
     said = run(sample_sd3.main, *common, "--backend-config", config)
     assert passed_on["token"] == "hf_1"
     assert "hf_1" not in said
@@ -106,7 +126,17 @@ def test_model_id_and_token_on_the_command_line(tmp_path, sd3, passed_on):
 def test_a_schedule_option_that_contradicts_the_table_names_both(tmp_path, sd3):
     path = sd3_table(tmp_path, flowmatch_shift=3.0)
     with pytest.raises(UserError, match=r"flowmatch_shift is 2.0, but .*table.pkl was made for 3.0"):
-        run(sample.main, "--predictor", path, "--model-path", sd3, "--prompt", "x", "--backend-config", '{"flowmatch_shift": 2.0}')
+        run(
+            sample.main,
+            "--predictor",
+            path,
+            "--model-path",
+            sd3,
+            "--prompt",
+            "x",
+            "--backend-config",
+            '{"flowmatch_shift": 2.0}',
+        )
 
 
 def test_the_coco_captions_are_used_where_they_are(tmp_path, monkeypatch):

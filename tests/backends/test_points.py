@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 
 from backends import BackendError, Condition, load_backend
-from backends.distributed import process_group
-from backends.points import Points
+from backends.parallel import ParallelEvaluator
+from common.distributed import process_group
 from solvers import BASELINES, EPD, SolverTable, Spec, compile_tableau, sample
 
 from ..forked import Forked
@@ -38,15 +38,17 @@ class Memory:
         return velocity
 
 
-@pytest.mark.parametrize("limit, sizes", [(12, {3, 12}), (11, {3, 6}), (6, {3, 6}), (5, {3}), (2, {2, 1}), (1, {1})])
+@pytest.mark.parametrize(
+    "limit, sizes", [(12, {3, 12}), (11, {3, 6}), (6, {3, 6}), (5, {3}), (2, {2, 1}), (1, {1})]
+)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_calls_are_halved_where_memory_ends(limit, sizes, compiled):
     """First to fewer points, then to fewer images."""
     x, solver = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)), EPD(SolverTable.uniform(3, 4))
     if compiled:
         solver = compile_tableau(solver, NODES)
-    whole = sample(solver, Points().velocity(Memory(100), some_images(3)), x, NODES)
-    small, points = Memory(limit), Points()
+    whole = sample(solver, ParallelEvaluator().velocity(Memory(100), some_images(3)), x, NODES)
+    small, points = Memory(limit), ParallelEvaluator()
     assert torch.equal(sample(solver, points.velocity(small, some_images(3)), x, NODES), whole)
     assert {n for n in small.rows if n <= limit} == sizes
     failures = sum(n > limit for n in small.rows)
@@ -55,14 +57,16 @@ def test_calls_are_halved_where_memory_ends(limit, sizes, compiled):
 
 
 def test_an_odd_number_of_points_is_halved_upwards():
-    memory, points = Memory(3), Points()
+    memory, points = Memory(3), ParallelEvaluator()
     x = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(points.velocity(memory, some_images(1))(x, NODES[0]), Memory(9).velocity(some_images(1))(x, NODES[0]))
+    assert torch.equal(
+        points.velocity(memory, some_images(1))(x, NODES[0]), Memory(9).velocity(some_images(1))(x, NODES[0])
+    )
     assert memory.rows == [5, 3, 2]
 
 
 def test_calls_of_several_images_hold_whole_points():
-    memory, points = Memory(7), Points()
+    memory, points = Memory(7), ParallelEvaluator()
     x = torch.randn(10, 5, generator=torch.Generator().manual_seed(0))
     points.velocity(memory, some_images(2))(x, NODES[0])
     assert memory.rows == [10, 6, 4]
@@ -70,7 +74,12 @@ def test_calls_of_several_images_hold_whole_points():
 
 def test_one_image_that_does_not_fit_is_told_in_a_line():
     with pytest.raises(BackendError, match="out of memory with one image in a call") as error:
-        sample(EPD(SolverTable.uniform(3, 4)), Points().velocity(Memory(0), some_images(2)), torch.zeros(2, 5), NODES)
+        sample(
+            EPD(SolverTable.uniform(3, 4)),
+            ParallelEvaluator().velocity(Memory(0), some_images(2)),
+            torch.zeros(2, 5),
+            NODES,
+        )
     assert "\n" not in str(error.value)
 
 
@@ -78,22 +87,36 @@ def test_one_image_that_does_not_fit_is_told_in_a_line():
 def test_parts_of_a_real_batch_are_the_batch(family):
     """Captions and levels go with their images, whatever a call holds."""
     backend = load_backend(Spec(backend="digits", backend_config={"family": family}), "cpu")
-    condition = backend.encode(["a red handwritten seven", "a bold six", "a thin blue two"], backend.default_guidance)
-    x, levels = backend.start(range(6), 0.5), torch.tensor([0.5, 0.4, 0.3, 0.2, 0.1, 0.6], dtype=torch.float64)
+    condition = backend.encode(
+        ["a red handwritten seven", "a bold six", "a thin blue two"], backend.default_guidance
+    )
+    x, levels = (
+        backend.initial_latents(range(6), 0.5),
+        torch.tensor([0.5, 0.4, 0.3, 0.2, 0.1, 0.6], dtype=torch.float64),
+    )
     with torch.inference_mode():
         whole = backend.velocity(condition)(x, levels)
         for rows in (3, 2, 1):
-            torch.testing.assert_close(Points(rows=rows).velocity(backend, condition)(x, levels), whole, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                ParallelEvaluator(rows=rows).velocity(backend, condition)(x, levels),
+                whole,
+                rtol=1e-4,
+                atol=1e-4,
+            )
 
 
 @pytest.mark.parametrize("family", ["ldm", "sd3"])
 def test_the_halves_of_guidance_are_conditions_of_their_own(family):
-    backend = load_backend(Spec(backend="digits", backend_config={"family": family, "negative_prompt": "a blue two"}), "cpu")
+    backend = load_backend(
+        Spec(backend="digits", backend_config={"family": family, "negative_prompt": "a blue two"}), "cpu"
+    )
     condition = backend.encode(["a red handwritten seven", "a bold six"], 3.0)
-    x, sigma = backend.start([0, 1], 1.0), torch.tensor([0.8, 0.4], dtype=torch.float64)
+    x, sigma = backend.initial_latents([0, 1], 1.0), torch.tensor([0.8, 0.4], dtype=torch.float64)
     with torch.inference_mode():
         negative, positive = (backend.velocity(part)(x, sigma) for part in condition.branches())
-        torch.testing.assert_close(negative + 3 * (positive - negative), backend.velocity(condition)(x, sigma), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            negative + 3 * (positive - negative), backend.velocity(condition)(x, sigma), rtol=1e-4, atol=1e-4
+        )
     unguided = backend.encode(["a bold six"], 1.0)
     assert unguided.branches() == [unguided]
 
@@ -109,15 +132,20 @@ def of_a_rank(out: Path, families: list[str]) -> None:
             backend = load_backend(Spec(backend="digits", backend_config={"family": family}), "cpu")
             condition = backend.encode(["a red handwritten seven", "a thin six"], backend.default_guidance)
             nodes = backend.sigmas(Spec(num_steps=3))
-            x = backend.start([0, 1], nodes[0])
+            x = backend.initial_latents([0, 1], nodes[0])
             tables = {f"epd{k}": EPD(SolverTable.uniform(2, k)) for k in (1, 2, 3)}
-            solvers = tables | {"tableau": compile_tableau(tables["epd3"], nodes), "dpmpp": BASELINES["dpmpp"]}
+            solvers = tables | {
+                "tableau": compile_tableau(tables["epd3"], nodes),
+                "dpmpp": BASELINES["dpmpp"],
+            }
             for name, solver in solvers.items():
                 with torch.inference_mode():
                     alone = sample(solver, backend.velocity(condition), x, nodes)
                     for branches in (False, True):
                         gathers.clear()
-                        state = sample(solver, Points(ranks, branches).velocity(backend, condition), x, nodes)
+                        state = sample(
+                            solver, ParallelEvaluator(ranks, branches).velocity(backend, condition), x, nodes
+                        )
                         states = [torch.empty_like(state) for _ in range(ranks.world)]
                         all_gather(states, state)
                         found.append(
@@ -136,7 +164,9 @@ def of_a_rank(out: Path, families: list[str]) -> None:
 
 @pytest.mark.parametrize("processes, families", [(2, ["ldm", "sd3", "flux"]), (3, ["sd3"]), (4, ["sd3"])])
 def test_points_over_processes_give_the_same_state(tmp_path, processes, families):
-    """EPD's K points, uneven shares and idle ranks too: one all-gather for each level that is shared out, one state on all ranks."""
+    """EPD's K points, uneven shares and idle ranks too: one all-gather for each level that is shared out, one
+    state on all ranks.
+    """
     done = Forked(of_a_rank, tmp_path / "found.json", families, ranks=processes).wait()
     assert done.returncode == 0, done.stderr
     kind, found = json.loads((tmp_path / "found.json").read_text())

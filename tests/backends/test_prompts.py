@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.prompts import parse_seeds, read_prompts
+from common.prompts import parse_seeds, read_prompts
 from solvers import UserError
 
 PROMPTS = Path(__file__).parent.parent.parent / "src" / "prompts"
@@ -17,7 +17,13 @@ def caption(image: object, text: object) -> dict:
 
 def test_coco_json_gives_the_first_caption_of_each_image_by_its_id(tmp_path):
     file = tmp_path / "captions_val.json"
-    annotations = [caption(30, "a tram"), caption(4, " a café\n"), caption(30, "no"), caption(100, " "), caption(100, "a bird")]
+    annotations = [
+        caption(30, "a tram"),
+        caption(4, " a café\n"),
+        caption(30, "no"),
+        caption(100, " "),
+        caption(100, "a bird"),
+    ]
     file.write_text(json.dumps({"info": {}, "images": [], "annotations": annotations}))
     assert read_prompts(file, "--prompt-file") == ["a café", "a tram", "a bird"]
 

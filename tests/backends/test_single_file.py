@@ -62,13 +62,19 @@ def test_the_layout_is_the_original(checkpoint, tiny):
 def test_the_weights_are_those_of_the_folder(file, configuration, tiny):
     single = load_tiny(file, config=str(configuration))
     for name in ("unet", "vae", "text_encoder"):
-        expected, found = (parts[name].state_dict() for parts in (tiny.pipe.components, single.pipe.components))
+        expected, found = (
+            parts[name].state_dict() for parts in (tiny.pipe.components, single.pipe.components)
+        )
         assert expected.keys() == found.keys()
         assert all(torch.equal(found[k], expected[k]) for k in expected), name
 
 
 def test_velocity_and_images_are_those_of_the_folder(file, configuration, tiny):
-    single, x, sigma = load_tiny(file, config=str(configuration)), states(3), torch.tensor(2.5, dtype=torch.float64)
+    single, x, sigma = (
+        load_tiny(file, config=str(configuration)),
+        states(3),
+        torch.tensor(2.5, dtype=torch.float64),
+    )
     with torch.no_grad():
         ours, expected = (b.velocity(b.encode(PROMPTS, 7.5))(x, sigma) for b in (single, tiny))
         assert torch.equal(ours, expected)
@@ -80,7 +86,11 @@ def test_other_weights_give_another_velocity(checkpoint, configuration, tiny, tm
     """The file is what is read: with one weight changed, the velocity changes."""
     key = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v.weight"
     save_file(checkpoint | {key: 3 * checkpoint[key]}, tmp_path / "other.safetensors")
-    single, x, sigma = load_tiny(tmp_path / "other.safetensors", config=str(configuration)), states(3), torch.tensor(2.5)
+    single, x, sigma = (
+        load_tiny(tmp_path / "other.safetensors", config=str(configuration)),
+        states(3),
+        torch.tensor(2.5),
+    )
     with torch.no_grad():
         ours, expected = (b.velocity(b.encode(PROMPTS, 1))(x, sigma) for b in (single, tiny))
     assert (ours - expected).abs().max() > 1e-4

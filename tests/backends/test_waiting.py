@@ -1,4 +1,6 @@
-"""Nothing in a step waits for the device: no value is read back from it, and it is told each noise level once."""
+"""Nothing in a step waits for the device: no value is read back from it, and it is told each noise level
+once.
+"""
 
 from pathlib import Path
 
@@ -13,7 +15,11 @@ from backends.sd3 import SD3
 from solvers import BASELINES, EPD, Solver, SolverTable, Spec, compile_tableau, load_predictor, sample
 
 EXPS = Path(__file__).parents[2] / "exps"
-TABLES = {"ldm": "digits-distilled/epd-g7.5-d4", "sd3": "digits-sd3-distilled/epd-g4.5-d4", "flux": "digits-flux-distilled/epd-g3.5-d4"}
+TABLES = {
+    "ldm": "digits-distilled/epd-g7.5-d4",
+    "sd3": "digits-sd3-distilled/epd-g4.5-d4",
+    "flux": "digits-flux-distilled/epd-g3.5-d4",
+}
 CLASSES = {"ldm": LDM, "sd3": SD3, "flux": Flux}
 FAMILIES = sorted(TABLES)
 READS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal")
@@ -73,7 +79,7 @@ def test_the_number_of_reads_does_not_grow_with_the_steps(family):
     """Those that there are check the nodes on the host, once for a trajectory."""
     backend = digits(family)
     velocity = backend.velocity(backend.encode(["a red handwritten seven"], backend.default_guidance))
-    x, counts = backend.start([0], backend.sigma_max), []
+    x, counts = backend.initial_latents([0], backend.sigma_max), []
     for intervals in (2, 5):
         nodes = backend.sigmas(Spec(num_steps=intervals + 1))
         counts.append(reads(EPD(SolverTable.uniform(intervals, 2)), velocity, x, nodes))
@@ -85,12 +91,12 @@ def test_the_number_of_reads_does_not_grow_with_the_steps(family):
 def test_the_network_is_told_of_each_level_once(family, monkeypatch):
     """The second trajectory works out no times at all."""
     backend, told = digits(family), []
-    tell = backend._told.tell
-    monkeypatch.setattr(backend._told, "tell", lambda sigma: told.append(sigma) or tell(sigma))
+    tell = backend._timesteps.tell
+    monkeypatch.setattr(backend._timesteps, "tell", lambda sigma: told.append(sigma) or tell(sigma))
     solver, nodes = shipped(family)
     for _ in range(2):
         condition = backend.encode(["a red handwritten seven"], backend.default_guidance)
-        sample(solver, backend.velocity(condition), backend.start([0], nodes[0]), nodes)
+        sample(solver, backend.velocity(condition), backend.initial_latents([0], nodes[0]), nodes)
     tableau = compile_tableau(solver, nodes)
     assert len(told) == tableau.depth
     assert torch.cat(told).tolist() == tableau.sigmas.tolist()
@@ -98,10 +104,12 @@ def test_the_network_is_told_of_each_level_once(family, monkeypatch):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_was_told_while_sampling_serves_a_backward_pass(family):
-    """A level is kept from inference mode on; gradients of the same level and rows must not stumble over it."""
+    """A level is kept from inference mode on; gradients of the same level and rows must not stumble
+    over it.
+    """
     backend = digits(family)
     velocity = backend.velocity(backend.encode(["a red handwritten seven"], backend.default_guidance))
-    x, sigma = backend.start([0], 0.5), torch.tensor(0.5, dtype=torch.float64)
+    x, sigma = backend.initial_latents([0], 0.5), torch.tensor(0.5, dtype=torch.float64)
     with torch.inference_mode():
         expected = velocity(x, sigma).clone()
     state = x.requires_grad_()
@@ -115,9 +123,9 @@ def test_levels_that_are_learned_are_told_anew():
     backend = digits("ldm")
     sigma = torch.tensor([2.0], dtype=torch.float64, requires_grad=True)
     for _ in range(2):
-        (slope,) = torch.autograd.grad(backend._told(sigma, 1)[1].sum(), sigma)
+        (slope,) = torch.autograd.grad(backend._timesteps(sigma, 1)[1].sum(), sigma)
         assert slope.item() > 0
-    assert not backend._told.known
+    assert not backend._timesteps.known
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -127,12 +135,14 @@ def test_a_gpu_is_never_waited_for(family):
     backend = load_backend(Spec(backend="digits", backend_config={"family": family}), "cuda")
     solver, nodes = shipped(family)
     condition = backend.encode(["a red handwritten seven"] * 2, backend.default_guidance)
-    x = backend.start([0, 1], nodes[0])
+    x = backend.initial_latents([0, 1], nodes[0])
     with torch.inference_mode():
         for each in solvers_like(solver, nodes):
             velocity = backend.velocity(condition)
-            sample(each, velocity, x, nodes, finish="euler")  # conditions are repeated once for each number of rows
-            backend._told.known.clear()
+            sample(
+                each, velocity, x, nodes, finish="euler"
+            )  # conditions are repeated once for each number of rows
+            backend._timesteps.known.clear()
             torch.cuda.set_sync_debug_mode("error")
             try:
                 sample(each, velocity, x, nodes, finish="euler")

@@ -1,4 +1,6 @@
-"""Stable Diffusion 1.5 with random weights and tiny widths, made without a network, and spies on its calls."""
+"""Stable Diffusion 1.5 with random weights and tiny widths, made without a network, and spies on its
+calls.
+"""
 
 import json
 from collections.abc import Iterator
@@ -25,7 +27,9 @@ def byte_symbols() -> list[str]:
 
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer with two merged words; every byte is a token, so that no prompt holds an unknown one."""
+    """A CLIP tokenizer with two merged words; every byte is a token, so that no prompt holds an
+    unknown one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     merges = [("c", "a"), ("ca", "t</w>"), ("d", "o"), ("do", "g</w>")]
     symbols, end = byte_symbols(), "<|endoftext|>"
@@ -90,7 +94,12 @@ def make_vae() -> AutoencoderKL:
 
 def make_scheduler(**changes) -> DDIMScheduler:
     """Stable Diffusion 1.5's training schedule."""
-    betas = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    betas = {
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+    }
     return DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1, **changes)
 
 
@@ -99,7 +108,12 @@ def save_tiny(folder: Path, pixels: int = 64) -> Path:
     state = torch.get_rng_state()
     torch.manual_seed(0)
     tokenizer = make_tokenizer(folder / "words")
-    parts = {"vae": make_vae(), "text_encoder": make_text_encoder(tokenizer), "tokenizer": tokenizer, "unet": make_unet(pixels // 8)}
+    parts = {
+        "vae": make_vae(),
+        "text_encoder": make_text_encoder(tokenizer),
+        "tokenizer": tokenizer,
+        "unet": make_unet(pixels // 8),
+    }
     torch.set_rng_state(state)
     none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     StableDiffusionPipeline(**parts, scheduler=make_scheduler(), **none).save_pretrained(folder / "pipeline")
@@ -108,14 +122,18 @@ def save_tiny(folder: Path, pixels: int = 64) -> Path:
 
 def load_tiny(folder: Path, dtype=None, **options):
     """The ldm backend of a folder, on the CPU."""
-    return load_backend(Spec(backend="ldm", backend_config={"model_name_or_path": str(folder), **options}), CPU, dtype)
+    return load_backend(
+        Spec(backend="ldm", backend_config={"model_name_or_path": str(folder), **options}), CPU, dtype
+    )
 
 
 @contextmanager
 def calls_of(module: torch.nn.Module) -> Iterator[list[tuple[tuple, dict]]]:
     """The arguments of each call of a module while the context is open."""
     calls: list[tuple[tuple, dict]] = []
-    hook = module.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+    hook = module.register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
+    )
     try:
         yield calls
     finally:

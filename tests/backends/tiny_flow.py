@@ -15,7 +15,13 @@ from diffusers import (
 )
 from tiny import make_text_encoder, make_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5TokenizerFast
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 
 def make_t5_tokenizer(folder: Path) -> T5TokenizerFast:
@@ -26,7 +32,9 @@ def make_t5_tokenizer(folder: Path) -> T5TokenizerFast:
     pieces += [("▁" + word, -3.0) for word in ("a", "the", "photo", "of", "cat", "dog")]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
     (folder / "tokenizer_config.json").write_text(
@@ -37,11 +45,17 @@ def make_t5_tokenizer(folder: Path) -> T5TokenizerFast:
 
 def make_t5(tokenizer, width: int) -> T5EncoderModel:
     config = {"d_model": width, "d_kv": 8, "d_ff": 2 * width, "num_layers": 2, "num_heads": 4}
-    return T5EncoderModel(T5Config(vocab_size=len(tokenizer), feed_forward_proj="gated-gelu", dropout_rate=0.0, **config))
+    return T5EncoderModel(
+        T5Config(vocab_size=len(tokenizer), feed_forward_proj="gated-gelu", dropout_rate=0.0, **config)
+    )
 
 
 def make_projected_clip(tokenizer, width: int) -> CLIPTextModelWithProjection:
-    words = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    words = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     sizes = {
         "hidden_size": width,
         "intermediate_size": 2 * width,
@@ -49,19 +63,37 @@ def make_projected_clip(tokenizer, width: int) -> CLIPTextModelWithProjection:
         "num_attention_heads": 2,
         "projection_dim": width,
     }
-    return CLIPTextModelWithProjection(CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=77, **sizes, **words))
+    return CLIPTextModelWithProjection(
+        CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=77, **sizes, **words)
+    )
 
 
 def make_vae(scaling: float, shift: float, sample_size: int) -> AutoencoderKL:
     """Four levels: 8 pixels a latent, 16 channels."""
     down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
-    sizes = {"latent_channels": 16, "block_out_channels": (8,) * 4, "layers_per_block": 1, "norm_num_groups": 4, "sample_size": sample_size}
+    sizes = {
+        "latent_channels": 16,
+        "block_out_channels": (8,) * 4,
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "sample_size": sample_size,
+    }
     return AutoencoderKL(
-        3, 3, down, up, scaling_factor=scaling, shift_factor=shift, use_quant_conv=False, use_post_quant_conv=False, **sizes
+        3,
+        3,
+        down,
+        up,
+        scaling_factor=scaling,
+        shift_factor=shift,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        **sizes,
     )
 
 
-def save_sd3(folder: Path, shift: float = 3.0, t5: bool = True, pixels: int = 64, patch_size: int = 2) -> Path:
+def save_sd3(
+    folder: Path, shift: float = 3.0, t5: bool = True, pixels: int = 64, patch_size: int = 2
+) -> Path:
     """Write a tiny StableDiffusion3Pipeline of `pixels` a side; always the same weights."""
     state = torch.get_rng_state()
     torch.manual_seed(0)

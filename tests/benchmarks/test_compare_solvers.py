@@ -35,19 +35,41 @@ def test_the_comparison_states_costs_and_intervals(tmp_path, monkeypatch):
         "teacher.inner=7",
         "teacher.check=0",
     ]
-    short += ["evaluation.interval=2", "evaluation.depths=[]", "evaluation.tuning_pairs=4", "evaluation.baselines=[euler]"]
+    short += [
+        "evaluation.interval=2",
+        "evaluation.depths=[]",
+        "evaluation.tuning_pairs=4",
+        "evaluation.baselines=[euler]",
+    ]
     monkeypatch.setattr(compare_solvers, "SHORT", short)
     monkeypatch.setattr(bench, "EXPS", tmp_path)
     predictor = Predictor(
-        SolverTable.uniform(3, 2), Spec(guidance_rate=7.5), discrete(4, load_backend(Spec(backend="digits"), "cpu").noise_schedule)
+        SolverTable.uniform(3, 2),
+        Spec(guidance_rate=7.5),
+        discrete(4, load_backend(Spec(backend="digits"), "cpu").noise_schedule),
     )
-    save_predictor(predictor, tmp_path / "digits-distilled" / "epd-g7.5-d6" / "network-snapshot-export-best.pkl")
-    arguments = ["--n", "6", "--depths", "4,6", "--solvers", "euler,dpmpp,epd-start", "--intervals", "8", "--out", str(tmp_path)]
+    save_predictor(
+        predictor, tmp_path / "digits-distilled" / "epd-g7.5-d6" / "network-snapshot-export-best.pkl"
+    )
+    arguments = [
+        "--n",
+        "6",
+        "--depths",
+        "4,6",
+        "--solvers",
+        "euler,dpmpp,epd-start",
+        "--intervals",
+        "8",
+        "--out",
+        str(tmp_path),
+    ]
     result = CliRunner().invoke(compare_solvers.main, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     found = json.loads((tmp_path / "solvers.json").read_text())
     rows = {(r["solver"], r["depth"]): r for r in found["rows"]}
-    expected = {("teacher: dpm2, 8 intervals", 16)} | {(s, d) for s in ("euler", "dpmpp", "epd-start") for d in (4, 6)}
+    expected = {("teacher: dpm2, 8 intervals", 16)} | {
+        (s, d) for s in ("euler", "dpmpp", "epd-start") for d in (4, 6)
+    }
     assert set(rows) == expected | {("epd distilled", 6), ("tableau2, just now", 4)}
     assert (rows["tableau2, just now", 4]["evaluations"], rows["epd distilled", 6]["evaluations"]) == (7, 9)
     assert rows["teacher: dpm2, 8 intervals", 16]["rmse"] == 0
@@ -62,6 +84,9 @@ def test_the_comparison_states_costs_and_intervals(tmp_path, monkeypatch):
 def test_statistics():
     mean, half = mean_and_halfwidth(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     assert (mean, half) == (2.5, pytest.approx(1.96 * (5 / 3) ** 0.5 / 2))
-    a, b = torch.zeros(2, 1, 2, 2), torch.stack([torch.full((1, 2, 2), 3.0), torch.tensor([[[2.0, 0.0], [0.0, 0.0]]])])
+    a, b = (
+        torch.zeros(2, 1, 2, 2),
+        torch.stack([torch.full((1, 2, 2), 3.0), torch.tensor([[[2.0, 0.0], [0.0, 0.0]]])]),
+    )
     assert rmse_per_image(a, b).tolist() == [3.0, 1.0]
     assert text_table(["a", "b"], [["x", "10"]]) == "| a |  b |\n|---|---:|\n| x | 10 |"

@@ -16,7 +16,11 @@ SHIPPED = distillation.ROOT / "exps" / "digits-distilled"
 
 def configuration(cell: Cell) -> DistillConfig:
     arguments = cell.arguments(SHIPPED)
-    return load_config(DistillConfig, Path(arguments[1]), [arguments[i + 1] for i, a in enumerate(arguments) if a == "--override"])
+    return load_config(
+        DistillConfig,
+        Path(arguments[1]),
+        [arguments[i + 1] for i, a in enumerate(arguments) if a == "--override"],
+    )
 
 
 def test_every_cell_has_a_configuration_that_passes():
@@ -65,7 +69,10 @@ def measured(tmp_path_factory):
 def test_rivals_have_the_same_depth_or_as_many_evaluations(measured):
     rows = measured[0]["rows"]
     learned = {r["solver"]: r for r in rows if r["schedule"] == "learned"}
-    assert {(name, r["depth"], r["evaluations"]) for name, r in learned.items()} == {("epd", 4, 6), ("tableau1", 4, 4)}
+    assert {(name, r["depth"], r["evaluations"]) for name, r in learned.items()} == {
+        ("epd", 4, 6),
+        ("tableau1", 4, 4),
+    }
     for row in learned.values():
         for cost in ("depth", "evaluations"):
             theirs = [r for r in rows if r["schedule"] != "learned" and r[cost] == row[cost]]
@@ -75,7 +82,9 @@ def test_rivals_have_the_same_depth_or_as_many_evaluations(measured):
             assert found["ratio"] == pytest.approx(row["rmse"] / best["rmse"])
             assert found["difference"] == pytest.approx(row["rmse"] - best["rmse"])
             assert found["difference_halfwidth"] > 0
-    assert {r["solver"] for r in rows if r["evaluations"] == 6 and r["depth"] == 6} == set(grid.SAME_EVALUATIONS)
+    assert {r["solver"] for r in rows if r["evaluations"] == 6 and r["depth"] == 6} == set(
+        grid.SAME_EVALUATIONS
+    )
     best = min((r for r in rows if r["depth"] == 4 and r["schedule"] != "learned"), key=lambda r: r["rmse"])
     assert best["same_depth"]["ratio"] == 1
     assert best["same_depth"]["difference_halfwidth"] == 0
@@ -90,6 +99,8 @@ def test_the_summary_shows_both_costs(measured):
 
 
 def test_rows_measured_otherwise_are_not_mixed(measured):
-    result = CliRunner().invoke(distillation.main, ["measure", "--n", "4", "--guidance", "7.5", "--out", str(measured[2])])
+    result = CliRunner().invoke(
+        distillation.main, ["measure", "--n", "4", "--guidance", "7.5", "--out", str(measured[2])]
+    )
     assert result.exit_code == 1
     assert "remove it, or choose another --out" in str(result.exception)

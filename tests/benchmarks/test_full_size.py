@@ -1,4 +1,6 @@
-"""The real layouts with random weights, from a folder as published to an image: the code that loads real weights, without them."""
+"""The real layouts with random weights, from a folder as published to an image: the code that loads real
+weights, without them.
+"""
 
 import json
 import os
@@ -27,9 +29,17 @@ CUT = ["--layers", "1", "--resolution"]
 @pytest.mark.parametrize(
     "family, arguments, parts, gigabytes",
     [
-        pytest.param("sd3", [*CUT, "128"], {"transformer": 73.8, "text_encoder_3": 324.5}, 8, marks=SLOW),  # float16 on a CPU
+        pytest.param(
+            "sd3", [*CUT, "128"], {"transformer": 73.8, "text_encoder_3": 324.5}, 8, marks=SLOW
+        ),  # float16 on a CPU
         pytest.param("flux", [*CUT, "64"], {"transformer": 545.5, "text_encoder_2": 324.5}, 8, marks=SLOW),
-        pytest.param("ldm", ["--dtype", "float32", "--resolution", "64"], {"unet": 859.5, "text_encoder": 123.1}, 9, marks=SLOW),
+        pytest.param(
+            "ldm",
+            ["--dtype", "float32", "--resolution", "64"],
+            {"unet": 859.5, "text_encoder": 123.1},
+            9,
+            marks=SLOW,
+        ),
     ],
 )
 def test_from_folder_to_image(family, arguments, parts, gigabytes):

@@ -1,4 +1,6 @@
-"""What the speed benchmarks time, and which way round their ratios are, with the clock replaced by counts of network calls."""
+"""What the speed benchmarks time, and which way round their ratios are, with the clock replaced by counts of
+network calls.
+"""
 
 import shutil
 from pathlib import Path
@@ -8,24 +10,28 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from backends.digits.data import ALL_LABELS, evaluation_prompts
-from backends.distributed import Ranks
-from backends.points import Points
+from backends.parallel import ParallelEvaluator
 from benchmarks import compile, grid, overhead, parallel, pipelines, points, report, speed, timing
 from benchmarks.families import Networks, digits, network_of
 from benchmarks.theirs import Theirs
 from benchmarks.timing import Watched, ratio
+from common.distributed import Ranks
+from digits.data import ALL_LABELS, evaluation_prompts
 
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, CPU)
 
 
 class Clock:
-    """In place of in_turn: does each job once, notes the rows of its network calls, and says that job i took times[i] seconds."""
+    """In place of in_turn: does each job once, notes the rows of its network calls, and says that job i took
+    times[i] seconds.
+    """
 
     def __init__(self, network, *times: list[float]):
         self.times, self.rows, self.jobs = iter(times), [], []
-        network.register_forward_pre_hook(lambda module, args, kwargs: self.note(args, kwargs), with_kwargs=True)
+        network.register_forward_pre_hook(
+            lambda module, args, kwargs: self.note(args, kwargs), with_kwargs=True
+        )
 
     def note(self, args: tuple, kwargs: dict) -> None:
         self.rows.append(len(args[0] if args else kwargs["hidden_states"]))
@@ -54,7 +60,9 @@ def test_the_ratio_is_the_median_of_paired_ratios():
     assert ratio(base * torch.tensor([2, 1, 1, 1.5, 2], dtype=torch.float64), base)["ratio"] == 1.5
     assert ratio(torch.tensor([1.0, 2.0, 3.0, 4.0]).double(), torch.ones(4).double())["ratio"] == 2.5
     found = ratio(torch.linspace(1, 3, 21, dtype=torch.float64), torch.ones(21, dtype=torch.float64))
-    assert (found["low"], found["high"]) == pytest.approx((1.6, 2.4), abs=0.1)  # of the median; the values' own is (1.05, 2.95)
+    assert (found["low"], found["high"]) == pytest.approx(
+        (1.6, 2.4), abs=0.1
+    )  # of the median; the values' own is (1.05, 2.95)
 
 
 def test_time_inside_calls_is_that_of_the_calls_alone(monkeypatch):
@@ -132,14 +140,19 @@ def test_processes_are_timed_alone_shared_out_and_all_at_once(monkeypatch, mode)
     clock = Clock(network_of(backend, "sd3"), [6.0, 4.0, 9.0])
     monkeypatch.setattr(parallel, "in_turn", clock)
     monkeypatch.setattr(parallel, "seconds", clock.of_rows)
-    monkeypatch.setattr(Points, "gather", lambda self, mine: split.add(self.branches) or mine)
+    monkeypatch.setattr(ParallelEvaluator, "gather", lambda self, mine: split.add(self.branches) or mine)
     with torch.inference_mode():
         row = parallel.measure(backend, "sd3", 2, mode, 1, 3, ALONE)
     assert split == {mode == "points-cfg"}
     assert (row["ratio"], row["crowding"]) == (1.5, 1.5)
     assert row["ideal"] == 1  # of one process
-    assert (row["level1_seconds"], row["level2_seconds"]) == (2, 4)  # rows: one point, then two, under guidance
-    assert row["gather_seconds"] == (2 if mode == "points-cfg" else 1)  # the node's gradient is shared out in halves of guidance alone
+    assert (row["level1_seconds"], row["level2_seconds"]) == (
+        2,
+        4,
+    )  # rows: one point, then two, under guidance
+    assert row["gather_seconds"] == (
+        2 if mode == "points-cfg" else 1
+    )  # the node's gradient is shared out in halves of guidance alone
     assert row["gather_share"] == row["gather_seconds"] / 6
     alone, shared, crowded = clock.jobs
     assert alone == crowded == [2, 4] * 3
@@ -150,7 +163,7 @@ def test_a_process_that_is_not_the_first_waits_while_one_runs_alone(monkeypatch)
     backend = digits("sd3", CPU)
     clock = Clock(network_of(backend, "sd3"), [1.0, 1.0, 1.0])
     monkeypatch.setattr(parallel, "in_turn", clock)
-    monkeypatch.setattr(Points, "gather", lambda self, mine: torch.cat([mine, mine]))
+    monkeypatch.setattr(ParallelEvaluator, "gather", lambda self, mine: torch.cat([mine, mine]))
     monkeypatch.setattr(Ranks, "barrier", lambda self: None)
     with torch.inference_mode():
         parallel.measure(backend, "sd3", 2, "points", 1, 3, Ranks(1, 2, CPU))
@@ -184,7 +197,11 @@ def euler(backend, schedule: str) -> pipelines.Ours:
 
 def test_each_side_is_compared_where_it_ends(ldm):
     """Theirs at noise level 0, ours at the last one of training; the nearest has the least error."""
-    prompts, seeds, theirs = evaluation_prompts(2, ALL_LABELS), [3, 5], Theirs(ldm, "dpmpp", "linspace", 3, 7.5)
+    prompts, seeds, theirs = (
+        evaluation_prompts(2, ALL_LABELS),
+        [3, 5],
+        Theirs(ldm, "dpmpp", "linspace", 3, 7.5),
+    )
     ours = euler(ldm, "discrete")
     exam = pipelines.Exam(prompts, seeds, 2, ours.latents(prompts, seeds), theirs.latents(prompts, seeds))
     assert exam.errors(ours).max() < 1e-5
@@ -214,15 +231,21 @@ def test_both_sides_encode_their_prompts_each_time(ldm):
 
 
 def test_times_are_ours_over_theirs_and_errors_those_of_the_second_exam(ldm, monkeypatch):
-    """Sides in the order of the contest took 1, 2, 3 ... seconds: both of theirs, then both of ours of the same names, then tables."""
+    """Sides in the order of the contest took 1, 2, 3 ... seconds: both of theirs, then both of ours of the
+    same names, then tables.
+    """
 
     def never(side):
         raise AssertionError("schedules are chosen there, nothing is reported")
 
     tuning = SimpleNamespace(nearest=lambda candidates: next(iter(candidates)), errors=never)
-    exam = SimpleNamespace(errors=lambda side: torch.tensor([1.0, 3.0] if isinstance(side, pipelines.Ours) else [2.0, 8.0]))
+    exam = SimpleNamespace(
+        errors=lambda side: torch.tensor([1.0, 3.0] if isinstance(side, pipelines.Ours) else [2.0, 8.0])
+    )
     monkeypatch.setattr(
-        pipelines, "seconds", lambda contest, *_: torch.arange(1, len(contest) + 1, dtype=torch.float64)[:, None].repeat(1, 3)
+        pipelines,
+        "seconds",
+        lambda contest, *_: torch.arange(1, len(contest) + 1, dtype=torch.float64)[:, None].repeat(1, 3),
     )
     with torch.inference_mode():
         rows = pipelines.compare(ldm, "ldm", 4, [1], 3, [tuning, exam])
@@ -239,7 +262,9 @@ def test_schedules_of_baselines_are_chosen_on_the_tuning_seeds(monkeypatch):
     monkeypatch.setattr(grid, "sampler_of", lambda backend, guidance, name, depth, schedule: schedule)
     monkeypatch.setattr(grid.Grid, "measured", lambda self, name, sampler, schedule: (sampler, schedule))
     tuning = SimpleNamespace(error={"discrete": 2, "logsnr": 1, "polynomial": 3}.get)
-    made = grid.Grid(SimpleNamespace(backend=None, guidance=1), tuning, None, {}, Path())  # the other seeds have no errors to tell
+    made = grid.Grid(
+        SimpleNamespace(backend=None, guidance=1), tuning, None, {}, Path()
+    )  # the other seeds have no errors to tell
     assert made.baselines(["euler"], 4) == [("logsnr", "logsnr")]
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from backends.digits.data import evaluation_prompts, training_prompts
 from benchmarks import rdpo
 from benchmarks.cma_es import Logits, cma_es
 from benchmarks.exam import fresh_prompts
+from digits.data import evaluation_prompts, training_prompts
 from solvers import load_predictor
 
 from .. import forked
@@ -28,7 +28,11 @@ def small(tmp_path, monkeypatch):
         text = "\n".join(replaced(line, key, value) for line in text.splitlines())
         assert text != before
     (tmp_path / "digits.yaml").write_text(text)
-    for name, path in (("CONFIG", tmp_path / "digits.yaml"), ("WORK", tmp_path / "work"), ("RESULTS", tmp_path)):
+    for name, path in (
+        ("CONFIG", tmp_path / "digits.yaml"),
+        ("WORK", tmp_path / "work"),
+        ("RESULTS", tmp_path),
+    ):
         monkeypatch.setattr(rdpo, name, path)
     monkeypatch.setattr("benchmarks.bench.TEACHER_INTERVALS", 4)
     monkeypatch.setattr(rdpo, "subprocess", SimpleNamespace(run=run))
@@ -53,7 +57,13 @@ def replaced(line: str, key: str, value: int) -> str:
 
 
 def test_settings_are_compared_on_paired_images_and_runs_are_kept(small):
-    rdpo.compare_settings("two", 6, 1, 1, {"narrow": ("ppo.dirichlet_concentration=300",), "wide": ("ppo.dirichlet_concentration=30",)})
+    rdpo.compare_settings(
+        "two",
+        6,
+        1,
+        1,
+        {"narrow": ("ppo.dirichlet_concentration=300",), "wide": ("ppo.dirichlet_concentration=30",)},
+    )
     found = json.loads((small / "rdpo_two.json").read_text())["rows"]
     assert [r["solver"] for r in found] == ["EPD distilled", "narrow, seed 0", "wide, seed 0"]
     assert all(r["depth"] == 4 and r["evaluations"] == 6 for r in found)

@@ -18,11 +18,15 @@ def printed(command, *arguments: str) -> str:
 def figures(text: str) -> list[str]:
     """Lines of tables, and lines of ratios."""
     return [
-        line.strip() for line in text.splitlines() if line.startswith("|") or " / " in line.split(":")[0] or line.startswith("--offload")
+        line.strip()
+        for line in text.splitlines()
+        if line.startswith("|") or " / " in line.split(":")[0] or line.startswith("--offload")
     ]
 
 
-@pytest.mark.parametrize("name", [*speed.PARTS, "overhead_cut", "overhead_cut_kept", "points_cut", "pipelines_cut"])
+@pytest.mark.parametrize(
+    "name", [*speed.PARTS, "overhead_cut", "overhead_cut_kept", "points_cut", "pipelines_cut"]
+)
 def test_what_a_speed_benchmark_prints_is_in_the_readme(name, tmp_path):
     (tmp_path / f"{name}.json").write_text((report.RESULTS / f"{name}.json").read_text())
     found = figures(printed(speed.main, "--results", str(tmp_path)))

@@ -22,7 +22,9 @@ CPU = torch.device("cpu")
 
 
 def rows_of(command, path: Path, *arguments: str) -> list[dict]:
-    result = CliRunner().invoke(command, [*arguments, "--device", "cpu", "--out", str(path)], catch_exceptions=False)
+    result = CliRunner().invoke(
+        command, [*arguments, "--device", "cpu", "--out", str(path)], catch_exceptions=False
+    )
     assert result.exit_code == 0
     found = json.loads(path.read_text())
     assert found["machine"].keys() >= {"device", "torch", "date"}
@@ -60,7 +62,18 @@ def test_the_ratio_is_of_pairs():
 
 @pytest.mark.parametrize("family", ["ldm", "sd3", "flux"])
 def test_bare_calls_are_those_of_the_trajectory(tmp_path, family):
-    rows = rows_of(overhead.main, tmp_path / "o.json", "--family", family, "--batch", "1", "--depth", "4", "--repeats", "3")
+    rows = rows_of(
+        overhead.main,
+        tmp_path / "o.json",
+        "--family",
+        family,
+        "--batch",
+        "1",
+        "--depth",
+        "4",
+        "--repeats",
+        "3",
+    )
     assert {r["solver"] for r in rows} == {"euler", "ipndm", "dpmpp", "unipc", "epd", "epd-plugin", "tableau"}
     for row in rows:
         assert row["calls"] == row["depth"] == 4
@@ -72,11 +85,13 @@ def test_bare_calls_are_those_of_the_trajectory(tmp_path, family):
 def test_recorded_calls_made_again_give_the_same():
     backend = digits("ldm", CPU)
     condition, network = condition_of(backend, "ldm", 2), network_of(backend, "ldm")
-    nodes, start = backend.sigmas(Spec(num_steps=3)), backend.start([0, 1], backend.sigma_max)
+    nodes, start = backend.sigmas(Spec(num_steps=3)), backend.initial_latents([0, 1], backend.sigma_max)
     outputs = []
     hook = network.register_forward_hook(lambda *found: outputs.append(found[-1].sample))
     with torch.inference_mode():
-        calls = overhead.recorded_calls(network, lambda: sample(Euler(), backend.velocity(condition), start, nodes))
+        calls = overhead.recorded_calls(
+            network, lambda: sample(Euler(), backend.velocity(condition), start, nodes)
+        )
         for args, kwargs in calls:
             network(*args, **kwargs)
     hook.remove()
@@ -91,7 +106,10 @@ def test_points_in_a_batch(tmp_path):
     assert rows[0]["level"]["ratio"] == rows[0]["trajectory"]["ratio"] == 1
 
 
-@pytest.mark.parametrize("k, branches, world, expected", [(2, 1, 2, 1.5), (4, 1, 4, 2.5), (3, 1, 2, 4 / 3), (2, 2, 4, 3), (2, 2, 2, 2)])
+@pytest.mark.parametrize(
+    "k, branches, world, expected",
+    [(2, 1, 2, 1.5), (4, 1, 4, 2.5), (3, 1, 2, 4 / 3), (2, 2, 4, 3), (2, 2, 2, 2)],
+)
 def test_the_ideal_of_points_over_processes(k, branches, world, expected):
     assert ideal(k, branches, world) == pytest.approx(expected)
 
@@ -99,12 +117,27 @@ def test_the_ideal_of_points_over_processes(k, branches, world, expected):
 def test_points_over_processes(tmp_path):
     """It starts itself under torchrun."""
     path = tmp_path / "p.json"
-    command = [sys.executable, "-m", "benchmarks.parallel", "--family", "sd3", "--points", "2", "--batch", "1", "--repeats", "3"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.parallel",
+        "--family",
+        "sd3",
+        "--points",
+        "2",
+        "--batch",
+        "1",
+        "--repeats",
+        "3",
+    ]
     command += ["--device", "cpu", "--out", str(path)]
     done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     rows = json.loads(path.read_text())["rows"]
-    assert [(r["mode"], r["processes"], r["ideal"]) for r in rows] == [("points", 2, 1.5), ("points-cfg", 2, 2.0)]
+    assert [(r["mode"], r["processes"], r["ideal"]) for r in rows] == [
+        ("points", 2, 1.5),
+        ("points-cfg", 2, 2.0),
+    ]
     assert all(0 < r["gather_share"] < 1 for r in rows)
 
 
@@ -115,20 +148,39 @@ def test_full_size_networks_cut_short(tmp_path, monkeypatch):
     """The real widths of Stable Diffusion 3, one layer, at 64 pixels."""
     made = []
     monkeypatch.setattr(families, "full_size", lambda *told: made.append(full_size(*told)) or made[-1])
-    monkeypatch.setattr(overhead, "solvers_of", lambda backend, depth: {"euler": (Euler(), backend.sigmas(Spec(num_steps=depth + 1)))})
-    monkeypatch.setattr(overhead, "in_turn", lambda jobs, repeats, device: torch.tensor([[job() or 1.0] for job in jobs]).double())
-    (row,) = rows_of(overhead.main, tmp_path / "o.json", *CUT, "--batch", "1", "--depth", "2", "--repeats", "3")
+    monkeypatch.setattr(
+        overhead,
+        "solvers_of",
+        lambda backend, depth: {"euler": (Euler(), backend.sigmas(Spec(num_steps=depth + 1)))},
+    )
+    monkeypatch.setattr(
+        overhead,
+        "in_turn",
+        lambda jobs, repeats, device: torch.tensor([[job() or 1.0] for job in jobs]).double(),
+    )
+    (row,) = rows_of(
+        overhead.main, tmp_path / "o.json", *CUT, "--batch", "1", "--depth", "2", "--repeats", "3"
+    )
     assert (row["evaluations"], row["calls"]) == (2, 2)
-    assert json.loads((tmp_path / "o.json").read_text())["settings"] == {"full": True, "layers": 1, "resolution": 64, "repeats": 3}
+    assert json.loads((tmp_path / "o.json").read_text())["settings"] == {
+        "full": True,
+        "layers": 1,
+        "resolution": 64,
+        "repeats": 3,
+    }
     (backend,) = made
     assert sum(p.numel() for p in backend.pipe.transformer.parameters()) / 1e6 == pytest.approx(73.8, abs=0.1)
     with torch.inference_mode():
-        slope = backend.velocity(condition_of(backend, "sd3", 1))(backend.start([0], 1.0), torch.tensor(0.5, dtype=torch.float64))
+        slope = backend.velocity(condition_of(backend, "sd3", 1))(
+            backend.initial_latents([0], 1.0), torch.tensor(0.5, dtype=torch.float64)
+        )
     assert slope.shape == (1, 16, 8, 8)
     assert slope.isfinite().all()
 
 
-@pytest.mark.parametrize("benchmark", [overhead, points, parallel, pipelines, compile, memory], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "benchmark", [overhead, points, parallel, pipelines, compile, memory], ids=lambda module: module.__name__
+)
 def test_the_twins_are_not_cut_short(tmp_path, benchmark):
     with pytest.raises(UserError, match="--layers and --resolution cut full-size networks short: add --full"):
         rows_of(benchmark.main, tmp_path / "b.json", "--layers", "1")
@@ -140,7 +192,9 @@ def test_a_resolution_that_no_patches_fill_is_refused(tmp_path):
 
 
 def test_a_trajectory_needs_little_more_memory_than_a_call(tmp_path):
-    """No tensors are kept that nobody asked for; calls computed again in a backward pass need a fraction of all activations."""
+    """No tensors are kept that nobody asked for; calls computed again in a backward pass need a fraction of
+    all activations.
+    """
     arguments = ["--family", "sd3", "--part", "trajectory", "--part", "training"]
     rows = rows_of(memory.main, tmp_path / "m.json", *arguments)
     found = {r["solver"]: r["trajectory"] / r["call"] for r in rows if r["part"] == "trajectory"}

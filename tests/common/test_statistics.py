@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from common.statistics import BOOTSTRAP, STUDENT, bootstrap_means, by_prompt, clustered_halfwidth, estimate, sign_test, student_t_975
+from common.statistics import (
+    BOOTSTRAP,
+    STUDENT,
+    bootstrap_means,
+    by_prompt,
+    clustered_halfwidth,
+    estimate,
+    sign_test,
+    student_t_975,
+)
 
 VALUES = np.random.default_rng(3).normal(2, 5, 60).tolist()
 PROMPTS = [f"prompt {i}" for i in range(60)]
@@ -15,7 +24,9 @@ def test_the_bootstrap_of_zeros_and_ones_is_binomial():
     means = bootstrap_means(*by_prompt([1.0] * ones + [0.0] * (n - ones), PROMPTS[:n]), resamples=40_000)
     exact = stats.binom(n, ones / n)
     for k in range(10, 31):
-        assert (means * n < k + 0.5).mean() == pytest.approx(exact.cdf(k), abs=0.012)  # 4 standard errors of a share
+        assert (means * n < k + 0.5).mean() == pytest.approx(
+            exact.cdf(k), abs=0.012
+        )  # 4 standard errors of a share
     low, high = estimate([1.0] * ones + [0.0] * (n - ones), PROMPTS[:n]).interval
     assert [low * n, high * n] == [exact.ppf(0.025), exact.ppf(0.975)]
 
@@ -75,7 +86,10 @@ def test_95_percent_intervals_cover_the_mean_in_95_percent(prompts):
     def coverage(intervals) -> float:
         return np.mean([low <= 0 <= high for low, high in intervals])
 
-    of_bootstrap = (np.quantile(bootstrap_means(*by_prompt(s, names), resamples=500), (0.025, 0.975)) for s in samples[:1000])
+    of_bootstrap = (
+        np.quantile(bootstrap_means(*by_prompt(s, names), resamples=500), (0.025, 0.975))
+        for s in samples[:1000]
+    )
     assert 0.93 <= coverage(estimate(s, names).interval for s in samples) <= 0.97
     assert coverage(of_bootstrap) < 0.91
 
@@ -86,7 +100,10 @@ def test_one_prompt_has_no_interval():
 
 
 def test_the_sign_test_is_scipys():
-    pairs = [(wins, losses) for wins in range(12) for losses in range(12) if wins + losses] + [(480, 530), (3000, 2800)]
+    pairs = [(wins, losses) for wins in range(12) for losses in range(12) if wins + losses] + [
+        (480, 530),
+        (3000, 2800),
+    ]
     for wins, losses in pairs:
         assert sign_test(wins, losses) == pytest.approx(stats.binomtest(wins, wins + losses).pvalue, rel=1e-9)
     assert sign_test(0, 0) == 1
@@ -98,7 +115,9 @@ def test_95_of_100_half_widths_hold_the_true_mean(prompts, seeds):
     names = [str(g) for g in range(prompts)] * seeds
     held = 0
     for _ in range(4000):
-        values = np.tile(generator.normal(0.3, 1.0, prompts), seeds) + generator.normal(0, 1.0, prompts * seeds)
+        values = np.tile(generator.normal(0.3, 1.0, prompts), seeds) + generator.normal(
+            0, 1.0, prompts * seeds
+        )
         held += abs(values.mean() - 0.3) <= clustered_halfwidth(values, names)
     assert 0.94 < held / 4000 < 0.96
     assert clustered_halfwidth([1.0, 2.0], ["a", "a"]) is None

@@ -1,4 +1,6 @@
-"""A headless Chromium driven through its debugging pipe (the Chrome DevTools Protocol), for the tests of the page."""
+"""A headless Chromium driven through its debugging pipe (the Chrome DevTools Protocol), for the tests of the
+page.
+"""
 
 import base64
 import json
@@ -13,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe", "--no-first-run"]
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--remote-debugging-pipe",
+    "--no-first-run",
+]
 
 
 class Browser:
@@ -41,7 +50,9 @@ class Browser:
         """The next message; events are kept."""
         deadline = time.monotonic() + 60
         while b"\0" not in self.buffer:
-            assert select.select([self.back], [], [], deadline - time.monotonic())[0], "the browser says nothing"
+            assert select.select([self.back], [], [], deadline - time.monotonic())[0], (
+                "the browser says nothing"
+            )
             read = os.read(self.back, 2**20)
             assert read, "the browser has ended"
             self.buffer += read
@@ -53,7 +64,13 @@ class Browser:
 
     def open(self, path: Path, width: int, dark: bool = False) -> None:
         """Show a file in a window of some width, and wait until it is there."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
         scheme = "dark" if dark else "light"
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.events.clear()
@@ -71,7 +88,9 @@ class Browser:
 
     def screenshot(self, path: Path) -> None:
         """Write the whole page, not only what the window shows, as a PNG."""
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]))
+        path.write_bytes(
+            base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
+        )
 
 
 @contextmanager

@@ -12,10 +12,17 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 
 import evaluate
-from backends.digits.data import evaluation_prompts
+from digits.data import evaluation_prompts
 from solvers import UserError
 
-BASELINE = {"solver": "dpmpp", "predictor": None, "depth": 6, "evaluations": 6, "guidance": 7.5, "guidance_rows": 2}
+BASELINE = {
+    "solver": "dpmpp",
+    "predictor": None,
+    "depth": 6,
+    "evaluations": 6,
+    "guidance": 7.5,
+    "guidance_rows": 2,
+}
 
 
 class Evaluation:
@@ -42,7 +49,9 @@ class Evaluation:
         for seed in seeds:
             pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3)) * light
             Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{seed:06d}.png")
-            records.append({"file": f"{seed:06d}.png", "seed": seed, "prompt": prompts[seed // 2]} | BASELINE | settings)
+            records.append(
+                {"file": f"{seed:06d}.png", "seed": seed, "prompt": prompts[seed // 2]} | BASELINE | settings
+            )
         self.write_manifest(folder, records)
         return folder
 
@@ -72,7 +81,10 @@ def evaluation() -> Evaluation:
 def scored(evaluation, tmp_path_factory) -> tuple[Path, Path]:
     """Two runs on the same prompts and seeds, scored with digits and judge; not to be written to."""
     root = tmp_path_factory.mktemp("runs")
-    runs = evaluation.make(root / "first"), evaluation.make(root / "second", light=0.6, solver="unipc", depth=8, evaluations=8)
+    runs = (
+        evaluation.make(root / "first"),
+        evaluation.make(root / "second", light=0.6, solver="unipc", depth=8, evaluations=8),
+    )
     for run in runs:
         evaluation.score(run)
     return runs

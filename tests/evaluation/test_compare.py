@@ -23,7 +23,10 @@ def rewrite(folder, metric, change):
     path, told = folder / f"scores/{metric}.jsonl", folder / f"scores/{metric}.summary.json"
     lines = change([json.loads(line) for line in path.read_text().splitlines()])
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    summary = json.loads(told.read_text()) | {"count": len(lines), "mean": float(np.mean([line["score"] for line in lines]))}
+    summary = json.loads(told.read_text()) | {
+        "count": len(lines),
+        "mean": float(np.mean([line["score"] for line in lines])),
+    }
     told.write_text(json.dumps(summary))
 
 
@@ -36,7 +39,11 @@ def test_a_run_is_no_different_from_itself(evaluation, scored, tmp_path):
     rows = comparison(evaluation, tmp_path, "--run", scored[0], "--run", scored[0])
     assert [row["metric"] for row in rows] == ["digits", "judge"]
     for row in rows:
-        assert (row["difference"]["mean"], row["difference"]["standard_error"], row["difference"]["interval"]) == (0, 0, [0, 0])
+        assert (
+            row["difference"]["mean"],
+            row["difference"]["standard_error"],
+            row["difference"]["interval"],
+        ) == (0, 0, [0, 0])
         assert (row["win_rate"], row["sign_test_p"], row["ties"]) == (0.5, 1, 8)
 
 
@@ -77,7 +84,9 @@ def test_the_sign_test_counts_prompts_not_images(evaluation, copies, tmp_path):
     """Seven images of eight win, but only as much as the eighth loses for its prompt."""
     scores = {0: 1.0, 1: -3.0}
     rewrite(copies[0], "digits", lambda lines: [line | {"score": 0.0} for line in lines])
-    rewrite(copies[1], "digits", lambda lines: [line | {"score": scores.get(line["seed"], 1.0)} for line in lines])
+    rewrite(
+        copies[1], "digits", lambda lines: [line | {"score": scores.get(line["seed"], 1.0)} for line in lines]
+    )
     (row,) = comparison(evaluation, tmp_path, "--run", copies[0], "--run", copies[1], "--metrics", "digits")
     assert (row["wins"], row["ties"], row["losses"]) == (7, 0, 1)
     assert (row["prompt_wins"], row["prompt_ties"], row["prompt_losses"]) == (3, 0, 1)
@@ -86,13 +95,20 @@ def test_the_sign_test_counts_prompts_not_images(evaluation, copies, tmp_path):
 
 def test_intervals_over_few_prompts_are_said_to_be_students_t(evaluation, copies, tmp_path):
     assert evaluation.run("compare", "--run", copies[0], "--run", copies[1]).splitlines()[-1] == STUDENT_NOTE
-    many = [evaluation.make(tmp_path / name, range(20), light=light) for name, light in (("a", 1.0), ("b", 0.5))]
+    many = [
+        evaluation.make(tmp_path / name, range(20), light=light) for name, light in (("a", 1.0), ("b", 0.5))
+    ]
     assert evaluation.score(copies[0]).splitlines()[-1] == STUDENT_NOTE
-    assert "Student" not in evaluation.score(many[0], metrics="digits") + evaluation.score(many[1], metrics="digits")
+    assert "Student" not in evaluation.score(many[0], metrics="digits") + evaluation.score(
+        many[1], metrics="digits"
+    )
     assert "Student" not in evaluation.run("compare", "--run", many[0], "--run", many[1])
     assert evaluation.summary(many[0], "digits")["method"] == BOOTSTRAP
     assert evaluation.summary(copies[0], "digits")["method"] == STUDENT
-    for runs, method, other in ((copies, STUDENT_NOTE, "bootstrap"), (many, "bootstrap over prompts", "Student")):
+    for runs, method, other in (
+        (copies, STUDENT_NOTE, "bootstrap"),
+        (many, "bootstrap over prompts", "Student"),
+    ):
         evaluation.run("report", "--run", runs[0], "--run", runs[1], "--out", tmp_path / "page.html")
         page = html.unescape((tmp_path / "page.html").read_text())
         assert method in page
@@ -113,7 +129,10 @@ def test_the_table_is_markdown_and_marks_what_was_trained_on(evaluation, copies)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     assert rows[0][0] == "run"
     assert "sign test p (prompts)" in rows[0]
-    assert [(row[0], row[1], row[-1]) for row in rows[2:]] == [("second", "digits", "no"), ("second", "judge", "this run")]
+    assert [(row[0], row[1], row[-1]) for row in rows[2:]] == [
+        ("second", "digits", "no"),
+        ("second", "judge", "this run"),
+    ]
 
 
 def refusal(evaluation, copies, *more):
@@ -164,7 +183,9 @@ def test_unfinished_and_stale_scores_are_refused(evaluation, copies):
     part.unlink()
     path = copies[1] / "scores/digits.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    assert "does not belong to the lines" in evaluation.refused("compare", "--run", copies[0], "--run", copies[1])
+    assert "does not belong to the lines" in evaluation.refused(
+        "compare", "--run", copies[0], "--run", copies[1]
+    )
     (copies[1] / "scores/digits.summary.json").write_text("[]")
     assert "not a summary of scores" in evaluation.refused("compare", "--run", copies[0], "--run", copies[1])
 

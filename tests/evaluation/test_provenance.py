@@ -24,19 +24,30 @@ def test_a_reward_and_its_heads(tmp_path):
     assert training_of({"predictor": plain}, files).rewards == {"digits"}
     training = training_of({"predictor": summed}, files)
     assert training.rewards == {"multi", "digits"}
-    assert [training.covers(parts) for parts in (["digits"], ["multi", "hps"], ["judge"])] == [True, True, False]
+    assert [training.covers(parts) for parts in (["digits"], ["multi", "hps"], ["judge"])] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_those_before_it_count_too(tmp_path):
     parent = save(tmp_path / "parent.pkl", kind="distilled", trained_on_the_judge=True)
-    child = save(tmp_path / "child.pkl", kind="rdpo", reward={"name": "digits"}, parent=f"parent.pkl sha256:{parent[:16]}")
+    child = save(
+        tmp_path / "child.pkl",
+        kind="rdpo",
+        reward={"name": "digits"},
+        parent=f"parent.pkl sha256:{parent[:16]}",
+    )
     assert training_of({"predictor": child}, find_predictors([tmp_path])).rewards == {"digits", "judge"}
     (tmp_path / "parent.pkl").unlink()
     training = training_of({"predictor": child}, find_predictors([tmp_path]))
     assert [training.covers([name]) for name in ("digits", "judge")] == [True, None]
 
 
-@pytest.mark.parametrize(("settings", "verdict"), [({"predictor": None}, False), ({"predictor": "0" * 64}, None), ({}, None)])
+@pytest.mark.parametrize(
+    ("settings", "verdict"), [({"predictor": None}, False), ({"predictor": "0" * 64}, None), ({}, None)]
+)
 def test_a_baseline_was_trained_on_nothing_and_the_unknown_is_unknown(settings, verdict):
     assert training_of(settings, {}).covers(["digits"]) is verdict
 

@@ -13,8 +13,8 @@ import pytest
 from browser import CHROMIUM, browser
 from PIL import Image
 
-from evaluation import plots
 from evaluation.comparison import p_value
+from evaluation.report import plots
 from evaluation.tables import number
 from solvers import Predictor, SolverTable, Spec, compile_tableau, load_predictor, polynomial, save_predictor
 from solvers.baselines import BASELINES
@@ -24,7 +24,9 @@ TITLE = 'Digits <b>"&'
 
 
 class Page(HTMLParser):
-    """What is asked of a page: its addresses, images, exact numbers and the rows of its tables; elements must be nested well."""
+    """What is asked of a page: its addresses, images, exact numbers and the rows of its tables; elements must
+    be nested well.
+    """
 
     def __init__(self, text: str):
         super().__init__()
@@ -68,7 +70,10 @@ def learned(evaluation, tmp_path_factory):
     """A run of a solver that was trained on the digits reward, and the folder of its predictor."""
     root = tmp_path_factory.mktemp("learned")
     table = SolverTable.sorted(*(SolverTable.uniform(3, 2).arrays()[k] for k in "rw"))
-    save_predictor(Predictor(table, Spec(num_steps=4), polynomial(4, 0.03, 15.0), {"reward": {"name": "digits"}}), root / "exps/tuned.pkl")
+    save_predictor(
+        Predictor(table, Spec(num_steps=4), polynomial(4, 0.03, 15.0), {"reward": {"name": "digits"}}),
+        root / "exps/tuned.pkl",
+    )
     sha = hashlib.sha256((root / "exps/tuned.pkl").read_bytes()).hexdigest()
     folder = evaluation.make(root / "tuned", light=0.8, solver="epd", predictor=sha, depth=6, evaluations=9)
     evaluation.score(folder, "--exps", root / "exps")
@@ -96,13 +101,18 @@ def test_nothing_is_fetched_and_nothing_runs(report):
 def test_images_have_words_and_are_images(report):
     page = Page(report[1])
     assert all(page.alts)
-    assert any(re.search(r"judge against serial depth: first \S+ at 6; second \S+ at 8; tuned \S+ at 6", alt) for alt in page.alts)
+    assert any(
+        re.search(r"judge against serial depth: first \S+ at 6; second \S+ at 8; tuned \S+ at 6", alt)
+        for alt in page.alts
+    )
     for address in page.addresses:
         Image.open(BytesIO(base64.b64decode(address.partition(",")[2]))).verify()
 
 
 def test_the_numbers_are_those_of_the_files(evaluation, report, scored, learned):
-    """Every number shown is the rounding of an exact one, and these are the summaries', the lines' and the comparison's."""
+    """Every number shown is the rounding of an exact one, and these are the summaries', the lines' and the
+    comparison's.
+    """
     shown = Page(report[1]).numbers
     assert all(text in (number(value), number(value, signed=True), p_value(value)) for value, text in shown)
     exact = {value for value, _ in shown}
@@ -117,7 +127,13 @@ def test_the_numbers_are_those_of_the_files(evaluation, report, scored, learned)
     evaluation.run("compare", *arguments, "--out", report[0].with_name("compare.json"))
     for row in json.loads(report[0].with_name("compare.json").read_text())["comparisons"]:
         found = row["difference"]
-        assert {found["mean"], found["standard_error"], *found["interval"], row["win_rate"], row["sign_test_p"]} <= exact
+        assert {
+            found["mean"],
+            found["standard_error"],
+            *found["interval"],
+            row["win_rate"],
+            row["sign_test_p"],
+        } <= exact
 
 
 def test_costs_and_guidance(report):
@@ -129,7 +145,9 @@ def test_costs_and_guidance(report):
 
 def test_what_was_trained_on_is_marked_everywhere(report):
     rows = Page(report[1]).rows
-    marked = [(row[0], i) for row in rows for i, cell in enumerate(row) if "trained on" in cell and row[0] != "run"]
+    marked = [
+        (row[0], i) for row in rows for i, cell in enumerate(row) if "trained on" in cell and row[0] != "run"
+    ]
     assert ("tuned", 5) in marked
     assert ("tuned", 6) not in marked
     samples = [row for row in rows if "seed" in row[0] and len(row) == 4][1:]
@@ -148,14 +166,19 @@ def test_text_is_escaped(evaluation, scored, report, tmp_path):
 def test_the_solver_table_is_there_in_numbers(report, learned):
     table = load_predictor(learned[1] / "tuned.pkl").table
     rows = Page(report[1]).rows
-    start = next(i for i, row in enumerate(rows) if row == ["interval", "σ from", "σ to", "r1", "r2", "w1", "w2"])
+    start = next(
+        i for i, row in enumerate(rows) if row == ["interval", "σ from", "σ to", "r1", "r2", "w1", "w2"]
+    )
     for n in range(3):
         assert rows[start + 1 + n][3:] == [number(v) for v in [*table.r[n].tolist(), *table.w[n].tolist()]]
 
 
 def test_plots_are_beside_the_page(report):
     names = sorted(path.name for path in report[0].parent.glob("*.png"))
-    assert names == [*sorted(f"page-{m}-{c}.png" for m in ("digits", "judge") for c in ("depth", "evaluations")), "page-table-1.png"]
+    assert names == [
+        *sorted(f"page-{m}-{c}.png" for m in ("digits", "judge") for c in ("depth", "evaluations")),
+        "page-table-1.png",
+    ]
     for name in names:
         Image.open(report[0].with_name(name)).verify()
 
@@ -177,8 +200,12 @@ def test_large_images_are_made_smaller(evaluation, tmp_path):
     folder = evaluation.make(tmp_path / "large", range(2), size=600)
     evaluation.score(folder, metrics="digits")
     evaluation.run("report", "--run", folder, "--out", tmp_path / "page.html")
-    jpegs = [a for a in Page((tmp_path / "page.html").read_text()).addresses if a.startswith("data:image/jpeg")]
-    assert [Image.open(BytesIO(base64.b64decode(a.partition(",")[2]))).size for a in jpegs] == [(256, 256)] * 2
+    jpegs = [
+        a for a in Page((tmp_path / "page.html").read_text()).addresses if a.startswith("data:image/jpeg")
+    ]
+    assert [Image.open(BytesIO(base64.b64decode(a.partition(",")[2]))).size for a in jpegs] == [
+        (256, 256)
+    ] * 2
 
 
 def shades(content: bytes, colour: str) -> np.ndarray:
@@ -201,25 +228,38 @@ def test_points_are_drawn_where_they_belong():
 
 def test_weights_are_areas_of_tables_and_tableaus():
     heavy = SolverTable(
-        *(SolverTable.uniform(2, 2).r, SolverTable.uniform(2, 2).w * 0 + SolverTable.uniform(2, 2).w.new_tensor([0.9, 0.1]))
+        *(
+            SolverTable.uniform(2, 2).r,
+            SolverTable.uniform(2, 2).w * 0 + SolverTable.uniform(2, 2).w.new_tensor([0.9, 0.1]),
+        )
     )
     drawn = plots.solver_table("table", "words", heavy)
-    first, second = (shades(drawn.light, blend) for blend in ("#7399bb", "#f28c99"))  # the colours at three quarters on white
+    first, second = (
+        shades(drawn.light, blend) for blend in ("#7399bb", "#f28c99")
+    )  # the colours at three quarters on white
     assert len(first) > 5 * len(second) > 100
-    assert plots.tableau("tableau", "words", compile_tableau(BASELINES["heun"], polynomial(4, 0.03, 15.0))).light
+    assert plots.tableau(
+        "tableau", "words", compile_tableau(BASELINES["heun"], polynomial(4, 0.03, 15.0))
+    ).light
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_in_a_browser(report, tmp_path):
-    """At the width of a desk and of a phone, light and dark: nothing sticks out, nothing is fetched, the console stays empty."""
+    """At the width of a desk and of a phone, light and dark: nothing sticks out, nothing is fetched, the
+    console stays empty.
+    """
     with browser(tmp_path / "profile") as chromium:
         backgrounds = set()
         for width, dark in ((1280, False), (390, False), (390, True)):
             chromium.open(report[0], width, dark)
             assert chromium.value("document.documentElement.scrollWidth") <= width
-            assert chromium.value("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+            assert chromium.value(
+                "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
+            )
             assert chromium.value("document.title") == TITLE
-            assert chromium.said("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled") == []
+            assert (
+                chromium.said("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled") == []
+            )
             asked = [event["request"]["url"] for event in chromium.said("Network.requestWillBeSent")]
             assert {url for url in asked if not url.startswith("data:")} == {report[0].resolve().as_uri()}
             backgrounds.add(chromium.value("getComputedStyle(document.body).backgroundColor"))

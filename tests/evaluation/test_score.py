@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from scipy import stats
 
+import common.records as manifest
 import evaluate
-import manifest
+from common.records import exclusive
 from evaluation import scoring
-from manifest import exclusive
 from rewards import load_reward
 
 from ..forked import Forked
@@ -51,19 +51,25 @@ def test_lines_and_summary(evaluation, scored):
     assert summary["mean"] == pytest.approx(np.mean([line["score"] for line in lines]))
     by_prompt = [np.mean([lines[i]["score"], lines[i + 1]["score"]]) for i in range(0, 8, 2)]
     assert summary["standard_error"] == pytest.approx(stats.sem(by_prompt))
-    assert summary["interval"] == pytest.approx(list(stats.t.interval(0.95, 3, np.mean(by_prompt), stats.sem(by_prompt))), rel=1e-3)
+    assert summary["interval"] == pytest.approx(
+        list(stats.t.interval(0.95, 3, np.mean(by_prompt), stats.sem(by_prompt))), rel=1e-3
+    )
     assert summary["protocol"]["weights"]
     assert summary["images"]["depth"] == 6
 
 
 def test_a_sum_keeps_its_heads(evaluation, tmp_path):
     evaluation.score(evaluation.make(tmp_path / "a", range(4)), *DIGITS_AND_CONSTANTS, metrics="digits,multi")
-    for plain, line in zip(evaluation.lines(tmp_path / "a", "digits"), evaluation.lines(tmp_path / "a", "multi"), strict=True):
+    for plain, line in zip(
+        evaluation.lines(tmp_path / "a", "digits"), evaluation.lines(tmp_path / "a", "multi"), strict=True
+    ):
         assert line["heads"] == {"digits": pytest.approx(plain["score"], abs=1e-6)}
         assert line["score"] == pytest.approx(min(max(plain["score"], 0), 1), abs=1e-6)
         assert "heads" not in plain
     summary = evaluation.summary(tmp_path / "a", "multi")
-    assert summary["heads"]["digits"] == pytest.approx(evaluation.summary(tmp_path / "a", "digits")["mean"], abs=1e-6)
+    assert summary["heads"]["digits"] == pytest.approx(
+        evaluation.summary(tmp_path / "a", "digits")["mean"], abs=1e-6
+    )
 
 
 def test_scoring_twice_changes_nothing(evaluation, tmp_path, monkeypatch):
@@ -88,7 +94,9 @@ def test_only_what_changed_is_scored_again(evaluation, tmp_path):
     after = evaluation.lines(folder, "digits")
     assert [i for i in range(8) if before[i] != after[i]] == [4]
     assert after[4]["image"] == after[1]["image"]
-    assert evaluation.summary(folder, "digits")["mean"] == pytest.approx(np.mean([line["score"] for line in after]))
+    assert evaluation.summary(folder, "digits")["mean"] == pytest.approx(
+        np.mean([line["score"] for line in after])
+    )
 
 
 def test_another_protocol_is_refused(evaluation, tmp_path):
@@ -121,7 +129,15 @@ def test_killed_half_way_and_run_again(evaluation, tmp_path):
 def test_two_processes_write_what_one_does(evaluation, tmp_path):
     one, two = evaluation.make(tmp_path / "one"), evaluation.make(tmp_path / "two")
     evaluation.score(one, "--batch", 3)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "evaluate.py", "score"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--standalone",
+        "evaluate.py",
+        "score",
+    ]
     command += ["--images", str(two), "--metrics", "digits,judge", "--batch", "3", "--device", "cpu"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
@@ -153,7 +169,13 @@ def test_as_many_prompts_as_images_are_needed(evaluation, tmp_path, count):
 def test_every_metric_is_checked_before_any_loads(evaluation, tmp_path):
     folder = evaluation.make(tmp_path / "a", range(2))
     message = evaluation.refused(
-        "score", "--images", folder, "--metrics", "digits,hps", "--option", f"hps.weights_path={tmp_path / 'none.pt'}"
+        "score",
+        "--images",
+        folder,
+        "--metrics",
+        "digits,hps",
+        "--option",
+        f"hps.weights_path={tmp_path / 'none.pt'}",
     )
     assert "none.pt" in message
     assert not (folder / "scores").exists()
@@ -168,9 +190,18 @@ def test_every_metric_is_checked_before_any_loads(evaluation, tmp_path):
         (["--metrics", "digits", "--option", "digits"], ["metric.key=value"]),
         (["--metrics", "digits", "--option", "judge.a=1"], ["'judge' is not among --metrics digits"]),
         (["--metrics", "digits", "--option", "digits.colour=1"], ["unknown option 'colour'"]),
-        (["--metrics", "multi", "--option", "multi.weights=1", "--option", "multi.weights.hps=1"], ["'weights' has a value already"]),
-        (["--metrics", "multi", "--option", "multi.weights.hps=1", "--option", "multi.weights.hps=2"], ["is there twice"]),
-        (["--metrics", "digits", "--prompts", "prompts.txt"], ["manifest.jsonl says the prompt of each image"]),
+        (
+            ["--metrics", "multi", "--option", "multi.weights=1", "--option", "multi.weights.hps=1"],
+            ["'weights' has a value already"],
+        ),
+        (
+            ["--metrics", "multi", "--option", "multi.weights.hps=1", "--option", "multi.weights.hps=2"],
+            ["is there twice"],
+        ),
+        (
+            ["--metrics", "digits", "--prompts", "prompts.txt"],
+            ["manifest.jsonl says the prompt of each image"],
+        ),
         (["--metrics", "digits", "--exps", "nowhere"], ["--exps nowhere", "not a folder"]),
     ],
 )
@@ -188,7 +219,9 @@ def test_refused_folders(evaluation, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "--prompts FILE" in refused_folder(evaluation, tmp_path / "empty")
     (tmp_path / "prompts.txt").write_text("a red seven\n")
-    assert "holds no image" in refused_folder(evaluation, tmp_path / "empty", "--prompts", tmp_path / "prompts.txt")
+    assert "holds no image" in refused_folder(
+        evaluation, tmp_path / "empty", "--prompts", tmp_path / "prompts.txt"
+    )
     folder = evaluation.make(tmp_path / "a", range(4))
     records = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
     for changed, word in (
@@ -209,7 +242,9 @@ def test_refused_images(evaluation, tmp_path):
     message = refused_folder(evaluation, folder)
     assert "000001.png of 16 x 32" in message
     assert "--batch 1" in message
-    assert "judge: images of 16 x 32 pixels" in evaluation.refused("score", "--images", folder, "--metrics", "judge", "--batch", 1)
+    assert "judge: images of 16 x 32 pixels" in evaluation.refused(
+        "score", "--images", folder, "--metrics", "judge", "--batch", 1
+    )
     (folder / "000002.png").write_bytes(b"\x89PNG\r\n")
     assert "000002.png: not a readable image" in refused_folder(evaluation, folder, "--batch", 1)
     (folder / "000000.png").unlink()

@@ -13,9 +13,9 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
+import common.errors
 import evaluate
 import sample
-import solvers.errors
 from evaluation import suite
 from evaluation.plan import PRESETS, make_plan, predictors_of
 from evaluation.tables import number
@@ -27,13 +27,23 @@ ROOT = Path(__file__).parent.parent.parent
 ARGUMENTS = ("digits", "--baselines", "euler,dpmpp", "--batch", "3", "--device", "cpu")
 SETTINGS = {"RUN_DIR": "", "RUN_NAME": "", "PROMPT_FILE": "", "MODEL_ID": "", "PROCESSES": "", "SEEDS": "0-5"}
 SETTINGS |= {"PREDICTOR": "exps/digits-distilled/epd-g7.5-d4"}
-FOLDERS = ["epd-g7.5-d4-depth4-evals6", "euler-depth4-evals4", "euler-depth6-evals6", "dpmpp-depth4-evals4", "dpmpp-depth6-evals6"]
+FOLDERS = [
+    "epd-g7.5-d4-depth4-evals6",
+    "euler-depth4-evals4",
+    "euler-depth6-evals6",
+    "dpmpp-depth4-evals4",
+    "dpmpp-depth6-evals6",
+]
 
 
 def run_script(script: str, *arguments: object) -> int:
     """The exit status of a script that an evaluation calls, in this process."""
     command = {"sample.py": sample.main, "evaluate.py": evaluate.main}[script]
-    return CliRunner().invoke(command, [str(a) for a in arguments], catch_exceptions=False, standalone_mode=False).exit_code
+    return (
+        CliRunner()
+        .invoke(command, [str(a) for a in arguments], catch_exceptions=False, standalone_mode=False)
+        .exit_code
+    )
 
 
 def run_here(monkeypatch, out: Path, arguments=ARGUMENTS, **environment: str) -> tuple[str, list[str]]:
@@ -81,7 +91,11 @@ def whole(tmp_path_factory) -> tuple[Path, str]:
 
 def contents(out: Path) -> dict[str, bytes]:
     """Every file of an evaluation but locks and what a killed process had not renamed."""
-    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file() and p.suffix not in ("", ".tmp")}
+    return {
+        str(p.relative_to(out)): p.read_bytes()
+        for p in sorted(out.rglob("*"))
+        if p.is_file() and p.suffix not in ("", ".tmp")
+    }
 
 
 def test_the_report_has_the_numbers_of_the_summaries(whole):
@@ -92,7 +106,9 @@ def test_the_report_has_the_numbers_of_the_summaries(whole):
         for metric in ("digits", "judge"):
             scores = out / folder / "scores"
             summary = json.loads((scores / f"{metric}.summary.json").read_text())
-            lines = [json.loads(line)["score"] for line in (scores / f"{metric}.jsonl").read_text().splitlines()]
+            lines = [
+                json.loads(line)["score"] for line in (scores / f"{metric}.jsonl").read_text().splitlines()
+            ]
             assert summary["mean"] == pytest.approx(fmean(lines))
             assert summary["count"] == len(lines) == 6
             assert number(summary["mean"]) in text
@@ -137,7 +153,10 @@ def test_an_image_or_a_score_that_is_gone_is_made_again(whole, monkeypatch, tmp_
 
 @pytest.mark.parametrize(
     "arguments, words",
-    [(["mars"], "eval 'mars': expected one of sd15, "), (["digits", "--metrics", "beauty"], "--metrics: 'beauty' is no metric, ")],
+    [
+        (["mars"], "eval 'mars': expected one of sd15, "),
+        (["digits", "--metrics", "beauty"], "--metrics: 'beauty' is no metric, "),
+    ],
     ids=["name", "metric"],
 )
 def test_an_unknown_name_or_metric_is_one_line(tmp_path, arguments, words):
@@ -158,7 +177,11 @@ def test_an_unknown_name_or_metric_is_one_line(tmp_path, arguments, words):
         ("digits", {"PROMPT_FILE": "absent.txt"}, "PROMPT_FILE absent.txt: cannot be read"),
         ("digits", {"PREDICTOR": "exps/sd15"}, "made for backend ldm, but digits needs digits"),
         ("digits-sd3", {"PREDICTOR": "exps/digits"}, "made for family ldm, but digits-sd3 needs sd3"),
-        ("sd3-512", {"SD3_512_PREDICTOR": "exps/sd3-1024"}, "made for resolution 1024, but sd3-512 needs 512"),
+        (
+            "sd3-512",
+            {"SD3_512_PREDICTOR": "exps/sd3-1024"},
+            "made for resolution 1024, but sd3-512 needs 512",
+        ),
         ("sd15", {"RUN_NAME": "absent"}, "RUN_NAME 'absent': no run folder"),
         ("sd15", {"RUN_DIR": "absent"}, "predictor 'absent' not found"),
     ],
@@ -173,7 +196,9 @@ def test_what_cannot_be_done_is_refused(monkeypatch, name, variables, words):
 @pytest.mark.parametrize("name", PRESETS)
 def test_baselines_have_the_depth_and_the_evaluations_of_the_table(monkeypatch, name):
     monkeypatch.chdir(ROOT)
-    parts = make_plan(name, ["euler", "unipc"], None, {"PREDICTOR": next(iter(predictors_of(PRESETS[name], {}).values()))}).parts
+    parts = make_plan(
+        name, ["euler", "unipc"], None, {"PREDICTOR": next(iter(predictors_of(PRESETS[name], {}).values()))}
+    ).parts
     first, *others = (part.settings for part in parts)
     costs = [(part["depth"], part["evaluations"]) for part in others]
     assert costs == [(c, c) for c in (first["depth"], first["evaluations"])] * 2
@@ -182,16 +207,35 @@ def test_baselines_have_the_depth_and_the_evaluations_of_the_table(monkeypatch, 
 def test_variables_of_the_published_scripts(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     (tmp_path / "p.csv").write_text("caption\none\ntwo\n")
-    told = {"PROMPT_FILE": str(tmp_path / "p.csv"), "SEEDS": "7,3,5", "FLUX_MODEL_PATH": "weights/flux", "OUTDIR": str(tmp_path)}
+    told = {
+        "PROMPT_FILE": str(tmp_path / "p.csv"),
+        "SEEDS": "7,3,5",
+        "FLUX_MODEL_PATH": "weights/flux",
+        "OUTDIR": str(tmp_path),
+    }
     plan = make_plan("flux", ["euler"], 2, told)
     assert plan.pairs == [(3, "two"), (5, "two"), (7, "two")]
     assert plan.outdir == tmp_path
-    assert plan.shared == ("--seeds", "7,3,5", "--batch", "2", "--prompt-file", told["PROMPT_FILE"], "--model-path", "weights/flux")
+    assert plan.shared == (
+        "--seeds",
+        "7,3,5",
+        "--batch",
+        "2",
+        "--prompt-file",
+        told["PROMPT_FILE"],
+        "--model-path",
+        "weights/flux",
+    )
     assert make_plan("flux", [], None, told | {"MODEL_ID": "a/b"}).shared[-1] == "a/b"
 
 
 def test_the_newest_run_of_a_name_is_measured(tmp_path):
-    for folder in ("20250101-000000-tuned", "20250301-000000-tuned-1", "20250201-000000-tuned", "20250401-000000-other"):
+    for folder in (
+        "20250101-000000-tuned",
+        "20250301-000000-tuned-1",
+        "20250201-000000-tuned",
+        "20250401-000000-other",
+    ):
         shutil.copytree(ROOT / "exps" / "digits", tmp_path / folder)
     found = predictors_of(PRESETS["digits"], {"RUN_NAME": "tuned"}, tmp_path)
     assert list(found.values()) == [str(tmp_path / "20250301-000000-tuned-1")]
@@ -211,7 +255,7 @@ SLEEPS = "import sys, time; print('begun', flush=True); time.sleep(600)"
 
 def suite_that_calls_a_sleeper() -> None:
     """The module run as a program, whose command does nothing but call a script that takes long."""
-    solvers.errors.run_command = lambda command: suite.call([sys.executable, "-c", SLEEPS], "sample.py")
+    common.errors.run_command = lambda command: suite.call([sys.executable, "-c", SLEEPS], "sample.py")
     run_module("evaluation.suite")
 
 

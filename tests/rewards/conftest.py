@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from backends.digits import REWARD_FOLDER
+from digits import REWARD_FOLDER
 from rewards import RewardError
 
 

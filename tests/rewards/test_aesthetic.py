@@ -37,7 +37,10 @@ def test_the_score_is_the_head_on_the_unit_embedding(state, weights, clip_folder
         x = model.get_image_features(pixel_values=(images - 0.5) / 0.5).pooler_output.double().numpy()
     x /= np.linalg.norm(x, axis=-1, keepdims=True)
     for position in (0, 2, 4, 6, 7):
-        x = x @ state[f"layers.{position}.weight"].double().numpy().T + state[f"layers.{position}.bias"].double().numpy()
+        x = (
+            x @ state[f"layers.{position}.weight"].double().numpy().T
+            + state[f"layers.{position}.bias"].double().numpy()
+        )
     reward = load(weights, clip_folder)
     found = batch_free(reward, images, ["a", "b", "c"])
     np.testing.assert_allclose(found.numpy(), x[:, 0], rtol=0, atol=1e-5)
@@ -46,7 +49,10 @@ def test_the_score_is_the_head_on_the_unit_embedding(state, weights, clip_folder
 
 @pytest.mark.parametrize(
     "change, told",
-    [({"layers.7.bias": None}, "Missing key.*7.bias"), ({"layers.9.bias": torch.zeros(1)}, "Unexpected key.*9.bias")],
+    [
+        ({"layers.7.bias": None}, "Missing key.*7.bias"),
+        ({"layers.9.bias": torch.zeros(1)}, "Unexpected key.*9.bias"),
+    ],
 )
 def test_a_file_that_does_not_fit_is_refused(tmp_path, state, clip_folder, refused, change, told):
     torch.save({k: v for k, v in (state | change).items() if v is not None}, tmp_path / "head.pth")

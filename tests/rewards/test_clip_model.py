@@ -1,4 +1,6 @@
-"""Rewards of the CLIP layout: equal to transformers' own score, independent of the batch, and right on real digits."""
+"""Rewards of the CLIP layout: equal to transformers' own score, independent of the batch, and right on real
+digits.
+"""
 
 import json
 import shutil
@@ -9,9 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-from backends.digits import REWARD_FOLDER
-from backends.digits.build import held_out_drawings
-from backends.digits.data import DIGITS, Label, caption
+from digits import REWARD_FOLDER
+from digits.build import held_out_drawings
+from digits.data import DIGITS, Label, caption
 from rewards import RewardError, load_reward
 from rewards.clip_model import ClipReward
 
@@ -33,7 +35,9 @@ def test_the_score_is_transformers_own(scaled):
     folder = str(REWARD_FOLDER)
     images = (torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
-    tokens = AutoTokenizer.from_pretrained(folder)(PROMPTS, padding="max_length", max_length=16, return_tensors="pt")
+    tokens = AutoTokenizer.from_pretrained(folder)(
+        PROMPTS, padding="max_length", max_length=16, return_tensors="pt"
+    )
     pictures = [Image.fromarray((i.permute(1, 2, 0) * 255).round().byte().numpy()) for i in images]
     pixels = CLIPImageProcessorPil.from_pretrained(folder)(pictures, return_tensors="pt").pixel_values
     with torch.no_grad():
@@ -46,11 +50,15 @@ def test_the_score_is_transformers_own(scaled):
 def test_pickscore_is_transformers_own_logit(clip_folder):
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))
     model = CLIPModel.from_pretrained(clip_folder, dtype=torch.float32).eval()
-    tokens = AutoTokenizer.from_pretrained(clip_folder)(PROMPTS, padding="max_length", max_length=16, return_tensors="pt")
+    tokens = AutoTokenizer.from_pretrained(clip_folder)(
+        PROMPTS, padding="max_length", max_length=16, return_tensors="pt"
+    )
     with torch.no_grad():
         expected = model(pixel_values=(images - 0.5) / 0.5, **tokens).logits_per_image.diagonal()
     folder = str(clip_folder)
-    found = load_reward("pickscore", {"weights_path": folder, "processor": str(REWARD_FOLDER)}, "cpu")(images, PROMPTS)
+    found = load_reward("pickscore", {"weights_path": folder, "processor": str(REWARD_FOLDER)}, "cpu")(
+        images, PROMPTS
+    )
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     cosine = load_reward("clip", {"weights_path": folder}, "cpu")(images, PROMPTS)
     torch.testing.assert_close(cosine, expected / model.logit_scale.exp().detach(), rtol=1e-5, atol=1e-6)
@@ -62,9 +70,13 @@ def test_a_score_does_not_depend_on_its_batch(reward, batch_free):
 
 def test_larger_images_are_reduced_as_the_processor_does(reward):
     picture, _ = drawings(500)
-    large = torch.nn.functional.interpolate(picture[:1], (96, 120), mode="bicubic", align_corners=False).clamp(0, 1)
+    large = torch.nn.functional.interpolate(
+        picture[:1], (96, 120), mode="bicubic", align_corners=False
+    ).clamp(0, 1)
     array = (large[0].permute(1, 2, 0) * 255).round().byte().numpy()
-    expected = CLIPImageProcessorPil.from_pretrained(REWARD_FOLDER)(Image.fromarray(array), return_tensors="pt").pixel_values
+    expected = CLIPImageProcessorPil.from_pretrained(REWARD_FOLDER)(
+        Image.fromarray(array), return_tensors="pt"
+    ).pixel_values
     found = reward.pixels(large)
     assert (found - expected).abs().mean() < 0.01
     assert found.shape == expected.shape
@@ -72,7 +84,9 @@ def test_larger_images_are_reduced_as_the_processor_does(reward):
 
 def test_it_reads_digits_that_it_was_never_shown(reward):
     images, labels = drawings(20)
-    scores = [reward(images, [caption(Label(d, c.colour, c.weight)) for c in labels]) for d in range(len(DIGITS))]
+    scores = [
+        reward(images, [caption(Label(d, c.colour, c.weight)) for c in labels]) for d in range(len(DIGITS))
+    ]
     right = torch.stack(scores).argmax(0) == torch.tensor([c.digit for c in labels])
     assert right.double().mean() > 0.96
 
@@ -96,11 +110,17 @@ def test_a_damaged_folder_is_refused_rather_than_scored_with(tmp_path, damage):
         for path in folder.glob("tokenizer*"):
             path.unlink()
     elif damage == "weights":
-        save_file({k: v for k, v in load_file(weights).items() if k != "visual_projection.weight"}, weights, {"format": "pt"})
+        save_file(
+            {k: v for k, v in load_file(weights).items() if k != "visual_projection.weight"},
+            weights,
+            {"format": "pt"},
+        )
     elif damage == "cut":
         weights.write_bytes(weights.read_bytes()[:1000])
     else:
-        processor.write_text(json.dumps(json.loads(processor.read_text()) | {"size": {"height": 32, "width": 32}}))
+        processor.write_text(
+            json.dumps(json.loads(processor.read_text()) | {"size": {"height": 32, "width": 32}})
+        )
     with pytest.raises(RewardError, match="not a CLIP") as caught:
         load_reward("digits", {"weights_path": str(folder)}, "cpu")
     assert "\n" not in str(caught.value)

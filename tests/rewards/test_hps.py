@@ -44,7 +44,10 @@ def load(path, **options):
 @pytest.mark.parametrize("size", [(32, 32), (96, 64), (45, 51)])
 def test_the_score_is_open_clips_own_cosine(model, weights, size):
     images = torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(1))
-    steps = [transforms.Resize(32, transforms.InterpolationMode.BICUBIC, antialias=True), transforms.CenterCrop(32)]
+    steps = [
+        transforms.Resize(32, transforms.InterpolationMode.BICUBIC, antialias=True),
+        transforms.CenterCrop(32),
+    ]
     pixels = transforms.Compose([*steps, transforms.Normalize(CLIP_MEAN, CLIP_STD)])(images)
     with torch.no_grad():
         seen = model.encode_image(pixels, normalize=True)
@@ -83,7 +86,11 @@ def test_loading_leaves_the_random_numbers_alone(weights):
 @pytest.mark.parametrize("damage", ["lacking", "extra", "shape", "bare", "cut", "list"])
 def test_a_file_that_does_not_fit_is_refused(tmp_path, model, refused, damage):
     state, path = dict(model.state_dict()), tmp_path / "w.pt"
-    told = {"lacking": "Missing key.*visual.proj", "extra": "Unexpected key.*more", "shape": "size mismatch for visual.proj"}
+    told = {
+        "lacking": "Missing key.*visual.proj",
+        "extra": "Unexpected key.*more",
+        "shape": "size mismatch for visual.proj",
+    }
     if damage == "lacking":
         del state["visual.proj"]
     elif damage == "extra":
@@ -123,8 +130,14 @@ def tower(prefix, layers, width, hidden):
         block = f"{prefix}transformer.resblocks.{n}."
         for norm in ("ln_1", "ln_2"):
             yield from ((f"{block}{norm}.weight", (width,)), (f"{block}{norm}.bias", (width,)))
-        yield from ((f"{block}attn.in_proj_weight", (3 * width, width)), (f"{block}attn.in_proj_bias", (3 * width,)))
-        yield from ((f"{block}attn.out_proj.weight", (width, width)), (f"{block}attn.out_proj.bias", (width,)))
+        yield from (
+            (f"{block}attn.in_proj_weight", (3 * width, width)),
+            (f"{block}attn.in_proj_bias", (3 * width,)),
+        )
+        yield from (
+            (f"{block}attn.out_proj.weight", (width, width)),
+            (f"{block}attn.out_proj.bias", (width,)),
+        )
         yield from ((f"{block}mlp.c_fc.weight", (hidden, width)), (f"{block}mlp.c_fc.bias", (hidden,)))
         yield from ((f"{block}mlp.c_proj.weight", (width, hidden)), (f"{block}mlp.c_proj.bias", (width,)))
 
@@ -134,12 +147,22 @@ def test_the_published_layout_fits_strictly(tmp_path):
     shapes = dict(tower("visual.", 32, 1280, 5120)) | dict(tower("", 24, 1024, 4096))
     for name in ("visual.ln_pre", "visual.ln_post", "ln_final"):
         shapes |= dict.fromkeys((f"{name}.weight", f"{name}.bias"), (1024 if name == "ln_final" else 1280,))
-    shapes |= {"visual.class_embedding": (1280,), "visual.positional_embedding": (257, 1280), "visual.proj": (1280, 1024)}
-    shapes |= {"visual.conv1.weight": (1280, 3, 14, 14), "token_embedding.weight": (49408, 1024), "logit_scale": ()}
+    shapes |= {
+        "visual.class_embedding": (1280,),
+        "visual.positional_embedding": (257, 1280),
+        "visual.proj": (1280, 1024),
+    }
+    shapes |= {
+        "visual.conv1.weight": (1280, 3, 14, 14),
+        "token_embedding.weight": (49408, 1024),
+        "logit_scale": (),
+    }
     shapes |= {"positional_embedding": (77, 1024), "text_projection": (1024, 1024)}
     assert len(shapes) == 686
     path = tmp_path / "HPS_v2.1_compressed.pt"
-    torch.save({"state_dict": {name: torch.tensor(0.01).expand(shape) for name, shape in shapes.items()}}, path)  # one number a tensor
+    torch.save(
+        {"state_dict": {name: torch.tensor(0.01).expand(shape) for name, shape in shapes.items()}}, path
+    )  # one number a tensor
     reward = load_reward("hps", {"weights_path": str(path)}, "cpu")
     assert round(sum(p.numel() for p in reward.model.parameters()) / 1e6, 1) == 986.1
     assert reward.pixels.side == 224

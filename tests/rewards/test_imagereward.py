@@ -9,10 +9,36 @@ from transformers import BertTokenizer
 
 from rewards import imagereward, load_reward
 
-VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
-TEXT = {"vocab_size": 160, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
+TEXT = {
+    "vocab_size": 160,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 LONGEST = 64
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "dog", "on", "red", "sofa", *(f"word{i}" for i in range(120))]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "cat",
+    "dog",
+    "on",
+    "red",
+    "sofa",
+    *(f"word{i}" for i in range(120)),
+]
 PROMPTS = ["a cat", "a red dog on a sofa", "sofa"]
 HEAD = (1024, 128, 64, 16, 1)
 FULL = dict(imagereward.VISION), dict(imagereward.TEXT)
@@ -20,10 +46,19 @@ FULL = dict(imagereward.VISION), dict(imagereward.TEXT)
 
 def shapes(vision, text):
     """Names and shapes of the published file."""
-    d, h, t, m = vision["hidden_size"], vision["intermediate_size"], text["hidden_size"], text["intermediate_size"]
+    d, h, t, m = (
+        vision["hidden_size"],
+        vision["intermediate_size"],
+        text["hidden_size"],
+        text["intermediate_size"],
+    )
     patch, positions = vision["patch_size"], (vision["image_size"] // vision["patch_size"]) ** 2 + 1
     v, b = "blip.visual_encoder.", "blip.text_encoder."
-    found = {v + "cls_token": (1, 1, d), v + "pos_embed": (1, positions, d), v + "patch_embed.proj.weight": (d, 3, patch, patch)}
+    found = {
+        v + "cls_token": (1, 1, d),
+        v + "pos_embed": (1, positions, d),
+        v + "patch_embed.proj.weight": (d, 3, patch, patch),
+    }
     found |= {v + "patch_embed.proj.bias": (d,), v + "norm.weight": (d,), v + "norm.bias": (d,)}
 
     def linear(name, outputs, inputs):
@@ -35,16 +70,28 @@ def shapes(vision, text):
     for n in range(vision["num_hidden_layers"]):
         block = f"{v}blocks.{n}."
         found |= norm(block + "norm1", d) | norm(block + "norm2", d) | linear(block + "attn.qkv", 3 * d, d)
-        found |= linear(block + "attn.proj", d, d) | linear(block + "mlp.fc1", h, d) | linear(block + "mlp.fc2", d, h)
+        found |= (
+            linear(block + "attn.proj", d, d)
+            | linear(block + "mlp.fc1", h, d)
+            | linear(block + "mlp.fc2", d, h)
+        )
     found |= {b + "embeddings.word_embeddings.weight": (text["vocab_size"], t)}
-    found |= {b + "embeddings.position_embeddings.weight": (text["max_position_embeddings"], t)} | norm(b + "embeddings.LayerNorm", t)
+    found |= {b + "embeddings.position_embeddings.weight": (text["max_position_embeddings"], t)} | norm(
+        b + "embeddings.LayerNorm", t
+    )
     for n in range(text["num_hidden_layers"]):
         layer = f"{b}encoder.layer.{n}."
         for kind, width in (("attention", t), ("crossattention", d)):
             found |= linear(f"{layer}{kind}.self.query", t, t) | linear(f"{layer}{kind}.self.key", t, width)
-            found |= linear(f"{layer}{kind}.self.value", t, width) | linear(f"{layer}{kind}.output.dense", t, t)
+            found |= linear(f"{layer}{kind}.self.value", t, width) | linear(
+                f"{layer}{kind}.output.dense", t, t
+            )
             found |= norm(f"{layer}{kind}.output.LayerNorm", t)
-        found |= linear(layer + "intermediate.dense", m, t) | linear(layer + "output.dense", t, m) | norm(layer + "output.LayerNorm", t)
+        found |= (
+            linear(layer + "intermediate.dense", m, t)
+            | linear(layer + "output.dense", t, m)
+            | norm(layer + "output.LayerNorm", t)
+        )
     for position, inputs, outputs in zip((0, 2, 4, 6, 7), (t, *HEAD), HEAD, strict=False):
         found |= linear(f"mlp.layers.{position}", outputs, inputs)
     return found
@@ -66,7 +113,9 @@ def state():
     found = {}
     for name, shape in shapes(VISION, TEXT | {"max_position_embeddings": LONGEST}).items():
         scale = 2 / math.sqrt(shape[-1]) if len(shape) > 1 else 0.3
-        found[name] = scale * torch.randn(shape, generator=generator) + ("orm" in name and name.endswith("weight"))
+        found[name] = scale * torch.randn(shape, generator=generator) + (
+            "orm" in name and name.endswith("weight")
+        )
     for name in ("cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"):
         found["blip.visual_encoder." + name] *= 2e-3  # so small that the first norm's epsilon matters
     return found
@@ -93,13 +142,17 @@ def tokenizer(tmp_path_factory):
 def load(tmp_path, state, tokenizer):
     def load(change, **options):
         torch.save({k: v for k, v in (state | UNUSED | change).items() if v is not None}, tmp_path / "ir.pt")
-        return load_reward("imagereward", {"weights_path": str(tmp_path / "ir.pt"), "tokenizer": tokenizer} | options, "cpu")
+        return load_reward(
+            "imagereward", {"weights_path": str(tmp_path / "ir.pt"), "tokenizer": tokenizer} | options, "cpu"
+        )
 
     return load
 
 
 def by_hand(state, pixels, prompt):
-    """The raw score of one prepared image [3, 32, 32], in float64: ViT (pre-norm), BERT with cross-attention (post-norm), head."""
+    """The raw score of one prepared image [3, 32, 32], in float64: ViT (pre-norm), BERT with cross-attention
+    (post-norm), head.
+    """
     w = {name: tensor.double() for name, tensor in state.items()}
 
     def linear(name, x):
@@ -126,16 +179,29 @@ def by_hand(state, pixels, prompt):
         x = x + linear(block + "mlp.fc2", F.gelu(linear(block + "mlp.fc1", norm(block + "norm2", x, 1e-6))))
     image = norm(v + "norm", x, 1e-6)
 
-    ids = [WORDS.index("[CLS]"), *map(WORDS.index, prompt.split()), WORDS.index("[SEP]")]  # without the padding, which is not attended to
-    y = w[b + "embeddings.word_embeddings.weight"][ids] + w[b + "embeddings.position_embeddings.weight"][: len(ids)]
+    ids = [
+        WORDS.index("[CLS]"),
+        *map(WORDS.index, prompt.split()),
+        WORDS.index("[SEP]"),
+    ]  # without the padding, which is not attended to
+    y = (
+        w[b + "embeddings.word_embeddings.weight"][ids]
+        + w[b + "embeddings.position_embeddings.weight"][: len(ids)]
+    )
     y = norm(b + "embeddings.LayerNorm", y, 1e-12)
     for n in range(2):
         layer = f"{b}encoder.layer.{n}."
         for kind in ("attention", "crossattention"):
             seen = y if kind == "attention" else image
             name = f"{layer}{kind}."
-            parts = linear(name + "self.query", y), linear(name + "self.key", seen), linear(name + "self.value", seen)
-            y = norm(name + "output.LayerNorm", y + linear(name + "output.dense", attention(*parts, 2)), 1e-12)
+            parts = (
+                linear(name + "self.query", y),
+                linear(name + "self.key", seen),
+                linear(name + "self.value", seen),
+            )
+            y = norm(
+                name + "output.LayerNorm", y + linear(name + "output.dense", attention(*parts, 2)), 1e-12
+            )
         wide = F.gelu(linear(layer + "intermediate.dense", y))
         y = norm(layer + "output.LayerNorm", y + linear(layer + "output.dense", wide), 1e-12)
     score = y[0]
@@ -146,12 +212,19 @@ def by_hand(state, pixels, prompt):
 
 def test_the_score_is_blip_by_hand(load, state, batch_free):
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    mean, std = (torch.tensor(c).view(3, 1, 1) for c in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)))
-    raw = [by_hand(state, (image - mean) / std, prompt) for image, prompt in zip(images, PROMPTS, strict=True)]
+    mean, std = (
+        torch.tensor(c).view(3, 1, 1)
+        for c in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+    )
+    raw = [
+        by_hand(state, (image - mean) / std, prompt) for image, prompt in zip(images, PROMPTS, strict=True)
+    ]
     expected = torch.tensor([(r - 0.16717362830052426) / 1.0333394966054072 for r in raw])
     found = batch_free(load({}), images, PROMPTS)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(load({}, offset="published")(images, PROMPTS), expected + 3.1000185, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        load({}, offset="published")(images, PROMPTS), expected + 3.1000185, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_the_offset_is_part_of_the_protocol(load):
@@ -162,8 +235,14 @@ def test_the_offset_is_part_of_the_protocol(load):
 @pytest.mark.parametrize(
     "change, told",
     [
-        ({"blip.visual_encoder.blocks.1.attn.qkv.bias": None}, "Missing key.*vision.encoder.layers.1.self_attn.qkv.bias"),
-        ({"blip.text_encoder.encoder.layer.0.crossattention.self.key.weight": None}, "Missing key.*crossattention.self.key"),
+        (
+            {"blip.visual_encoder.blocks.1.attn.qkv.bias": None},
+            "Missing key.*vision.encoder.layers.1.self_attn.qkv.bias",
+        ),
+        (
+            {"blip.text_encoder.encoder.layer.0.crossattention.self.key.weight": None},
+            "Missing key.*crossattention.self.key",
+        ),
         ({"blip.text_decoder.weight": torch.zeros(1)}, "Unexpected key.*blip.text_decoder.weight"),
         ({"mlp.layers.7.weight": torch.zeros(2, 16)}, "size mismatch for mlp.7.weight"),
     ],
@@ -182,16 +261,32 @@ def test_a_tokenizer_that_is_not_there_is_said(load, refused, tmp_path):
 
 
 def test_the_published_layout_fits_strictly(tmp_path, tokenizer):
-    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "image_size": 224, "patch_size": 16}
-    text = {"vocab_size": 30524, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "max_position_embeddings": 512}
+    vision = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "image_size": 224,
+        "patch_size": 16,
+    }
+    text = {
+        "vocab_size": 30524,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "max_position_embeddings": 512,
+    }
     names = shapes(vision, text)
     names |= {"blip.vision_proj.weight": (256, 1024), "blip.vision_proj.bias": (256,)}
     names |= {"blip.text_proj.weight": (256, 768), "blip.text_proj.bias": (256,)}
     assert round(sum(map(math.prod, names.values())) / 1e6, 1) == 446.7
-    torch.save({name: torch.tensor(0.01).expand(shape) for name, shape in names.items()}, tmp_path / "ir.pt")  # one number a tensor
+    torch.save(
+        {name: torch.tensor(0.01).expand(shape) for name, shape in names.items()}, tmp_path / "ir.pt"
+    )  # one number a tensor
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(imagereward, "VISION", FULL[0])
         patch.setattr(imagereward, "TEXT", FULL[1])
-        reward = load_reward("imagereward", {"weights_path": str(tmp_path / "ir.pt"), "tokenizer": tokenizer}, "cpu")
+        reward = load_reward(
+            "imagereward", {"weights_path": str(tmp_path / "ir.pt"), "tokenizer": tokenizer}, "cpu"
+        )
     assert sum(1 for _ in reward.net.parameters()) == len(names) - 4
     assert reward.pixels.side == 224

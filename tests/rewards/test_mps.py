@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, CLIPModel
 
 from rewards import load_reward
-from rewards.inert import read_module_tensors
+from rewards.safe_pickle import read_module_tensors
 
 DIM, HEADS, WIDTH = 32, 16, 64
 PROMPTS = ["a bold red handwritten seven", "thin blue number 3", "the digit zero in black, plain"]
@@ -26,7 +26,11 @@ def cross_state(seed):
         shapes = {"to_q": (HEADS * WIDTH, DIM), "to_kv": (2 * WIDTH, DIM), "to_out": (DIM, HEADS * WIDTH)}
         shapes |= {"ff.0": (8 * DIM, DIM), "ff.2": (DIM, 4 * DIM)}
         cross = {f"layers.{n}.0.fn.{k}.weight": s for k, s in shapes.items()}
-        shapes = {"fused_attn_ff_proj": (fused, DIM), "attn_out": (DIM, HEADS * WIDTH), "ff_out.1": (DIM, 4 * DIM)}
+        shapes = {
+            "fused_attn_ff_proj": (fused, DIM),
+            "attn_out": (DIM, HEADS * WIDTH),
+            "ff_out.1": (DIM, 4 * DIM),
+        }
         block = {f"layers.{n}.1.fn.{k}.weight": s for k, s in shapes.items()}
         for name, shape in (cross | block).items():
             found[name] = 1.5 * torch.randn(shape, generator=generator) / math.sqrt(shape[1])
@@ -38,11 +42,17 @@ def cross_state(seed):
 
 
 def save_module(state, path, extra=None):
-    """A torch file of a whole module of classes that exist only while it is written, with the tensors of `state`."""
+    """A torch file of a whole module of classes that exist only while it is written, with the tensors of
+    `state`.
+    """
     module = types.ModuleType("trainer.models.clip_model")
     module.CLIPModel = type("CLIPModel", (torch.nn.Module,), {"__module__": module.__name__})
     names = ("trainer", "trainer.models", module.__name__)
-    sys.modules |= {names[0]: types.ModuleType(names[0]), names[1]: types.ModuleType(names[1]), names[2]: module}
+    sys.modules |= {
+        names[0]: types.ModuleType(names[0]),
+        names[1]: types.ModuleType(names[1]),
+        names[2]: module,
+    }
     try:
         root = module.CLIPModel()
         root.extra = extra
@@ -67,15 +77,23 @@ def save_module(state, path, extra=None):
 def state(clip_folder):
     clip = CLIPModel.from_pretrained(clip_folder, dtype=torch.float32).state_dict()
     found = {f"model.{name}": tensor for name, tensor in clip.items()}
-    found |= {f"model.{kind}_model.embeddings.position_ids": torch.arange(5)[None] for kind in ("text", "vision")}
+    found |= {
+        f"model.{kind}_model.embeddings.position_ids": torch.arange(5)[None] for kind in ("text", "vision")
+    }
     return found | {f"cross_model.{name}": tensor for name, tensor in cross_state(1).items()}
 
 
 @pytest.fixture
 def load(tmp_path, state, clip_folder):
     def load(change=None, extra=None, **options):
-        save_module({k: v for k, v in (state | (change or {})).items() if v is not None}, tmp_path / "mps.pth", extra)
-        config = {"weights_path": str(tmp_path / "mps.pth"), "processor": str(clip_folder), "condition": CONDITION} | options
+        save_module(
+            {k: v for k, v in (state | (change or {})).items() if v is not None}, tmp_path / "mps.pth", extra
+        )
+        config = {
+            "weights_path": str(tmp_path / "mps.pth"),
+            "processor": str(clip_folder),
+            "condition": CONDITION,
+        } | options
         return load_reward("mps", config, "cpu")
 
     return load
@@ -95,13 +113,17 @@ def attention(q, k, v, bias):
 def turned(x):
     """Rotary positions of [n, WIDTH] as a turn of complex numbers, of which the first half is real parts."""
     rates = 10000 ** -(torch.arange(0, WIDTH, 2).double() / WIDTH)
-    turn = torch.polar(torch.ones(len(x), WIDTH // 2).double(), torch.arange(len(x)).double()[:, None] * rates)
+    turn = torch.polar(
+        torch.ones(len(x), WIDTH // 2).double(), torch.arange(len(x)).double()[:, None] * rates
+    )
     z = torch.complex(x[:, : WIDTH // 2], x[:, WIDTH // 2 :]) * turn
     return torch.cat([z.real, z.imag], 1)
 
 
 def cross_by_hand(w, image, prompt, bias):
-    """The condition module on image tokens [n, D] and prompt tokens [m, D] with an additive bias [m], in float64."""
+    """The condition module on image tokens [n, D] and prompt tokens [m, D] with an additive bias [m], in
+    float64.
+    """
     w = {name: tensor.double() for name, tensor in w.items()}
     for n in range(4):
         name = f"layers.{n}.0.fn."
@@ -111,7 +133,9 @@ def cross_by_hand(w, image, prompt, bias):
         image = image + read + silu_gated(x @ w[name + "ff.0.weight"].T) @ w[name + "ff.2.weight"].T
         name = f"layers.{n}.1.fn."
         x = torch.nn.functional.layer_norm(image, (DIM,), w[name + "norm.gamma"], w[name + "norm.beta"])
-        q, k, v, ff = (x @ w[name + "fused_attn_ff_proj.weight"].T).split([HEADS * WIDTH, WIDTH, WIDTH, 8 * DIM], 1)
+        q, k, v, ff = (x @ w[name + "fused_attn_ff_proj.weight"].T).split(
+            [HEADS * WIDTH, WIDTH, WIDTH, 8 * DIM], 1
+        )
         q = torch.cat([turned(part) for part in q.split(WIDTH, 1)], 1)
         looked = attention(q, turned(k), v, torch.zeros(len(x)).double()) @ w[name + "attn_out.weight"].T
         image = image + looked + silu_gated(ff) @ w[name + "ff_out.1.weight"].T
@@ -145,7 +169,11 @@ def by_hand(clip_folder, image, prompt, threshold):
 def test_the_score_is_the_paper_by_hand(load, clip_folder, batch_free, threshold):
     with torch.no_grad():
         expected, kept = zip(
-            *(by_hand(clip_folder, image, prompt, threshold) for image, prompt in zip(IMAGES, PROMPTS, strict=True)), strict=True
+            *(
+                by_hand(clip_folder, image, prompt, threshold)
+                for image, prompt in zip(IMAGES, PROMPTS, strict=True)
+            ),
+            strict=True,
         )
     reward = load(threshold=threshold)
     found = batch_free(reward, IMAGES, PROMPTS)

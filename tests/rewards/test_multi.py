@@ -15,17 +15,27 @@ IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(4))
 
 @pytest.fixture(scope="module")
 def folders(clip_folder):
-    return {"pickscore": {"weights_path": str(clip_folder), "processor": str(clip_folder)}, "clip": {"weights_path": str(clip_folder)}}
+    return {
+        "pickscore": {"weights_path": str(clip_folder), "processor": str(clip_folder)},
+        "clip": {"weights_path": str(clip_folder)},
+    }
 
 
 @pytest.fixture(scope="module")
 def own(folders):
     """The heads' scores, each loaded by itself."""
-    return {name: load_reward(name, config, "cpu")(IMAGES, PROMPTS) for name, config in [("digits", {}), *folders.items()]}
+    return {
+        name: load_reward(name, config, "cpu")(IMAGES, PROMPTS)
+        for name, config in [("digits", {}), *folders.items()]
+    }
 
 
 def test_published_is_the_clipped_share_of_each_range(folders, own, batch_free):
-    config = {"weights": {"pickscore": 3, "clip": 0.5, "digits": 2}, "configs": folders, "constants": {"digits": [-0.2, 0.1]}}
+    config = {
+        "weights": {"pickscore": 3, "clip": 0.5, "digits": 2},
+        "configs": folders,
+        "constants": {"digits": [-0.2, 0.1]},
+    }
     reward = load_reward("multi", config, "cpu")
     found = batch_free(reward, IMAGES, PROMPTS)
     for i in range(3):
@@ -42,7 +52,12 @@ def test_published_is_the_clipped_share_of_each_range(folders, own, batch_free):
 
 def test_standard_is_the_standardised_score(folders, own):
     constants = {"pickscore": [-1, 2.5], "digits": [0.2, 0.05]}
-    config = {"weights": {"pickscore": 1, "digits": 3}, "normalise": "standard", "configs": folders, "constants": constants}
+    config = {
+        "weights": {"pickscore": 1, "digits": 3},
+        "normalise": "standard",
+        "configs": folders,
+        "constants": constants,
+    }
     found = load_reward("multi", config, "cpu")(IMAGES, PROMPTS)
     expected = ((own["pickscore"] + 1) / 2.5 + 3 * (own["digits"] - 0.2) / 0.05) / 4
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -66,8 +81,13 @@ def test_the_protocol_is_that_of_every_head(folders):
     protocol = json.loads(json.dumps(load_reward("multi", config, "cpu").protocol()))
     assert protocol["options"]["weights"] == {"pickscore": 1.0, "clip": 2.0}
     assert protocol["options"]["constants"] == {"pickscore": [0.0, 26.0], "clip": [0.0, 1.0]}
-    assert [protocol["options"]["heads"][name]["name"] for name in ("pickscore", "clip")] == ["pickscore", "clip"]
-    assert protocol["weights"] == [h for head in protocol["options"]["heads"].values() for h in head["weights"]]
+    assert [protocol["options"]["heads"][name]["name"] for name in ("pickscore", "clip")] == [
+        "pickscore",
+        "clip",
+    ]
+    assert protocol["weights"] == [
+        h for head in protocol["options"]["heads"].values() for h in head["weights"]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -85,9 +105,18 @@ def test_the_protocol_is_that_of_every_head(folders):
         ({"weights": {"clip": 1}, "constants": {"clip": [1, 0]}}, "constants.clip is .*lowest, highest"),
         ({"weights": {"clip": 1}, "constants": {"clip": 1}}, "constants.clip is 1"),
         ({"weights": {"clip": 1}, "normalise": "standard", "constants": {"clip": [0, 0]}}, "std above 0"),
-        ({"weights": {"clip": 1}, "configs": {"klip": {}}}, "unknown head of configs 'klip'.*did you mean clip"),
-        ({"weights": {"imagereward": 1}, "configs": {"imagereward": {"offset": "published"}}}, "offset has no use"),
-        ({"weights": {"clip": 1}, "configs": {"clip": {"weight_path": "x"}}}, "reward 'clip': unknown option 'weight_path'"),
+        (
+            {"weights": {"clip": 1}, "configs": {"klip": {}}},
+            "unknown head of configs 'klip'.*did you mean clip",
+        ),
+        (
+            {"weights": {"imagereward": 1}, "configs": {"imagereward": {"offset": "published"}}},
+            "offset has no use",
+        ),
+        (
+            {"weights": {"clip": 1}, "configs": {"clip": {"weight_path": "x"}}},
+            "reward 'clip': unknown option 'weight_path'",
+        ),
         ({"weight": {"clip": 1}}, "unknown option 'weight'.*did you mean weights"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import rewards.files
-from backends.digits import REWARD_FOLDER
+from digits import REWARD_FOLDER
 from rewards import NAMES, TRAINABLE, check_reward, load_reward
 
 FILES = {
@@ -21,7 +21,10 @@ FILES = {
 }
 FOLDERS = {
     "clip": ("weights_path", "hf download openai/clip-vit-large-patch14"),
-    "pickscore": ("weights_path", "hf download (yuvalkirstain/PickScore_v1|laion/CLIP-ViT-H-14-laion2B-s32B-b79K)"),
+    "pickscore": (
+        "weights_path",
+        "hf download (yuvalkirstain/PickScore_v1|laion/CLIP-ViT-H-14-laion2B-s32B-b79K)",
+    ),
 }
 USES = (check_reward, lambda name, config: load_reward(name, config, "cpu"))
 
@@ -35,14 +38,19 @@ def elsewhere(tmp_path, monkeypatch):
 
 def test_all_but_the_judge_can_be_trained_on():
     assert set(NAMES) - set(TRAINABLE) == {"judge"}
-    assert {"digits", "hps", "pickscore", "clip", "aesthetic", "imagereward", "mps", "multi"} == set(TRAINABLE)
+    assert {"digits", "hps", "pickscore", "clip", "aesthetic", "imagereward", "mps", "multi"} == set(
+        TRAINABLE
+    )
 
 
 @pytest.mark.parametrize("use", USES)
 def test_unknown_names_and_options_are_refused_with_the_nearest(use, refused):
     with refused("expected one of digits.*did you mean pickscore"):
         use("pikscore", {})
-    with refused("reward 'hps': unknown option 'versoin', expected one of weights_path, version, model_name, amp .did you mean version"):
+    with refused(
+        "reward 'hps': unknown option 'versoin', expected one of weights_path, version, model_name, amp .did"
+        " you mean version"
+    ):
         use("hps", {"versoin": "v2.1"})
     with refused("unknown option 'weights_path', it has none"):
         use("judge", {"weights_path": "x"})
@@ -58,7 +66,13 @@ def test_every_reward_lists_its_options(name, refused):
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_said_with_its_place_and_remedy(use, name, refused, clip_folder):
     file, remedy = FILES[name]
-    config = {"processor": str(clip_folder)} if name == "mps" else {"clip_path": str(clip_folder)} if name == "aesthetic" else {}
+    config = (
+        {"processor": str(clip_folder)}
+        if name == "mps"
+        else {"clip_path": str(clip_folder)}
+        if name == "aesthetic"
+        else {}
+    )
     with refused(f"reward '{name}': no weights at weights/") as _:
         use(name, config)
     with pytest.raises(Exception) as caught:
@@ -104,9 +118,14 @@ def test_what_a_check_finds_is_enough(tmp_path, clip_folder, monkeypatch, refuse
 
 def test_the_hub_cache_is_looked_into(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
-    monkeypatch.setattr(rewards.files, "try_to_load_from_cache", lambda repository, file: str(tmp_path / file))
+    monkeypatch.setattr(
+        rewards.files, "try_to_load_from_cache", lambda repository, file: str(tmp_path / file)
+    )
     assert check_reward("clip", {}) == []
-    assert rewards.files.find_file("imagereward", None, "ImageReward.pt", "THUDM/ImageReward") == tmp_path / "ImageReward.pt"
+    assert (
+        rewards.files.find_file("imagereward", None, "ImageReward.pt", "THUDM/ImageReward")
+        == tmp_path / "ImageReward.pt"
+    )
 
 
 def test_an_option_of_none_is_the_default():
@@ -115,7 +134,11 @@ def test_an_option_of_none_is_the_default():
 
 
 @pytest.mark.parametrize(
-    "name, file", [("digits", REWARD_FOLDER / "model.safetensors"), ("judge", REWARD_FOLDER.parent / "judge" / "judge.safetensors")]
+    "name, file",
+    [
+        ("digits", REWARD_FOLDER / "model.safetensors"),
+        ("judge", REWARD_FOLDER.parent / "judge" / "judge.safetensors"),
+    ],
 )
 def test_the_protocol_says_what_a_score_was_made_with(name, file):
     reward = load_reward(name, {}, "cpu")
@@ -127,11 +150,14 @@ def test_the_protocol_says_what_a_score_was_made_with(name, file):
 
 def test_a_head_is_imported_only_when_used(tmp_path):
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import rewards; rewards.load_reward('judge', {}, 'cpu');"
-        "print([n for n in ('transformers', 'open_clip', 'rewards.clip_model', 'rewards.hps', 'rewards.multi') if n in sys.modules])"
+        "import sys; sys.path.insert(0, sys.argv[1]); import rewards; rewards.load_reward('judge', {},"
+        " 'cpu');print([n for n in ('transformers', 'open_clip', 'rewards.clip_model', 'rewards.hps',"
+        " 'rewards.multi') if n in sys.modules])"
     )
     root = Path(rewards.files.__file__).parents[1]
-    found = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=True, timeout=120)
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=True, timeout=120
+    )
     assert found.stdout.strip() == "[]"
 
 

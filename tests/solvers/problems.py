@@ -17,9 +17,11 @@ def per_row(value: Tensor, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Mixture:
-    """A Gaussian mixture on the line, seen through x = a x0 + b eps, one independent copy for each entry of x.
+    """A Gaussian mixture on the line, seen through x = a x0 + b eps, one independent copy for each entry of
+    x.
 
-    Variance exploding: a = 1, b = sigma. Flow matching (`flow`): a = 1 - t, b = t. Either way dx/db = (x - E[x0 | x]) / b.
+    Variance exploding: a = 1, b = sigma. Flow matching (`flow`): a = 1 - t, b = t. Either way dx/db = (x -
+    E[x0 | x]) / b.
     """
 
     weights: tuple[float, ...] = (0.5, 0.3, 0.2)
@@ -37,7 +39,9 @@ class Mixture:
         """E[x0 | x] at noise levels sigma, [] or [rows]."""
         a, means, deviations = self._marginal(per_row(sigma, x))
         z = (x[..., None] - means) / deviations
-        responsibilities = (torch.tensor(self.weights, dtype=x.dtype).log() - deviations.log() - z**2 / 2).softmax(-1)
+        responsibilities = (
+            torch.tensor(self.weights, dtype=x.dtype).log() - deviations.log() - z**2 / 2
+        ).softmax(-1)
         variances = torch.tensor(self.stds, dtype=x.dtype) ** 2
         posterior = torch.tensor(self.means, dtype=x.dtype) + a * variances / deviations * z
         return (responsibilities * posterior).sum(-1)
@@ -101,7 +105,9 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def random_table(*shape: int, seed: int = 0, scales: bool = False) -> SolverTable:
-    """A table [..., N, K] of positions within (0.05, 0.95) and, with `scales`, of scales within (0.9, 1.1)."""
+    """A table [..., N, K] of positions within (0.05, 0.95) and, with `scales`, of scales within (0.9,
+    1.1).
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def uniform() -> Tensor:
@@ -118,7 +124,9 @@ def constant_table(num_intervals: int, r: tuple[float, ...], w: tuple[float, ...
     return SolverTable(*rows)
 
 
-def epd(num_intervals: int, r: tuple[float, ...], w: tuple[float, ...], max_order: int = 1, afs: bool = False) -> EPD:
+def epd(
+    num_intervals: int, r: tuple[float, ...], w: tuple[float, ...], max_order: int = 1, afs: bool = False
+) -> EPD:
     return EPD(constant_table(num_intervals, r, w), afs=afs, max_order=max_order)
 
 

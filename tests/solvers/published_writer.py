@@ -1,4 +1,6 @@
-"""Writes predictors in the published pickle layout, from real torch objects, and pickles that attack their reader."""
+"""Writes predictors in the published pickle layout, from real torch objects, and pickles that attack their
+reader.
+"""
 
 import io
 import pickle
@@ -72,14 +74,24 @@ class WithSource:
 
     def __reduce_ex__(self, protocol):
         state = {k: v for k, v in vars(self).items() if k != "source"}
-        meta = {"type": "class", "version": 6, "module_src": self.source, "class_name": self.class_name, "state": state}
+        meta = {
+            "type": "class",
+            "version": 6,
+            "module_src": self.source,
+            "class_name": self.class_name,
+            "state": state,
+        }
         return _reconstruct_persistent_obj, (meta,)
 
 
 class PublishedPredictor(WithSource, nn.Module):
-    """The four raw arrays [N, K] (standard normal where not given), and the attributes; `drop` leaves some out."""
+    """The four raw arrays [N, K] (standard normal where not given), and the attributes; `drop` leaves some
+    out.
+    """
 
-    def __init__(self, raw: dict[str, Tensor], drop: tuple[str, ...] = (), source: str = SOURCE, **attributes):
+    def __init__(
+        self, raw: dict[str, Tensor], drop: tuple[str, ...] = (), source: str = SOURCE, **attributes
+    ):
         super().__init__()
         shape = next(iter(raw.values())).shape
         generator = torch.Generator().manual_seed(0)
@@ -100,7 +112,10 @@ class PublishedLoss(WithSource):
 
     def __init__(self, source: str = SOURCE):
         self.source = source
-        self.student_sampler, self.teacher_sampler = solver_function("epd_sampler"), solver_function("heun_sampler")
+        self.student_sampler, self.teacher_sampler = (
+            solver_function("epd_sampler"),
+            solver_function("heun_sampler"),
+        )
         self.others = [solver_function("ipndm_sampler"), solver_function("dpm_sampler")]
         self.t_steps = torch.linspace(80.0, 0.002, 4)
         self.buffer_model = [torch.zeros(2, 3, 4, 4)]
@@ -187,7 +202,11 @@ class _Globals(pickle.Unpickler):
 
     def find_class(self, module, name):
         self.found.add(f"{module}.{name}")
-        return type("Anything", (), {"__new__": lambda cls, *args: object.__new__(cls), "__setstate__": lambda self, state: None})
+        return type(
+            "Anything",
+            (),
+            {"__new__": lambda cls, *args: object.__new__(cls), "__setstate__": lambda self, state: None},
+        )
 
 
 def globals_of(content: bytes) -> set[str]:
@@ -316,7 +335,8 @@ def bombs() -> dict[str, bytes]:
         pairs += b"\x94h" + bytes([i]) + b"\x86"
     for i in range(7):  # lists of ten times the same list: 10^7 numbers
         lists += b"](" + (b"h" + bytes([i])) * 10 + b"e\x94"
-    # a frame of 2 bytes ends within the number after it; pickle then loses a byte and sees the bytes after CN as opcodes
+    # a frame of 2 bytes ends within the number after it; pickle then loses a byte and sees the bytes after CN
+    # as opcodes
     hidden = (2).to_bytes(8, "little") + b"M\0\0CN" + b"]r\0\0\0\1".ljust(78, b"]") + b"."
     shared = b"}" + text("format") + text("epd-predictor/1") + b"s" + text("table") + b"}" + text("r")
     return {

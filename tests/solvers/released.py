@@ -15,7 +15,9 @@ SOURCE = f"raise RuntimeError('never run')  {'#' * 3792}\n"  # as long as the re
 
 
 def interned(value):
-    """The value with equal strings as one object: a pickle then writes each once, as those of a program's own strings."""
+    """The value with equal strings as one object: a pickle then writes each once, as those of a program's own
+    strings.
+    """
     if isinstance(value, dict):
         return {sys.intern(k): interned(v) for k, v in value.items()}
     return sys.intern(value) if isinstance(value, str) else value

@@ -71,7 +71,9 @@ def test_result_and_cost(solver, depth, evaluations, finish):
     x = 8 * noise(3, 4)
     field = Recorded()
     result = sample(tableau, field, x, SIGMAS)
-    torch.testing.assert_close(result, sample(solver, nonlinear, x, SIGMAS, finish=finish), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        result, sample(solver, nonlinear, x, SIGMAS, finish=finish), rtol=1e-10, atol=1e-10
+    )
     extra = 0 if finish == "none" else 1
     assert (tableau.depth, tableau.evaluations) == (depth + extra, evaluations + extra)
     assert len(field.rows) == tableau.depth
@@ -84,7 +86,12 @@ def test_result_and_cost_into_sigma_0(solver, cost):
     assert (tableau.depth, tableau.evaluations) == (cost, cost)
     assert (tableau.sigmas > 0).all()
     x = 8 * noise(3, 4)
-    torch.testing.assert_close(sample(tableau, nonlinear, x, INTO_ZERO), sample(solver, nonlinear, x, INTO_ZERO), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        sample(tableau, nonlinear, x, INTO_ZERO),
+        sample(solver, nonlinear, x, INTO_ZERO),
+        rtol=1e-10,
+        atol=1e-10,
+    )
 
 
 def test_a_tableau_can_be_finished_later():
@@ -92,7 +99,9 @@ def test_a_tableau_can_be_finished_later():
     x, tableau = 8 * noise(3, 4), compile_tableau(DPMpp(2), SIGMAS)
     last = sample(tableau, nonlinear, x, SIGMAS)
     expected = denoiser_from_velocity(nonlinear)(last, SIGMAS[-1])
-    torch.testing.assert_close(sample(tableau, nonlinear, x, SIGMAS, finish="denoise"), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        sample(tableau, nonlinear, x, SIGMAS, finish="denoise"), expected, rtol=1e-12, atol=1e-12
+    )
 
 
 CONSISTENT = {name: case[0] for name, case in COSTS.items() if "afs" not in name and "scales" not in name}
@@ -104,7 +113,9 @@ def test_rows_are_consistent(solver):
     for finish, end in (("none", SIGMAS[-1]), ("euler", 0.0)):
         tableau = compile_tableau(solver, SIGMAS, finish=finish)
         torch.testing.assert_close(tableau.stages[:, 0], torch.ones_like(tableau.sigmas), rtol=0, atol=1e-12)
-        torch.testing.assert_close(tableau.stages[:, 1:].sum(1), tableau.sigmas - SIGMAS[0], rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            tableau.stages[:, 1:].sum(1), tableau.sigmas - SIGMAS[0], rtol=0, atol=1e-12
+        )
         expected = torch.as_tensor(end - SIGMAS[0])
         assert tableau.output[0].item() == pytest.approx(1, abs=1e-12)
         torch.testing.assert_close(tableau.output[1:].sum(), expected, rtol=0, atol=1e-12)
@@ -119,7 +130,12 @@ def test_heun_step_is_the_textbook_tableau():
 
 
 def test_points_of_a_step_share_a_level():
-    assert compile_tableau(epd(2, (0.3, 0.6, 0.9), (0.2, 0.3, 0.5)), SIGMAS[:3]).levels == ((0,), (1, 2, 3), (4,), (5, 6, 7))
+    assert compile_tableau(epd(2, (0.3, 0.6, 0.9), (0.2, 0.3, 0.5)), SIGMAS[:3]).levels == (
+        (0,),
+        (1, 2, 3),
+        (4,),
+        (5, 6, 7),
+    )
 
 
 def test_intermediate_nodes_are_the_noise_levels_of_the_stages():
@@ -168,7 +184,10 @@ def test_a_solver_without_evaluations_has_an_empty_tableau():
 def test_a_row_without_any_weight_is_0():
     """A stage at the origin: x1 = (velocity at 0) = 3."""
     tableau = Tableau(
-        torch.ones(1, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64), torch.tensor([0.0, 1.0]).double(), ((0,),)
+        torch.ones(1, dtype=torch.float64),
+        torch.zeros(1, 2, dtype=torch.float64),
+        torch.tensor([0.0, 1.0]).double(),
+        ((0,),),
     )
     found = sample(tableau, lambda x, sigma: x + 3, torch.full((1, 2), 5.0), torch.tensor([1.0, 0.5]))
     assert found.tolist() == [[3.0, 3.0]]

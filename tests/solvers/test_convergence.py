@@ -7,7 +7,21 @@ import torch
 from problems import QUANTILES, Mixture, epd, slope
 from scipy.integrate import solve_ivp
 
-from solvers import DPM, DPM2, EPD, IPNDM, DPMpp, Euler, Heun, Solver, SolverTable, UniPC, logsnr, polynomial, sample
+from solvers import (
+    DPM,
+    DPM2,
+    EPD,
+    IPNDM,
+    DPMpp,
+    Euler,
+    Heun,
+    Solver,
+    SolverTable,
+    UniPC,
+    logsnr,
+    polynomial,
+    sample,
+)
 
 STEPS = [16, 32, 64, 128]
 FINE = [32, 64, 128, 256]
@@ -27,19 +41,27 @@ def uniform(n):
     return torch.linspace(1.5, 0.3, n + 1, dtype=torch.float64)
 
 
-def measured_order(make: Callable[[int], Solver], grid: Callable, steps: list[int], mixture: Mixture = VE, warm: int = 1) -> float:
+def measured_order(
+    make: Callable[[int], Solver], grid: Callable, steps: list[int], mixture: Mixture = VE, warm: int = 1
+) -> float:
     errors = []
     for n in steps:
         sigmas = grid(n)
         x = mixture.quantile(QUANTILES, sigmas[0])
         exact = mixture.solve(x, sigmas[0], sigmas[-1])
-        result = warm_sample(make(n), mixture, x, sigmas, warm) if warm > 1 else sample(make(n), mixture.velocity, x, sigmas)
+        result = (
+            warm_sample(make(n), mixture, x, sigmas, warm)
+            if warm > 1
+            else sample(make(n), mixture.velocity, x, sigmas)
+        )
         errors.append((result - exact).abs().max().item())
     return slope(steps, errors)
 
 
 def warm_sample(solver: Solver, mixture: Mixture, x, sigmas, known: int):
-    """Integrate with the exact states at the first `known` nodes as history, so that no step is of a lower order."""
+    """Integrate with the exact states at the first `known` nodes as history, so that no step is of a lower
+    order.
+    """
     history: tuple = ()
     for n in range(known - 1):
         state = mixture.solve(x, sigmas[0], sigmas[n])
@@ -67,22 +89,32 @@ ONE_STEP = [
 ]
 
 
-@pytest.mark.parametrize(("make", "order"), [case[1:] for case in ONE_STEP], ids=[case[0] for case in ONE_STEP])
+@pytest.mark.parametrize(
+    ("make", "order"), [case[1:] for case in ONE_STEP], ids=[case[0] for case in ONE_STEP]
+)
 def test_one_step_methods(make, order):
     assert measured_order(make, edm, STEPS) == pytest.approx(order, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("max_order", [2, 3, 4])
-@pytest.mark.parametrize(("r", "w", "order"), [((0.5,), (1.0,), 2), ((0.2, 0.8), (0.5, 0.5), 2), ((0.2, 0.7), (0.6, 0.4), 1)])
+@pytest.mark.parametrize(
+    ("r", "w", "order"), [((0.5,), (1.0,), 2), ((0.2, 0.8), (0.5, 0.5), 2), ((0.2, 0.7), (0.6, 0.4), 1)]
+)
 def test_plugin_keeps_the_order_of_its_table(r, w, order, max_order):
-    """The extrapolation only places the points: a second-order table stays one, and a first-order table too."""
-    assert measured_order(lambda n: epd(n, r, w, max_order=max_order), edm, FINE) == pytest.approx(order, abs=TOLERANCE)
+    """The extrapolation only places the points: a second-order table stays one, and a first-order
+    table too.
+    """
+    assert measured_order(lambda n: epd(n, r, w, max_order=max_order), edm, FINE) == pytest.approx(
+        order, abs=TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("max_order", [1, 2, 3, 4])
 def test_ipndm_on_equal_steps(max_order):
     """Adams-Bashforth weights for equal steps, from an exact history: order max_order."""
-    assert measured_order(lambda n: IPNDM(max_order), uniform, FINE, warm=4) == pytest.approx(max_order, abs=TOLERANCE)
+    assert measured_order(lambda n: IPNDM(max_order), uniform, FINE, warm=4) == pytest.approx(
+        max_order, abs=TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("grid", [uniform, edm])
@@ -95,14 +127,24 @@ def test_ipndm_is_of_order_2_from_its_own_start_or_on_unequal_steps(max_order, g
 @pytest.mark.parametrize(("order", "expected"), [(1, 1), (2, 2), (3, 2)])
 @pytest.mark.parametrize("warm", [1, 4])
 def test_dpmpp(order, expected, warm):
-    """3M as published (and in diffusers) takes half of the second derivative's term: order 2, with a small constant."""
-    assert measured_order(lambda n: DPMpp(order), log_uniform, FINE, warm=warm) == pytest.approx(expected, abs=TOLERANCE)
+    """3M as published (and in diffusers) takes half of the second derivative's term: order 2, with a small
+    constant.
+    """
+    assert measured_order(lambda n: DPMpp(order), log_uniform, FINE, warm=warm) == pytest.approx(
+        expected, abs=TOLERANCE
+    )
 
 
-@pytest.mark.parametrize(("order", "warm", "expected"), [(1, 1, 2), (2, 1, 3), (3, 1, 3), (2, 4, 3), (3, 4, 4)])
+@pytest.mark.parametrize(
+    ("order", "warm", "expected"), [(1, 1, 2), (2, 1, 3), (3, 1, 3), (2, 4, 3), (3, 4, 4)]
+)
 def test_unipc(order, warm, expected):
-    """The corrector adds one order; the first step has an error of h^3 when corrected, so that UniPC(3) needs a warm start."""
-    assert measured_order(lambda n: UniPC(order), log_uniform, FINE, warm=warm) == pytest.approx(expected, abs=TOLERANCE)
+    """The corrector adds one order; the first step has an error of h^3 when corrected, so that UniPC(3) needs
+    a warm start.
+    """
+    assert measured_order(lambda n: UniPC(order), log_uniform, FINE, warm=warm) == pytest.approx(
+        expected, abs=TOLERANCE
+    )
 
 
 FLOW = [
@@ -118,7 +160,9 @@ FLOW = [
 @pytest.mark.parametrize(("make", "order"), [case[1:] for case in FLOW], ids=[case[0] for case in FLOW])
 def test_flow_matching(make, order):
     """The same code and the same orders on dx/dt = v, from pure noise at t = 1."""
-    assert measured_order(make, lambda n: polynomial(n + 1, 0.15, 1.0), FINE, Mixture(flow=True)) == pytest.approx(order, abs=TOLERANCE)
+    assert measured_order(
+        make, lambda n: polynomial(n + 1, 0.15, 1.0), FINE, Mixture(flow=True)
+    ) == pytest.approx(order, abs=TOLERANCE)
 
 
 def test_single_gaussian_has_the_closed_form():
@@ -142,4 +186,6 @@ def test_quantiles_are_the_flow(flow, start, end):
         return mixture.velocity(torch.from_numpy(state)[:, None], torch.tensor(sigma))[:, 0].numpy()
 
     solution = solve_ivp(field, (start, end), x[:, 0].numpy(), method="DOP853", rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(torch.from_numpy(solution.y[:, -1]), mixture.solve(x, start, end)[:, 0], rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        torch.from_numpy(solution.y[:, -1]), mixture.solve(x, start, end)[:, 0], rtol=0, atol=1e-9
+    )

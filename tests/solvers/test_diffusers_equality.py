@@ -27,7 +27,9 @@ def network(x, t):
 
 
 def knots(scheduler, noise_schedule):
-    """The scheduler's nodes without their float32 rounding: it gets them as well. All are knots of the noise schedule."""
+    """The scheduler's nodes without their float32 rounding: it gets them as well. All are knots of the noise
+    schedule.
+    """
     times = (1000 * noise_schedule.t(scheduler.sigmas)).round() / 1000
     exact = torch.where(scheduler.sigmas > 0, noise_schedule.sigma(times), 0.0)
     torch.testing.assert_close(exact.float(), scheduler.sigmas, rtol=1e-5, atol=0)
@@ -79,7 +81,14 @@ def test_heun(steps):
 def test_dpmsolver_multistep(steps, order, final):
     """Without lower_order_final; a step into sigma 0 is of order 1 in both."""
     options = {"algorithm_type": "dpmsolver++", "solver_type": "midpoint", "lower_order_final": False}
-    results = both(diffusers.DPMSolverMultistepScheduler, DPMpp(order), steps, solver_order=order, final_sigmas_type=final, **options)
+    results = both(
+        diffusers.DPMSolverMultistepScheduler,
+        DPMpp(order),
+        steps,
+        solver_order=order,
+        final_sigmas_type=final,
+        **options,
+    )
     assert_equal(results, SINGLE)
 
 
@@ -87,14 +96,20 @@ def test_dpmsolver_multistep(steps, order, final):
 @pytest.mark.parametrize("steps", [4, 10, 20])
 def test_unipc(steps, order):
     options = {"solver_type": "bh2", "lower_order_final": False, "final_sigmas_type": "sigma_min"}
-    assert_equal(both(diffusers.UniPCMultistepScheduler, UniPC(order), steps, solver_order=order, **options), EXACT)
+    assert_equal(
+        both(diffusers.UniPCMultistepScheduler, UniPC(order), steps, solver_order=order, **options), EXACT
+    )
 
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_unipc_into_sigma_0(order):
-    """The scheduler's last step is of order 1 with lower_order_final, as ours always is into 0 (at order 3 it lowers two steps)."""
+    """The scheduler's last step is of order 1 with lower_order_final, as ours always is into 0 (at order 3 it
+    lowers two steps).
+    """
     options = {"solver_type": "bh2", "lower_order_final": True, "final_sigmas_type": "zero"}
-    assert_equal(both(diffusers.UniPCMultistepScheduler, UniPC(order), 10, solver_order=order, **options), EXACT)
+    assert_equal(
+        both(diffusers.UniPCMultistepScheduler, UniPC(order), 10, solver_order=order, **options), EXACT
+    )
 
 
 @pytest.mark.parametrize("final", ["sigma_min", "zero"])
@@ -102,9 +117,16 @@ def test_unipc_into_sigma_0(order):
 @pytest.mark.parametrize("steps", [4, 10, 14])
 def test_dpmsolver_multistep_of_lower_order_at_the_end(steps, order, final):
     """The scheduler lowers the order below 15 steps."""
-    options = {"algorithm_type": "dpmsolver++", "solver_type": "midpoint", "lower_order_final": True, "final_sigmas_type": final}
+    options = {
+        "algorithm_type": "dpmsolver++",
+        "solver_type": "midpoint",
+        "lower_order_final": True,
+        "final_sigmas_type": final,
+    }
     solver = DPMpp(order, lower_order_final=True)
-    assert_equal(both(diffusers.DPMSolverMultistepScheduler, solver, steps, solver_order=order, **options), SINGLE)
+    assert_equal(
+        both(diffusers.DPMSolverMultistepScheduler, solver, steps, solver_order=order, **options), SINGLE
+    )
 
 
 @pytest.mark.parametrize("final", ["sigma_min", "zero"])

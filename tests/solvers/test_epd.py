@@ -8,7 +8,12 @@ from problems import Conditioned, Recorded, noise, nonlinear, random_table
 
 from solvers import EPD, SolverTable, polynomial, sample
 
-ADAMS_BASHFORTH = {1: [1.0], 2: [1.5, -0.5], 3: [23 / 12, -4 / 3, 5 / 12], 4: [55 / 24, -59 / 24, 37 / 24, -3 / 8]}
+ADAMS_BASHFORTH = {
+    1: [1.0],
+    2: [1.5, -0.5],
+    3: [23 / 12, -4 / 3, 5 / 12],
+    4: [55 / 24, -59 / 24, 37 / 24, -3 / 8],
+}
 
 
 def nodes(num_intervals):
@@ -26,18 +31,24 @@ def image_table(table, b):
 
 def written_out(table, max_order, velocity, x, sigmas):
     """The method's equations with a loop over the points, for one table."""
-    slopes: list = []
+    velocities: list = []
     for n in range(len(sigmas) - 1):
         s, s_next = sigmas[n].item(), sigmas[n + 1].item()
-        slopes = [velocity(x, torch.tensor(s, dtype=torch.float64)), *slopes]
+        velocities = [velocity(x, torch.tensor(s, dtype=torch.float64)), *velocities]
         order = min(max_order, n + 1)
-        d = sum(a * slopes[i] for i, a in enumerate(ADAMS_BASHFORTH[order]))
+        d = sum(a * velocities[i] for i, a in enumerate(ADAMS_BASHFORTH[order]))
         total = torch.zeros_like(x)
         for k in range(table.num_points):
             r, w = table.r[n, k].item(), table.w[n, k].item()
-            o, a = (1.0, 1.0) if table.scale_dir is None else (table.scale_dir[n, k].item(), table.scale_time[n, k].item())
+            o, a = (
+                (1.0, 1.0)
+                if table.scale_dir is None
+                else (table.scale_dir[n, k].item(), table.scale_time[n, k].item())
+            )
             s_k = s_next**r * s ** (1 - r)
-            total = total + w * o * a * velocity(x + (s_k - s) * d, torch.tensor(a * s_k, dtype=torch.float64))
+            total = total + w * o * a * velocity(
+                x + (s_k - s) * d, torch.tensor(a * s_k, dtype=torch.float64)
+            )
         x = x + (s_next - s) * total
     return x
 
@@ -46,14 +57,19 @@ def written_out(table, max_order, velocity, x, sigmas):
 @pytest.mark.parametrize("max_order", [1, 2, 3, 4])
 def test_equations(max_order, scales):
     table, sigmas, x = random_table(6, 3, scales=scales), nodes(6), 8 * noise(2, 5)
-    assert_same(sample(EPD(table, max_order=max_order), nonlinear, x, sigmas), written_out(table, max_order, nonlinear, x, sigmas))
+    assert_same(
+        sample(EPD(table, max_order=max_order), nonlinear, x, sigmas),
+        written_out(table, max_order, nonlinear, x, sigmas),
+    )
 
 
 @st.composite
 def problems(draw):
     batch, intervals, points = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 4))
     leading = (batch,) if draw(st.booleans()) else ()
-    table = random_table(*leading, intervals, points, seed=draw(st.integers(0, 1000)), scales=draw(st.booleans()))
+    table = random_table(
+        *leading, intervals, points, seed=draw(st.integers(0, 1000)), scales=draw(st.booleans())
+    )
     options = {"max_order": draw(st.integers(1, 4)), "afs": draw(st.booleans())}
     return table, options, 8 * noise(batch, 2, 3, seed=batch), Conditioned(noise(batch, seed=7))
 
@@ -97,7 +113,9 @@ def test_the_order_of_the_points_does_not_matter(problem, random):
     order = random.sample(range(table.num_points), table.num_points)
     shuffled = SolverTable(**{name: value[..., order] for name, value in table.arrays().items()})
     sigmas = nodes(table.num_intervals)
-    assert_same(sample(EPD(shuffled, **options), field, x, sigmas), sample(EPD(table, **options), field, x, sigmas))
+    assert_same(
+        sample(EPD(shuffled, **options), field, x, sigmas), sample(EPD(table, **options), field, x, sigmas)
+    )
 
 
 def test_noise_levels_of_a_call():
@@ -118,7 +136,9 @@ def test_the_state_keeps_its_type():
     for table in (random_table(3, 2), random_table(2, 3, 2)):
         single = sample(EPD(table), nonlinear, x.float(), nodes(3))
         assert single.dtype == torch.float32
-        torch.testing.assert_close(single.double(), sample(EPD(table), nonlinear, x, nodes(3)), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            single.double(), sample(EPD(table), nonlinear, x, nodes(3)), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_errors():

@@ -23,7 +23,9 @@ def value(coefficients, t, derivative=0):
 
 
 class PolynomialData:
-    """D(x, sigma) = P(lambda), lambda = -log sigma, whatever x. The ODE dx/dlambda = P - x has a closed solution."""
+    """D(x, sigma) = P(lambda), lambda = -log sigma, whatever x. The ODE dx/dlambda = P - x has a closed
+    solution.
+    """
 
     def __init__(self, degree):
         self.coefficients = DEGREES[degree]
@@ -50,7 +52,9 @@ class PolynomialData:
 
 
 def phi_functions(n=3):
-    """h of the step from node n, and phi2 and phi3, the integrals over [0, h] of exp(u - h) (u / h)^k / k! for k = 1, 2."""
+    """h of the step from node n, and phi2 and phi3, the integrals over [0, h] of exp(u - h) (u / h)^k / k!
+    for k = 1, 2.
+    """
     h = (SIGMAS[n] / SIGMAS[n + 1]).log()
     decay = torch.expm1(-h)
     return h, (h + decay) / h, (h**2 / 2 - h - decay) / h**2
@@ -80,9 +84,13 @@ def test_dpmpp_3_takes_half_of_the_second_derivative():
     assert error.abs() > 1e-3
 
 
-@pytest.mark.parametrize(("order", "degree"), [(1, 0), (2, 0), (2, 1), (2, 2), (3, 0), (3, 1), (3, 2), (3, 3)])
+@pytest.mark.parametrize(
+    ("order", "degree"), [(1, 0), (2, 0), (2, 1), (2, 2), (3, 0), (3, 1), (3, 2), (3, 3)]
+)
 def test_unipc_corrects_exactly(order, degree):
-    """The corrector of order p uses p + 1 denoised images: exact up to degree p (p = 1: up to 0, its weight is the limit 1/2)."""
+    """The corrector of order p uses p + 1 denoised images: exact up to degree p (p = 1: up to 0, its weight
+    is the limit 1/2).
+    """
     problem = PolynomialData(degree)
     _, (_, corrected) = problem.step(UniPC(order))
     assert_same(corrected, problem.state(SIGMAS[3]))
@@ -124,7 +132,9 @@ def test_ipndm_integrates_exactly_on_equal_steps(max_order):
     for i in range(n):
         _, history = IPNDM(max_order).step(velocity, x, sigmas, i, history)
     result, _ = IPNDM(max_order).step(velocity, x, sigmas, n, history)
-    assert_same(result - x, (value(antiderivative, sigmas[n + 1]) - value(antiderivative, sigmas[n])).expand_as(x))
+    assert_same(
+        result - x, (value(antiderivative, sigmas[n + 1]) - value(antiderivative, sigmas[n])).expand_as(x)
+    )
 
 
 def test_epd_adds_its_slopes_with_all_three_factors():

@@ -37,7 +37,9 @@ def test_gradient_of_the_table(leading, scales, options):
 def test_gradient_of_the_start():
     table = random_table(N, K, scales=True)
     start = (5 * noise(B, 3)).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: sample(EPD(table), nonlinear, x, SIGMAS, finish="euler"), start, eps=1e-6, atol=1e-6)
+    assert torch.autograd.gradcheck(
+        lambda x: sample(EPD(table), nonlinear, x, SIGMAS, finish="euler"), start, eps=1e-6, atol=1e-6
+    )
 
 
 def test_an_image_only_moves_its_own_table():
@@ -53,7 +55,9 @@ def test_gradient_goes_through_sorting():
     w = torch.tensor([[0.4, 0.6]] * N, dtype=torch.float64, requires_grad=True)
     start = 5 * noise(B, 3)
     direct = torch.autograd.grad(sample(EPD(SolverTable(r, w)), nonlinear, start, SIGMAS).sum(), (r, w))
-    through = torch.autograd.grad(sample(EPD(SolverTable.sorted(r, w)), nonlinear, start, SIGMAS).sum(), (r, w))
+    through = torch.autograd.grad(
+        sample(EPD(SolverTable.sorted(r, w)), nonlinear, start, SIGMAS).sum(), (r, w)
+    )
     for a, b in zip(direct, through, strict=True):
         assert (a.abs() > 1e-6).all()
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)

@@ -60,7 +60,10 @@ def test_an_option_has_an_effect(solver, other):
     assert (run(solver) - run(other)).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("solver", [Euler(), Heun(), DPM2(), DPM2(0.3), DPM(3), DPMpp(1), DPMpp(2), DPMpp(3), UniPC(1), UniPC(2), UniPC(3)])
+@pytest.mark.parametrize(
+    "solver",
+    [Euler(), Heun(), DPM2(), DPM2(0.3), DPM(3), DPMpp(1), DPMpp(2), DPMpp(3), UniPC(1), UniPC(2), UniPC(3)],
+)
 def test_a_step_into_sigma_0_is_an_euler_step(solver):
     """Heun on nodes + [0] is EDM's sampler."""
     assert_same(run(solver, INTO_ZERO), run(solver, SIGMAS, finish="euler"))
@@ -109,7 +112,9 @@ AFS = {
 
 @pytest.mark.parametrize("make", AFS.values(), ids=AFS)
 def test_afs_replaces_the_first_evaluation_and_no_other(make):
-    """The slope at the first node is x / sqrt(1 + sigma^2), as if the field were that of unit Gaussian data there."""
+    """The slope at the first node is x / sqrt(1 + sigma^2), as if the field were that of unit Gaussian data
+    there.
+    """
 
     def field(x, sigma):
         analytic = x / (1 + SIGMAS[0] ** 2).sqrt()

@@ -1,4 +1,6 @@
-"""Predictor files in the own format: round trips, errors that name what is wrong, attacks, names of files, command line."""
+"""Predictor files in the own format: round trips, errors that name what is wrong, attacks, names of files,
+command line.
+"""
 
 import copyreg
 import os
@@ -22,10 +24,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from published_writer import refused, stack_global, text
 
-from solvers import Predictor, PredictorError, SolverTable, Spec, compile_tableau, load_predictor, resolve_predictor_path, save_predictor
+from solvers import (
+    Predictor,
+    PredictorError,
+    SolverTable,
+    Spec,
+    compile_tableau,
+    load_predictor,
+    resolve_predictor_path,
+    save_predictor,
+)
 
-SPEC = Spec(dataset_name="ms_coco", backend="ldm", backend_config={"resolution": 512}, num_steps=3, num_points=2, guidance_rate=7.5)
-OWN = {"format": "epd-predictor/1", "table": {"r": [[0.2, 0.9], [0.6, 0.1]], "w": [[0.5, 0.5], [1.0, 0.0]]}, "sigmas": [9.0, 2.0, 0.1]}
+SPEC = Spec(
+    dataset_name="ms_coco",
+    backend="ldm",
+    backend_config={"resolution": 512},
+    num_steps=3,
+    num_points=2,
+    guidance_rate=7.5,
+)
+OWN = {
+    "format": "epd-predictor/1",
+    "table": {"r": [[0.2, 0.9], [0.6, 0.1]], "w": [[0.5, 0.5], [1.0, 0.0]]},
+    "sigmas": [9.0, 2.0, 0.1],
+}
 OWN |= {"spec": asdict(SPEC), "provenance": {"steps": 7, "log": [1.5, None, True, {"a": "b"}]}}
 
 
@@ -35,12 +57,18 @@ def own(**changes):
 
 def predictor(**changes):
     table = SolverTable(torch.tensor([[0.2, 0.9], [0.6, 0.1]]), torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
-    return replace(Predictor(table, SPEC, torch.tensor([9.0, 2.0, 0.1], dtype=torch.float64), {"steps": 7}), **changes)
+    return replace(
+        Predictor(table, SPEC, torch.tensor([9.0, 2.0, 0.1], dtype=torch.float64), {"steps": 7}), **changes
+    )
 
 
 def tableau():
     source = predictor()
-    return Predictor(compile_tableau(source.solver(), source.sigmas), replace(SPEC, num_points=None, solver="tableau"), source.sigmas)
+    return Predictor(
+        compile_tableau(source.solver(), source.sigmas),
+        replace(SPEC, num_points=None, solver="tableau"),
+        source.sigmas,
+    )
 
 
 def assert_same(a, b):
@@ -53,8 +81,14 @@ def assert_same(a, b):
 # round trips
 
 plain_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(st.characters(), max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(), max_size=4), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(), max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(), max_size=4), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -77,7 +111,11 @@ def predictors(draw):
         afs=draw(st.booleans()),
         max_order=draw(st.integers(1, 4)),
     )
-    sigmas = torch.linspace(draw(st.floats(1, 100)), 0.01, n + 1, dtype=torch.float64) if draw(st.booleans()) else None
+    sigmas = (
+        torch.linspace(draw(st.floats(1, 100)), 0.01, n + 1, dtype=torch.float64)
+        if draw(st.booleans())
+        else None
+    )
     return Predictor(table, spec, sigmas, {"log": draw(plain_values)})
 
 
@@ -101,17 +139,29 @@ def test_a_file_is_plain_data(tmp_path):
     document = pickle.loads((tmp_path / "p.pkl").read_bytes())
     r = torch.tensor([[0.2, 0.9], [0.6, 0.1]]).double().tolist()
     assert document == OWN | {"provenance": {"steps": 7}, "table": {"r": r, "w": OWN["table"]["w"]}}
-    assert {o.name for o, _, _ in pickletools.genops((tmp_path / "p.pkl").read_bytes())}.isdisjoint({"GLOBAL", "STACK_GLOBAL", "REDUCE"})
+    assert {o.name for o, _, _ in pickletools.genops((tmp_path / "p.pkl").read_bytes())}.isdisjoint(
+        {"GLOBAL", "STACK_GLOBAL", "REDUCE"}
+    )
 
 
 def test_secrets_are_never_saved(tmp_path):
     names = ("token", "HF_TOKEN", "api_key", "db_password", "Authorization", "client_secret")
     secrets = {name: f"hf_{name}" for name in names}
     nested = {"resolution": 512, "list": [{"deep": secrets}, (secrets,)]} | secrets
-    save_predictor(predictor(spec=replace(SPEC, backend_config=nested), provenance={"config": nested}), tmp_path / "p.pkl")
+    save_predictor(
+        predictor(spec=replace(SPEC, backend_config=nested), provenance={"config": nested}),
+        tmp_path / "p.pkl",
+    )
     assert b"hf_" not in (tmp_path / "p.pkl").read_bytes()
     copy = load_predictor(tmp_path / "p.pkl")
-    assert copy.spec.backend_config == copy.provenance["config"] == {"resolution": 512, "list": [{"deep": {}}, [{}]]}
+    assert (
+        copy.spec.backend_config
+        == copy.provenance["config"]
+        == {
+            "resolution": 512,
+            "list": [{"deep": {}}, [{}]],
+        }
+    )
     (tmp_path / "q.pkl").write_bytes(own(spec=asdict(SPEC) | {"backend_config": nested}, provenance=nested))
     assert "hf_" not in str(load_predictor(tmp_path / "q.pkl"))
 
@@ -140,7 +190,10 @@ def test_a_save_that_fails_changes_nothing(tmp_path, changes, word):
     assert [p.name for p in tmp_path.iterdir()] == ["p.pkl"]
 
 
-@pytest.mark.parametrize("function, error", [("fsync", OSError(28, "full")), ("replace", KeyboardInterrupt()), ("fsync", MemoryError())])
+@pytest.mark.parametrize(
+    "function, error",
+    [("fsync", OSError(28, "full")), ("replace", KeyboardInterrupt()), ("fsync", MemoryError())],
+)
 def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch, function, error):
     save_predictor(predictor(), tmp_path / "p.pkl")
 
@@ -222,7 +275,10 @@ def with_tableau(**changes):
         (with_tableau(output=[1.0]), ["output [1]"]),
         (with_tableau(sigmas=[float("nan")]), ["tableau.sigmas", "nan"]),
         (with_tableau() | {"spec": {"solver": "epd"}}, ["spec.solver", "epd"]),
-        (with_tableau() | {"spec": {"solver": "tableau", "num_steps": 9}, "sigmas": [2.0, 1.0]}, ["num_steps", "9", "2"]),
+        (
+            with_tableau() | {"spec": {"solver": "tableau", "num_steps": 9}, "sigmas": [2.0, 1.0]},
+            ["num_steps", "9", "2"],
+        ),
         (with_tableau() | {"sigmas": []}, ["sigmas"]),
     ],
 )
@@ -233,15 +289,29 @@ def test_errors_name_the_key_and_the_value(tmp_path, changes, words):
 
 
 def test_the_parts_of_the_errors_are_valid(tmp_path):
-    for document in (OWN, {k: v for k, v in (OWN | with_tableau()).items() if k != "table"}, OWN | {"table": TABLE | {"scale_dir": None}}):
+    for document in (
+        OWN,
+        {k: v for k, v in (OWN | with_tableau()).items() if k != "table"},
+        OWN | {"table": TABLE | {"scale_dir": None}},
+    ):
         (tmp_path / "p.pkl").write_bytes(pickle.dumps(document, protocol=4))
         assert load_predictor(tmp_path / "p.pkl").cost().depth > 0
 
 
 def test_files_of_another_kind(tmp_path):
     torch.save({"a": torch.ones(2)}, tmp_path / "zip.pkl")
-    contents = [(tmp_path / "zip.pkl").read_bytes(), b"", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"some text\n", b"{\n}\n", b"\0" * 999]
-    contents += [pickle.dumps(value) for value in ([1, 2], {}, {"model": 1}, {"model": {"state": {}}}, None, "text", {"table": {}})]
+    contents = [
+        (tmp_path / "zip.pkl").read_bytes(),
+        b"",
+        b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+        b"some text\n",
+        b"{\n}\n",
+        b"\0" * 999,
+    ]
+    contents += [
+        pickle.dumps(value)
+        for value in ([1, 2], {}, {"model": 1}, {"model": {"state": {}}}, None, "text", {"table": {}})
+    ]
     for content in contents:
         refused(tmp_path / "p.pkl", content)
     assert "empty" in refused(tmp_path / "p.pkl", b"")
@@ -276,14 +346,22 @@ FOREIGN = """
     torch.nn.modules.activation.ReLU torch.nn.modules.activation.torch torch_utils.persistence._src_to_module torch.FloatStorage
     torch_utils._reconstruct_persistent_obj solvers.load_predictor solvers.epd.epd_sampler
 """
-DOTTED = [("collections", "OrderedDict.fromkeys"), ("torch._utils", "_rebuild_parameter.__globals__"), ("solvers", "epd_sampler.x")]
+DOTTED = [
+    ("collections", "OrderedDict.fromkeys"),
+    ("torch._utils", "_rebuild_parameter.__globals__"),
+    ("solvers", "epd_sampler.x"),
+]
 
 
 @pytest.mark.parametrize("module, name", [tuple(path.rsplit(".", 1)) for path in FOREIGN.split()] + DOTTED)
 def test_other_globals_are_refused_and_named(tmp_path, module, name):
     command, unframed = f"touch {tmp_path / 'it_ran'}", pickle.dumps(OWN, protocol=2)
     for function in (writer.global_line(module, name), stack_global(module, name)):
-        for content in (writer.as_model(function), writer.as_model(writer.call(function, command)), unframed[:-2] + function + b"u."):
+        for content in (
+            writer.as_model(function),
+            writer.as_model(writer.call(function, command)),
+            unframed[:-2] + function + b"u.",
+        ):
             assert f"refers to {module}.{name}, " in refused(tmp_path / "p.pkl", content)
     assert not (tmp_path / "it_ran").exists()
     if name == "system":  # the attack is one
@@ -298,7 +376,9 @@ def test_names_cannot_break_the_message(tmp_path, name):
 
 def test_own_files_hold_no_global_at_all(tmp_path):
     for function in (writer.REBUILD, writer.SIGMOID, writer.ORDERED):
-        content = b"\x80\x04}" + text("format") + text("epd-predictor/1") + b"s" + text("spec") + function + b"s."
+        content = (
+            b"\x80\x04}" + text("format") + text("epd-predictor/1") + b"s" + text("spec") + function + b"s."
+        )
         assert "builtins only" in refused(tmp_path / "p.pkl", content)
 
 
@@ -309,7 +389,11 @@ def test_unusual_opcodes(tmp_path, attack):
     value = writer.unusual_opcodes(f"touch {mark}")[attack]
     copyreg.add_extension(os.system.__module__, "system", 0x7F)
     try:
-        for content in (writer.as_model(value), b"\x80\x04" + value + b".", writer.beside_a_model(good.read_bytes(), value)):
+        for content in (
+            writer.as_model(value),
+            b"\x80\x04" + value + b".",
+            writer.beside_a_model(good.read_bytes(), value),
+        ):
             refused(tmp_path / "p.pkl", content)
     finally:
         copyreg.remove_extension(os.system.__module__, "system", 0x7F)
@@ -317,7 +401,9 @@ def test_unusual_opcodes(tmp_path, attack):
     assert not mark.exists()
     assert list(OrderedDict(a=1).items()) == [("a", 1)]
     (tmp_path / "p.pkl").write_bytes(writer.beside_a_model(good.read_bytes(), writer.SIGMOID))
-    assert torch.equal(load_predictor(tmp_path / "p.pkl").table.w, table.w), "what is beside a model is ignored"
+    assert torch.equal(load_predictor(tmp_path / "p.pkl").table.w, table.w), (
+        "what is beside a model is ignored"
+    )
     assert torch.equal(load_predictor(good).table.w, table.w), "nothing of an attack outlives its file"
 
 
@@ -354,19 +440,28 @@ def test_a_file_or_the_newest_of_a_run_folder(tmp_path):
     assert resolve_predictor_path(str(run)) == newest
     newest = [touch(run / f"network-snapshot-export-step{n}.pkl") for n in ("000900", "1000000")][1]
     assert resolve_predictor_path(str(run)) == newest
-    newest = [touch(run / f"export/network-snapshot-export-step{n}.pkl") for n in ("99", "000100", "000050")][1]
+    newest = [touch(run / f"export/network-snapshot-export-step{n}.pkl") for n in ("99", "000100", "000050")][
+        1
+    ]
     touch(run / "export/network-snapshot-export-step000101.pkl.tmp")
     assert resolve_predictor_path(str(run)) == newest
 
 
 def test_names_and_numbers_under_exps(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first, second = touch(tmp_path / "exps/00007-a/network-snapshot-000010.pkl"), touch(tmp_path / "exps/00007-b/x.pkl")
+    first, second = (
+        touch(tmp_path / "exps/00007-a/network-snapshot-000010.pkl"),
+        touch(tmp_path / "exps/00007-b/x.pkl"),
+    )
     other = touch(tmp_path / "exps/00070-c/x.pkl")
     touch(tmp_path / "exps/²-odd/x.pkl")
     assert resolve_predictor_path("00007-a") == first.relative_to(tmp_path)
     assert resolve_predictor_path("00007-a/network-snapshot-000010.pkl", tmp_path / "exps") == first
-    assert [resolve_predictor_path(t, tmp_path / "exps") for t in ("7", "00007", "70")] == [second, second, other]
+    assert [resolve_predictor_path(t, tmp_path / "exps") for t in ("7", "00007", "70")] == [
+        second,
+        second,
+        other,
+    ]
 
 
 def test_what_is_not_found_says_where_it_was_looked_for(tmp_path):
@@ -394,7 +489,12 @@ def test_what_is_not_found_says_where_it_was_looked_for(tmp_path):
 
 
 def run(*arguments):
-    result = subprocess.run([sys.executable, "-m", "solvers.predictor", *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, "-m", "solvers.predictor", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     return result.returncode, result.stdout, result.stderr
 
 
@@ -414,7 +514,9 @@ def run_here(monkeypatch, capsys):
 def test_show_prints_the_table(tmp_path):
     note = "\x1b[2J\ud800\nspoof"
     scaled = TABLE | {"scale_time": [[1.5, 1], [1, 1]]}
-    (tmp_path / "p.pkl").write_bytes(own(**with_spec(dataset_name=note), provenance={note: note}, table=scaled))
+    (tmp_path / "p.pkl").write_bytes(
+        own(**with_spec(dataset_name=note), provenance={note: note}, table=scaled)
+    )
     status, out, err = run("show", tmp_path / "p.pkl")
     assert (status, err) == (0, "")
     assert out.isascii()
@@ -464,9 +566,15 @@ def test_bad_input_is_one_line(tmp_path, run_here):
     good = touch(tmp_path / "p.pkl")
     status, out, err = run("show", tmp_path / "bad.pkl")
     assert (status, out) == (2, "")
-    assert re.fullmatch(rf"error: {tmp_path}/bad.pkl: refers to os.a\\nb, which no predictor needs; .*\n", err)
+    assert re.fullmatch(
+        rf"error: {tmp_path}/bad.pkl: refers to os.a\\nb, which no predictor needs; .*\n", err
+    )
     (tmp_path / "folder").mkdir()
-    for arguments in (("show", "nonsense"), ("convert", good, good / "q.pkl"), ("convert", good, tmp_path / "folder", "--force")):
+    for arguments in (
+        ("show", "nonsense"),
+        ("convert", good, good / "q.pkl"),
+        ("convert", good, tmp_path / "folder", "--force"),
+    ):
         status, out, err = run_here(*arguments)
         assert (status, out, err.count("\n")) == (2, "", 1), err
         assert err.startswith("error: ")

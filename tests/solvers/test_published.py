@@ -54,8 +54,27 @@ def test_layout():
     assert opcodes[0] == ("PROTO", 4)
     assert [argument for name, argument in opcodes if name == "FRAME"] == [len(content) - 11]
     words = [argument for name, argument in opcodes if name == "SHORT_BINUNICODE"]
-    order = ["model", "type", "version", "module_src", "class_name", "state", "training", "_parameters", *writer.PARAMETERS, "_buffers"]
-    order += ["_non_persistent_buffers_set", "_backward_pre_hooks", "_forward_hooks", "_modules", "sigmoid", "softmax", *writer.ATTRIBUTES]
+    order = [
+        "model",
+        "type",
+        "version",
+        "module_src",
+        "class_name",
+        "state",
+        "training",
+        "_parameters",
+        *writer.PARAMETERS,
+        "_buffers",
+    ]
+    order += [
+        "_non_persistent_buffers_set",
+        "_backward_pre_hooks",
+        "_forward_hooks",
+        "_modules",
+        "sigmoid",
+        "softmax",
+        *writer.ATTRIBUTES,
+    ]
     assert [words.index(word) for word in order] == sorted(words.index(word) for word in order)
 
 
@@ -117,30 +136,62 @@ def test_half_ranges(tmp_path, direction, times, fcn):
 
 
 def test_settings_and_provenance(tmp_path):
-    path = write_published(tmp_path / "p.pkl", raw_arrays(), backend="sd3", schedule_type="flowmatch", flowmatch_shift=3)
+    path = write_published(
+        tmp_path / "p.pkl", raw_arrays(), backend="sd3", schedule_type="flowmatch", flowmatch_shift=3
+    )
     predictor = load_predictor(path)
     spec = predictor.spec
     assert (spec.dataset_name, spec.backend, spec.backend_config) == ("ms_coco", "sd3", {"resolution": 512})
     assert (spec.num_steps, spec.num_points, spec.guidance_type, spec.guidance_rate) == (4, 2, "cfg", 7.5)
-    assert (spec.schedule_type, spec.schedule_rho, spec.flowmatch_mu, spec.flowmatch_shift) == ("flowmatch", 1.0, None, 3.0)
+    assert (spec.schedule_type, spec.schedule_rho, spec.flowmatch_mu, spec.flowmatch_shift) == (
+        "flowmatch",
+        1.0,
+        None,
+        3.0,
+    )
     assert (spec.sigma_min, spec.sigma_max, spec.afs, spec.solver) == (0.03, 14.6, False, "epd")
     assert predictor.sigmas is None
-    expected = {"format": "published", "sampler_stu": "epd", "sampler_tea": "dpm", "M": 1, "alpha": 10.0, "img_resolution": 512}
+    expected = {
+        "format": "published",
+        "sampler_stu": "epd",
+        "sampler_tea": "dpm",
+        "M": 1,
+        "alpha": 10.0,
+        "img_resolution": 512,
+    }
     assert predictor.provenance == expected | {"predict_x0": False, "lower_order_final": True, "fcn": False}
 
 
 def test_older_files_miss_attributes(tmp_path):
-    drop = (*writer.LATER, *writer.BACKEND, "fcn", "alpha", "scale_dir", "scale_time", "num_points", "max_order", "sampler_stu")
+    drop = (
+        *writer.LATER,
+        *writer.BACKEND,
+        "fcn",
+        "alpha",
+        "scale_dir",
+        "scale_time",
+        "num_points",
+        "max_order",
+        "sampler_stu",
+    )
     predictor = load_predictor(write_published(tmp_path / "p.pkl", raw_arrays(), drop=drop))
     assert predictor.spec.backend == "ldm", "what ms_coco meant before the key existed"
-    assert (predictor.spec.backend_config, predictor.spec.sigma_min, predictor.spec.num_points) == ({}, None, None)
+    assert (predictor.spec.backend_config, predictor.spec.sigma_min, predictor.spec.num_points) == (
+        {},
+        None,
+        None,
+    )
     other = write_published(tmp_path / "q.pkl", raw_arrays(), drop=writer.BACKEND, dataset_name="cifar10")
     assert load_predictor(other).spec.backend is None
 
 
-@pytest.mark.parametrize("student, told, order", [("ipndm", 3, 3), ("ipndm", 2, 2), ("ipndm", None, 4), ("epd", 3, 1)])
+@pytest.mark.parametrize(
+    "student, told, order", [("ipndm", 3, 3), ("ipndm", 2, 2), ("ipndm", None, 4), ("epd", 3, 1)]
+)
 def test_only_the_plugin_extrapolates(tmp_path, student, told, order):
-    predictor = load_predictor(write_published(tmp_path / "p.pkl", raw_arrays(), sampler_stu=student, max_order=told, afs=True))
+    predictor = load_predictor(
+        write_published(tmp_path / "p.pkl", raw_arrays(), sampler_stu=student, max_order=told, afs=True)
+    )
     assert predictor.spec.max_order == predictor.solver().max_order == order
     assert predictor.solver().afs is True
 
@@ -182,7 +233,9 @@ def test_the_source_inside_never_runs(tmp_path):
     assert mark.exists(), "the source is one that would run"
 
 
-@pytest.mark.parametrize("options", [{}, {"scale_dir": 0.1, "scale_time": 0.3, "fcn": True, "sampler_stu": "ipndm"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"scale_dir": 0.1, "scale_time": 0.3, "fcn": True, "sampler_stu": "ipndm"}]
+)
 def test_conversion_is_exact_and_plain(tmp_path, options):
     source = load_predictor(write_published(tmp_path / "p.pkl", raw_arrays(), **options))
     save_predictor(source, tmp_path / "q.pkl")
@@ -191,7 +244,9 @@ def test_conversion_is_exact_and_plain(tmp_path, options):
     assert all(torch.equal(copy.table.arrays()[name], value) for name, value in source.table.arrays().items())
     assert (copy.spec, copy.provenance) == (source.spec, source.provenance)
     names = {opcode.name for opcode, _, _ in pickletools.genops((tmp_path / "q.pkl").read_bytes())}
-    assert names.isdisjoint({"GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "NEWOBJ", "INST", "OBJ", "BINPERSID", "PERSID"})
+    assert names.isdisjoint(
+        {"GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "NEWOBJ", "INST", "OBJ", "BINPERSID", "PERSID"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -218,7 +273,10 @@ def test_conversion_is_exact_and_plain(tmp_path, options):
         ({"_parameters": {"r_params": 1.0}}, "r_params"),
         ({"_parameters": raw_arrays() | {"weight_s": raw_arrays(k=3)["weight_s"]}}, "w has shape"),
         ({"_parameters": raw_arrays() | {"weight_s": torch.full((3, 2), float("inf"))}}, "w holds nan"),
-        ({"_parameters": raw_arrays() | {"r_params": raw_arrays(n=2, k=3)["r_params"].t()}}, "unexpected layout"),
+        (
+            {"_parameters": raw_arrays() | {"r_params": raw_arrays(n=2, k=3)["r_params"].t()}},
+            "unexpected layout",
+        ),
         ({"_parameters": raw_arrays() | {"r_params": torch.zeros(4, 2)[1:]}}, "unexpected layout"),
         ({"_parameters": raw_arrays() | {"r_params": torch.zeros(6)}}, "unexpected layout"),
         ({"_parameters": raw_arrays() | {"r_params": torch.zeros(3, 2, dtype=torch.int64)}}, "LongStorage"),
@@ -232,7 +290,9 @@ def test_lists_with_too_many_items(tmp_path):
     many = [1, 2]
     for _ in range(6):
         many = [many] * 12
-    assert "1000000 items" in refused(write_published(tmp_path / "p.pkl", raw_arrays(), backend_config={"many": many}))
+    assert "1000000 items" in refused(
+        write_published(tmp_path / "p.pkl", raw_arrays(), backend_config={"many": many})
+    )
     document = {"format": "epd-predictor/1", "table": {}, "spec": {}, "provenance": {"many": many}}
     assert "1000000 items" in refused(tmp_path / "p.pkl", pickle.dumps(document))
 
@@ -263,7 +323,11 @@ def storage_attacks(command):
         "memo": head + b"\x80\x02]r\xff\xff\xff\xff.",
         "a view": good.replace(b"K\x06Ntq", b"K\x06K\x01tq"),
         "no tuple": head + b"\x80\x02NQ." + b"\x80\x02].",
-        "a list for a key": head + begin + writer.text("FloatStorage") + b"]NK\x06NtQ.\x80\x02]]a." + good[-32:],
+        "a list for a key": head
+        + begin
+        + writer.text("FloatStorage")
+        + b"]NK\x06NtQ.\x80\x02]]a."
+        + good[-32:],
         "a list for a class": head + begin + b"]NNK\x06NtQ.\x80\x02]Na." + good[-32:],
         "another pickle": pickle.dumps([1, 2]),
     }
@@ -289,7 +353,10 @@ STORAGE = writer.stack_global("torch.storage", "_load_from_bytes")
     "tensor",
     [
         TENSOR + b"(K\x01K\x00K\x03K\x02\x86K\x02K\x01\x86NNtR",  # a number for a storage
-        TENSOR + b"(" + STORAGE + b"K\x01\x85RK\x00K\x03K\x02\x86K\x02K\x01\x86NNtR",  # a number for its bytes
+        TENSOR
+        + b"("
+        + STORAGE
+        + b"K\x01\x85RK\x00K\x03K\x02\x86K\x02K\x01\x86NNtR",  # a number for its bytes
         TENSOR + b"(%sK\x00K\x06K\x06NNtR",  # numbers for shape and stride
         TENSOR + b"(%sK\x00](K\x03K\x02eK\x02K\x01\x86NNtR",  # a list for the shape
         TENSOR + b"(%sK\x00](K\x00eJ\xff\xff\xff\x7f\x86J\xff\xff\xff\x7fK\x01\x86NNtR",  # a list, times 2^31

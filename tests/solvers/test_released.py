@@ -1,4 +1,6 @@
-"""The 43 released predictors as they are: exact tables, settings that hold here, nodes of the published code, folders."""
+"""The 43 released predictors as they are: exact tables, settings that hold here, nodes of the published code,
+folders.
+"""
 
 import subprocess
 from pathlib import Path
@@ -42,7 +44,9 @@ def test_the_numbers_are_exact(folder, name):
         torch.testing.assert_close(value, torch.tensor(entry[key], dtype=torch.float64), rtol=0, atol=1e-12)
     assert predictor.notes == ()
     assert predictor.spec.num_steps == entry["metadata"]["num_steps"]
-    assert predictor.spec.max_order == (entry["metadata"]["max_order"] if entry["metadata"]["sampler_stu"] == "ipndm" else 1)
+    assert predictor.spec.max_order == (
+        entry["metadata"]["max_order"] if entry["metadata"]["sampler_stu"] == "ipndm" else 1
+    )
 
 
 @pytest.mark.parametrize("name", TEXT_TO_IMAGE)
@@ -57,7 +61,10 @@ def test_settings_are_mapped_to_where_they_hold(folder, name):
     assert config == ({"torch_dtype": "bfloat16"} if spec.backend == "flux" else {})
     recorded = metadata["backend_config"]
     assert (spec.sigma_min, spec.sigma_max) == (recorded["sigma_min"], recorded["sigma_max"])
-    assert (spec.flowmatch_mu, spec.flowmatch_shift) == (recorded.get("flowmatch_mu"), recorded.get("flowmatch_shift"))
+    assert (spec.flowmatch_mu, spec.flowmatch_shift) == (
+        recorded.get("flowmatch_mu"),
+        recorded.get("flowmatch_shift"),
+    )
 
 
 @pytest.mark.parametrize("name", PIXELS)
@@ -75,7 +82,9 @@ def test_conversion_keeps_what_holds(folder, name, tmp_path):
     assert (copy.spec, copy.provenance) == (source.spec, source.provenance)
     assert all(torch.equal(copy.table.arrays()[k], v) for k, v in source.table.arrays().items())
     content = (tmp_path / "q.pkl").read_bytes()
-    assert not any(word in content for word in (b"latent_resolution", b"model_id", b"enable_model_cpu_offload"))
+    assert not any(
+        word in content for word in (b"latent_resolution", b"model_id", b"enable_model_cpu_offload")
+    )
 
 
 def raw():
@@ -83,8 +92,22 @@ def raw():
 
 
 def test_what_is_unknown_or_dead_is_left_out_with_a_note(tmp_path):
-    config = {"resolution": 512, "latent_resolution": 64, "vae_tiling": True, "scheduler": "x", "token": "hf_1", "flowmatch_mu": 0.9}
-    path = write_published(tmp_path / "p.pkl", raw(), backend="sd3", schedule_type="flowmatch", backend_config=config, flowmatch_shift=5.0)
+    config = {
+        "resolution": 512,
+        "latent_resolution": 64,
+        "vae_tiling": True,
+        "scheduler": "x",
+        "token": "hf_1",
+        "flowmatch_mu": 0.9,
+    }
+    path = write_published(
+        tmp_path / "p.pkl",
+        raw(),
+        backend="sd3",
+        schedule_type="flowmatch",
+        backend_config=config,
+        flowmatch_shift=5.0,
+    )
     predictor = load_predictor(path)
     assert predictor.spec.backend_config == {"resolution": 512}
     assert (predictor.spec.flowmatch_mu, predictor.spec.flowmatch_shift) == (None, None)
@@ -96,11 +119,15 @@ def test_what_is_unknown_or_dead_is_left_out_with_a_note(tmp_path):
 
 def test_an_own_name_goes_before_model_id_and_the_spec_before_its_options(tmp_path):
     config = {"model_name_or_path": "a", "model_id": "b", "sigma_max": 0.9, "flowmatch_mu": 0.5}
-    path = write_published(tmp_path / "p.pkl", raw(), backend="flux", backend_config=config, sigma_max=1.0, img_resolution=1024)
+    path = write_published(
+        tmp_path / "p.pkl", raw(), backend="flux", backend_config=config, sigma_max=1.0, img_resolution=1024
+    )
     spec = load_predictor(path).spec
     assert spec.backend_config == {"model_name_or_path": "a", "resolution": 1024}
     assert (spec.sigma_max, spec.flowmatch_mu) == (1.0, 0.5)
-    path = write_published(tmp_path / "q.pkl", raw(), backend="flux", backend_config={"model_id": "b"}, img_resolution=1024)
+    path = write_published(
+        tmp_path / "q.pkl", raw(), backend="flux", backend_config={"model_id": "b"}, img_resolution=1024
+    )
     assert load_predictor(path).spec.backend_config == {"model_name_or_path": "b", "resolution": 1024}
 
 
@@ -109,7 +136,9 @@ def test_an_own_name_goes_before_model_id_and_the_spec_before_its_options(tmp_pa
 
 @pytest.mark.parametrize("name", PIXELS)
 def test_a_table_of_another_backbone_samples_ones_own_denoiser(folder, name):
-    """As README shows: from noise of an exactly solvable mixture to its data, though the table was learned on images."""
+    """As README shows: from noise of an exactly solvable mixture to its data, though the table was learned on
+    images.
+    """
     predictor = load_predictor(folder / name)
     nodes = predictor.nodes(sigma_min=0.002, sigma_max=80.0)
     assert (len(nodes), nodes[0].item(), nodes[-1].item()) == (predictor.spec.num_steps, 80.0, 0.002)
@@ -126,7 +155,9 @@ def test_nodes_that_the_ends_do_not_decide(folder, tmp_path):
         load_predictor(folder / PIXELS[0]).nodes()
     with pytest.raises(PredictorError, match=r"'discrete'.*solvers\.discrete"):
         load_predictor(folder / "exps/sd15/sd15-best.pkl").nodes(0.03, 14.6)
-    torch.testing.assert_close(load_predictor(folder / "exps/flux/flux-best.pkl").nodes(), flowmatch(9, mu=1.15))
+    torch.testing.assert_close(
+        load_predictor(folder / "exps/flux/flux-best.pkl").nodes(), flowmatch(9, mu=1.15)
+    )
 
 
 def test_a_learned_table_is_no_start_table_whatever_its_numbers():
@@ -140,7 +171,9 @@ def test_a_learned_table_is_no_start_table_whatever_its_numbers():
 
 def test_a_folder_of_downloads_is_its_best_table(folder, tmp_path):
     exps = folder / "exps"
-    assert {p.name: resolve_predictor_path(p.name, exps).name for p in exps.iterdir() if p.name[0] in "sf"} == {
+    assert {
+        p.name: resolve_predictor_path(p.name, exps).name for p in exps.iterdir() if p.name[0] in "sf"
+    } == {
         "sd15": "sd15-best.pkl",
         "sd3-512": "sd3-512-best.pkl",
         "sd3-1024": "sd3-1024-best.pkl",
@@ -158,7 +191,9 @@ def test_a_folder_of_downloads_is_its_best_table(folder, tmp_path):
     (mine / "distilled.pkl").write_bytes(newest.read_bytes())
     assert resolve_predictor_path(str(mine)).name == "distilled.pkl"
     (mine / "other-distilled.pkl").write_bytes(newest.read_bytes())
-    with pytest.raises(PredictorError, match=r"several distilled tables: distilled\.pkl, other-distilled\.pkl"):
+    with pytest.raises(
+        PredictorError, match=r"several distilled tables: distilled\.pkl, other-distilled\.pkl"
+    ):
         resolve_predictor_path(str(mine))
 
 

@@ -36,7 +36,9 @@ SOLVERS = [
     epd(4, (0.3, 0.6), (0.5, 0.5)),
     epd(4, (0.4,), (1.0,), max_order=2),
 ]
-each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=[f"{type(s).__name__}-{i}" for i, s in enumerate(SOLVERS)])
+each_solver = pytest.mark.parametrize(
+    "solver", SOLVERS, ids=[f"{type(s).__name__}-{i}" for i, s in enumerate(SOLVERS)]
+)
 
 
 def assert_same(a, b):
@@ -59,7 +61,9 @@ def test_callback_and_trajectory_see_each_state(solver):
 @each_solver
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_network_gets_the_state_and_a_float64_noise_level(solver, dtype):
-    field = Recorded(lambda x, sigma: nonlinear(x, sigma) if x.dtype == dtype else pytest.fail(f"state in {x.dtype}"))
+    field = Recorded(
+        lambda x, sigma: nonlinear(x, sigma) if x.dtype == dtype else pytest.fail(f"state in {x.dtype}")
+    )
     x = (6 * noise(2, 3, 4, 4)).to(dtype)
     result = sample(solver, field, x, SIGMAS.float(), finish="denoise")
     assert (result.dtype, result.shape) == (dtype, x.shape)
@@ -112,7 +116,9 @@ def test_a_finish_comes_after_the_callbacks_and_costs_one_evaluation():
 def test_at_sigma_0_there_is_nothing_to_finish(finish):
     sigmas, field = torch.tensor([3.0, 1.0, 0.0]), Recorded()
     x = noise(2, 3)
-    assert torch.equal(sample(Euler(), field, x, sigmas, finish=finish), sample(Euler(), nonlinear, x, sigmas))
+    assert torch.equal(
+        sample(Euler(), field, x, sigmas, finish=finish), sample(Euler(), nonlinear, x, sigmas)
+    )
     assert field.rows == [2, 2]
 
 

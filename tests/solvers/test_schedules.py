@@ -60,7 +60,11 @@ def test_nodes_descend_between_exact_ends(num_steps, ends, rho):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 60), st.floats(0.2, 12), st.floats(-1, 3))
 def test_flow_and_discrete_nodes_descend_from_an_exact_start(num_steps, shift, mu):
-    for nodes in (flowmatch(num_steps, shift=shift), flowmatch(num_steps, mu=mu), discrete(num_steps, SCHEDULE)):
+    for nodes in (
+        flowmatch(num_steps, shift=shift),
+        flowmatch(num_steps, mu=mu),
+        discrete(num_steps, SCHEDULE),
+    ):
         assert nodes.dtype == torch.float64
         assert nodes.shape == (num_steps,)
         assert (nodes.diff() < 0).all()
@@ -81,10 +85,13 @@ def test_what_each_schedule_is_uniform_in():
     for quantity in quantities:
         steps = quantity.diff()
         torch.testing.assert_close(steps, steps[:1].expand(8), rtol=1e-9, atol=1e-12)
-    # the VP process has log(1 + sigma^2) = a t^2 + b t: linear in t after division by t = (1 + u (sqrt(0.001) - 1))^2
+    # the VP process has log(1 + sigma^2) = a t^2 + b t: linear in t after division by t = (1 + u (sqrt(0.001)
+    # - 1))^2
     t = (1 + torch.arange(9, dtype=torch.float64) / 8 * (0.001**0.5 - 1)) ** 2
     ratio = torch.log1p(time_uniform(9, 0.01, 40.0, rho=2) ** 2) / t
-    torch.testing.assert_close(ratio.diff() / t.diff(), (ratio.diff() / t.diff())[:1].expand(8), rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        ratio.diff() / t.diff(), (ratio.diff() / t.diff())[:1].expand(8), rtol=1e-9, atol=0
+    )
 
 
 def test_flowmatch_without_a_shift_is_uniform():
@@ -109,7 +116,11 @@ def test_bad_flowmatch_and_discrete():
         flowmatch(5)
     with pytest.raises(ValueError, match="either shift or mu"):
         flowmatch(5, shift=3.0, mu=1.0)
-    for make in (lambda: flowmatch(1, shift=3.0), lambda: flowmatch(1, mu=1.0), lambda: discrete(1, SCHEDULE)):
+    for make in (
+        lambda: flowmatch(1, shift=3.0),
+        lambda: flowmatch(1, mu=1.0),
+        lambda: discrete(1, SCHEDULE),
+    ):
         with pytest.raises(ValueError, match="1 nodes, expected at least 2"):
             make()
 
@@ -130,7 +141,9 @@ def test_noise_schedule_between_and_beyond_its_knots():
     times = torch.tensor([[1 / 6, 0.5], [5 / 6, 4 / 3]], dtype=torch.float64)
     expected = torch.tensor([[0.0, -0.2], [-0.6, -1.5]], dtype=torch.float64)
     sigma = ((1 - (2 * expected).exp()) / (2 * expected).exp()).sqrt()
-    torch.testing.assert_close(schedule.sigma(times), sigma, rtol=1e-12, atol=2e-8)  # the root of a rounding error at sigma 0
+    torch.testing.assert_close(
+        schedule.sigma(times), sigma, rtol=1e-12, atol=2e-8
+    )  # the root of a rounding error at sigma 0
     torch.testing.assert_close(schedule.t(sigma), times, rtol=1e-12, atol=0)
 
 

@@ -81,7 +81,11 @@ def test_the_ends_are_allowed():
     assert table.r.tolist() == [[0.0, 1.0]]
 
 
-POSITIONS = st.lists(st.sampled_from([0.0, 1e-7, 0.25, 0.5, 0.5 + 5e-7, 0.75, 1 - 1e-7, 1.0]) | st.floats(0, 1), min_size=1, max_size=6)
+POSITIONS = st.lists(
+    st.sampled_from([0.0, 1e-7, 0.25, 0.5, 0.5 + 5e-7, 0.75, 1 - 1e-7, 1.0]) | st.floats(0, 1),
+    min_size=1,
+    max_size=6,
+)
 
 
 @settings(max_examples=200, deadline=None)
@@ -110,13 +114,22 @@ def test_sorted_is_the_same_solver(seed, points, per_image):
     for name, value in ordered.arrays().items():
         torch.testing.assert_close(value, table.arrays()[name].gather(-1, order), rtol=0, atol=1e-5)
     x, sigmas = noise(2, 4), polynomial(4, 0.1, 5.0)
-    torch.testing.assert_close(sample(EPD(ordered), nonlinear, x, sigmas), sample(EPD(table), nonlinear, x, sigmas), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        sample(EPD(ordered), nonlinear, x, sigmas),
+        sample(EPD(table), nonlinear, x, sigmas),
+        rtol=0,
+        atol=1e-4,
+    )
 
 
 def test_coincident_positions_keep_their_order():
     w = torch.tensor([[0.2, 0.3, 0.5]], dtype=torch.float64)
     table = SolverTable.sorted(torch.tensor([[0.5, 0.5, 0.25]], dtype=torch.float64), w)
-    torch.testing.assert_close(table.r, torch.tensor([[0.25, 0.5, 0.5 + 1e-6]], dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        table.r, torch.tensor([[0.25, 0.5, 0.5 + 1e-6]], dtype=torch.float64), rtol=0, atol=1e-12
+    )
     assert table.w.tolist() == [[0.5, 0.2, 0.3]]
     top = SolverTable.sorted(torch.ones(1, 3, dtype=torch.float64), w).r
-    torch.testing.assert_close(top, torch.tensor([[1 - 3e-6, 1 - 2e-6, 1 - 1e-6]], dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        top, torch.tensor([[1 - 3e-6, 1 - 2e-6, 1 - 1e-6]], dtype=torch.float64), rtol=0, atol=1e-12
+    )

@@ -22,7 +22,7 @@ import torch
 
 import {module} as launch
 from {owner} import {name}
-from solvers.errors import run_command
+from common.errors import run_command
 
 honest, log, calls = {name}.{method}, Path({log!r}), []
 
@@ -44,7 +44,9 @@ run_command(launch.main)
 
 
 class StopAtCheck:
-    """A run in this process that is asked to stop by the time of its n-th look for a stop request; counts all looks."""
+    """A run in this process that is asked to stop by the time of its n-th look for a stop request; counts all
+    looks.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int):
         self.number, self.checks = number, 0
@@ -62,17 +64,41 @@ def invoke(main, *arguments) -> str:
     return result.output
 
 
-def sigterm_under_torchrun(tmp_path: Path, module: str, target: str, arguments: list[str], free: int, seconds: float) -> tuple[str, float]:
-    """SIGTERM to torchrun with two processes as soon as chunks become slow: what was printed, and how long it took to end.
+def sigterm_under_torchrun(
+    tmp_path: Path, module: str, target: str, arguments: list[str], free: int, seconds: float
+) -> tuple[str, float]:
+    """SIGTERM to torchrun with two processes as soon as chunks become slow: what was printed, and how long it
+    took to end.
 
-    `target` is the method "module.Class.method" that does a chunk: `free` chunks of a process are quick, the others take `seconds`.
+    `target` is the method "module.Class.method" that does a chunk: `free` chunks of a process are quick, the
+    others take `seconds`.
     """
     owner, name, method = target.rsplit(".", 2)
     log, script, output = tmp_path / "chunks", tmp_path / "slow.py", tmp_path / "output"
-    settings = {"module": module, "owner": owner, "name": name, "method": method, "log": str(log), "free": free, "seconds": seconds}
+    settings = {
+        "module": module,
+        "owner": owner,
+        "name": name,
+        "method": method,
+        "log": str(log),
+        "free": free,
+        "seconds": seconds,
+    }
     script.write_text(SLOW.format(**settings, arguments=arguments))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(script),
+    ]
     with output.open("w") as file:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
     try:

@@ -36,14 +36,22 @@ def numbers(line: str, *names: str) -> list[float]:
 )
 def test_rows_and_disk_of_a_distillation(tmp_path, monkeypatch, more):
     rows, honest = [], GaussianMixture._eps
-    monkeypatch.setattr(GaussianMixture, "_eps", lambda self, x, sigma, logits: rows.append(len(x)) or honest(self, x, sigma, logits))
+    monkeypatch.setattr(
+        GaussianMixture,
+        "_eps",
+        lambda self, x, sigma, logits: rows.append(len(x)) or honest(self, x, sigma, logits),
+    )
     config = distill_config(tmp_path)
     overrides = [part for text in more for part in ("--override", text)]
     out = invoke(distill.main, "--config", config, "--dry-run", *overrides)
     assert rows == []
     invoke(distill.main, "--config", config, "--exps", tmp_path / "exps", *CPU, *overrides)
-    shown = 2 * 16 * 7 if "student.kind=tableau" in more else 0  # the pairs that show a tableau its start's states, not counted
-    total, *parts = numbers(out, "network rows:", "teacher", "its check", "baselines", "training", "held-out evaluations")
+    shown = (
+        2 * 16 * 7 if "student.kind=tableau" in more else 0
+    )  # the pairs that show a tableau its start's states, not counted
+    total, *parts = numbers(
+        out, "network rows:", "teacher", "its check", "baselines", "training", "held-out evaluations"
+    )
     assert sum(parts) == total == sum(rows) - shown
     states = [load_file(p)["states"] for p in (tmp_path / "banks").rglob("shard*")]
     assert numbers(out, "bank on disk:") == pytest.approx([sum(s.nbytes for s in states) / 1e6], rel=0.01)
@@ -71,14 +79,25 @@ def test_latents_of_the_embedded_families(family):
     spec = Spec(backend="digits", backend_config={"family": family})
     backend = load_backend(spec, "cpu")
     assert estimates.SMALL["digits"] == backend.latent_shape
-    assert estimates.rows_an_evaluation(Spec(**vars(spec) | {"guidance_rate": 4.5})) == 1 + backend.guidance_doubles
+    assert (
+        estimates.rows_an_evaluation(Spec(**vars(spec) | {"guidance_rate": 4.5}))
+        == 1 + backend.cfg_doubles_rows
+    )
     assert estimates.rows_an_evaluation(Spec(**vars(spec) | {"guidance_rate": 1.0})) == 1
 
 
 @pytest.mark.parametrize(
     "name, elements, more, memory",
     [
-        ("sd15", 4 * 64 * 64, (), "12 GB = weights 1.7 GB of the network and 0.2 GB of text encoders + activations of 4 rows of 2.5 GB"),
+        (
+            "sd15",
+            4 * 64 * 64,
+            (),
+            (
+                "12 GB = weights 1.7 GB of the network and 0.2 GB of text encoders + activations of 4 rows of"
+                " 2.5 GB"
+            ),
+        ),
         (
             "sd15",
             4 * 64 * 64,
@@ -89,11 +108,29 @@ def test_latents_of_the_embedded_families(family):
             "sd3_1024",
             16 * 128 * 128,
             (),
-            "18 GB = weights 4.1 GB of the network and 11.0 GB of text encoders + activations of 4 rows of 0.6 GB",
+            (
+                "18 GB = weights 4.1 GB of the network and 11.0 GB of text encoders + activations of 4 rows"
+                " of 0.6 GB"
+            ),
         ),
-        ("sd3_512", 16 * 64 * 64, (), "weights 4.1 GB of the network and 11.0 GB of text encoders + activations of"),
-        ("flux_dev", 16 * 128 * 128, ("backend.config.offload=true",), "28 GB = weights 23.8 GB of the network and 0.0 GB"),
-        ("flux_dev", 16 * 128 * 128, ("backend.dtype=float32",), "estimate of memory at 32 bits: 75 GB = weights 47.6 GB"),
+        (
+            "sd3_512",
+            16 * 64 * 64,
+            (),
+            "weights 4.1 GB of the network and 11.0 GB of text encoders + activations of",
+        ),
+        (
+            "flux_dev",
+            16 * 128 * 128,
+            ("backend.config.offload=true",),
+            "28 GB = weights 23.8 GB of the network and 0.0 GB",
+        ),
+        (
+            "flux_dev",
+            16 * 128 * 128,
+            ("backend.dtype=float32",),
+            "estimate of memory at 32 bits: 75 GB = weights 47.6 GB",
+        ),
     ],
 )
 def test_memory_of_the_real_families(tmp_path, name, elements, more, memory):

@@ -1,8 +1,10 @@
-"""Training with offload: all prompts are encoded first, the text encoders freed, and what comes out stays the same."""
+"""Training with offload: all prompts are encoded first, the text encoders freed, and what comes out stays the
+same.
+"""
 
 import pytest
 
-from backends.pipelines import EmbeddingCache, PipelineBackend
+from backends.diffusers_pipeline import EmbeddingCache, PipelineBackend
 from solvers import load_predictor, resolve_predictor_path
 from training.distill import launch as distill
 from training.ppo import launch as ppo
@@ -37,9 +39,11 @@ STAGES = {
 
 @pytest.fixture
 def watched(monkeypatch) -> list[str]:
-    """Grows by a prompt with each that is encoded, and by "freed" when the text encoders of a backbone are freed."""
+    """Grows by a prompt with each that is encoded, and by "freed" when the text encoders of a backbone are
+    freed.
+    """
     events: list[str] = []
-    call, make_room = EmbeddingCache.__call__, PipelineBackend.make_room
+    call, offload_text_encoders = EmbeddingCache.__call__, PipelineBackend.offload_text_encoders
 
     def record_call(cache, prompt):
         events.extend([prompt] if prompt not in cache.known else [])
@@ -47,7 +51,7 @@ def watched(monkeypatch) -> list[str]:
 
     def record_room(backend):
         closed = backend._embeddings.closed
-        make_room(backend)
+        offload_text_encoders(backend)
         events.extend(["freed"] if backend._embeddings.closed and not closed else [])
         assert not backend._embeddings.closed or backend.pipe.text_encoder is None
 
@@ -67,10 +71,27 @@ def test_a_run_with_offload_is_a_run_without_and_can_be_resumed(tmp_path, watche
     for offload in ("false", "true"):
         folder = tmp_path / offload
         folder.mkdir()
-        (folder / "prompts.txt").write_text("\n".join(f"a thin {name}" for name in ("one", "two", "three", "four", "five")))
-        overrides = [part for text in (*more, f"{key}={offload}") for part in ("--override", text.replace("FOLDER", str(folder)))]
+        (folder / "prompts.txt").write_text(
+            "\n".join(f"a thin {name}" for name in ("one", "two", "three", "four", "five"))
+        )
+        overrides = [
+            part
+            for text in (*more, f"{key}={offload}")
+            for part in ("--override", text.replace("FOLDER", str(folder)))
+        ]
         watched.clear()
-        invoke(main, "--config", write(folder), root, folder / "exps", "--device", "cpu", "--max-steps", 1, *overrides)
+        invoke(
+            main,
+            "--config",
+            write(folder),
+            root,
+            folder / "exps",
+            "--device",
+            "cpu",
+            "--max-steps",
+            1,
+            *overrides,
+        )
         first = list(watched)
         run = RunFolder(next((folder / "exps").iterdir()))
         invoke(main, "--resume", run.path, root, folder / "exps", "--device", "cpu")
@@ -84,7 +105,9 @@ def test_a_run_with_offload_is_a_run_without_and_can_be_resumed(tmp_path, watche
 
 
 def test_a_bank_that_is_complete_needs_no_encoder(tmp_path, watched):
-    (tmp_path / "prompts.txt").write_text("\n".join(f"a thin {name}" for name in ("one", "two", "three", "four", "five")))
+    (tmp_path / "prompts.txt").write_text(
+        "\n".join(f"a thin {name}" for name in ("one", "two", "three", "four", "five"))
+    )
     arguments = ("--exps", tmp_path / "exps", "--device", "cpu", "--override", "backend.config.offload=true")
     invoke(distill.main, "--config", distill_config(tmp_path), *arguments)
     watched.clear()

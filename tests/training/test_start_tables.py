@@ -35,4 +35,6 @@ def test_tables_are_equally_spaced_and_complete(start):
 def test_nodes_are_those_of_the_backbone():
     """The digits backbone, which has Stable Diffusion's betas, gives the stored nodes of its own table."""
     predictor = load_predictor(EXPS / "digits/start.pkl")
-    assert torch.allclose(load_backend(predictor.spec, "cpu").sigmas(predictor.spec), predictor.sigmas, rtol=1e-6)
+    assert torch.allclose(
+        load_backend(predictor.spec, "cpu").sigmas(predictor.spec), predictor.sigmas, rtol=1e-6
+    )

@@ -13,12 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from backends import Backend, Condition
-from backends.distributed import Ranks
-from backends.points import Points
+from backends.parallel import ParallelEvaluator
+from common.distributed import Ranks, never, rank_parts
+from common.files import write_atomically
 from solvers import Solver, UserError, trajectory
-from solvers.files import write_atomically
-
-from ..ranks import broadcast, never, taken_in_turn
 
 FORMAT = 1
 
@@ -40,7 +38,9 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A solver on fine nodes [I + 1], of which every `every`-th is kept: the states there are what students should reach."""
+    """A solver on fine nodes [I + 1], of which every `every`-th is kept: the states there are what students
+    should reach.
+    """
 
     name: str
     solver: Solver
@@ -52,7 +52,7 @@ class Teacher:
         """The nodes whose states are kept, the first included."""
         return self.nodes[:: self.every]
 
-    def states(self, backend: Backend, condition: Condition, x: Tensor, points: Points) -> Tensor:
+    def states(self, backend: Backend, condition: Condition, x: Tensor, points: ParallelEvaluator) -> Tensor:
         """The states at the kept nodes after the first: [kept - 1, B, C, H, W]."""
         with torch.inference_mode():
             states = list(trajectory(self.solver, points.velocity(backend, condition), x, self.nodes))
@@ -60,11 +60,26 @@ class Teacher:
 
 
 class Bank:
-    """Teacher states and conditions of pairs, in shards under a folder named by everything that they depend on."""
+    """Teacher states and conditions of pairs, in shards under a folder named by everything that they depend
+    on.
+    """
 
-    def __init__(self, folder: Path, backend: Backend, teacher: Teacher, guidance_scale: float, pairs: Pairs, shard_size: int, dtype: str):
+    def __init__(
+        self,
+        folder: Path,
+        backend: Backend,
+        teacher: Teacher,
+        guidance_scale: float,
+        pairs: Pairs,
+        shard_size: int,
+        dtype: str,
+    ):
         self.backend, self.teacher, self.guidance_scale = backend, teacher, guidance_scale
-        self.pairs, self.shard_size, self.dtype = pairs, shard_size, {"float32": torch.float32, "float16": torch.float16}[dtype]
+        self.pairs, self.shard_size, self.dtype = (
+            pairs,
+            shard_size,
+            {"float32": torch.float32, "float16": torch.float16}[dtype],
+        )
         self.contents = {
             "format": FORMAT,
             "backbone": f"{backend.name}: {backend.identity()}",
@@ -81,7 +96,10 @@ class Bank:
             "shard_size": shard_size,
             "dtype": dtype,
         }
-        self.building, self.measuring = Points(), Points()  # how many rows a network call may have: of shards, of evaluations
+        self.building, self.measuring = (
+            ParallelEvaluator(),
+            ParallelEvaluator(),
+        )  # how many rows a network call may have: of shards, of evaluations
         self.key = hashlib.sha256(json.dumps(self.contents, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = folder / self.key
 
@@ -98,7 +116,7 @@ class Bank:
 
     def missing(self, ranks: Ranks) -> list[int]:
         """The shards that are not on disk; rank 0 decides for all."""
-        return broadcast([i for i in range(self.num_shards) if not self.path(i).is_file()], ranks)
+        return ranks.broadcast([i for i in range(self.num_shards) if not self.path(i).is_file()])
 
     def missing_prompts(self, ranks: Ranks) -> list[str]:
         """The prompts of the shards that are not on disk."""
@@ -117,20 +135,31 @@ class Bank:
         missing = self.missing(ranks)
         if ranks.rank == 0:
             write_atomically(self.folder / "bank.json", (json.dumps(self.contents, indent=1) + "\n").encode())
-        own, count = taken_in_turn(missing, ranks, stop_requested), len(missing[ranks.rank :: ranks.world])
-        for i in tqdm(own, desc=f"teacher, {what}", total=count, unit="shard", disable=ranks.rank > 0 or not count or None):
+        own, count = rank_parts(missing, ranks, stop_requested), len(missing[ranks.rank :: ranks.world])
+        for i in tqdm(
+            own,
+            desc=f"teacher, {what}",
+            total=count,
+            unit="shard",
+            disable=ranks.rank > 0 or not count or None,
+        ):
             write_atomically(self.path(i), save(self._compute(i)))
         ranks.barrier()
 
     def _compute(self, shard: int) -> dict[str, Tensor]:
         rows = self.pairs_of(shard)
         condition = self.backend.encode(self.pairs.prompts[rows], self.guidance_scale)
-        x = self.backend.start(self.pairs.seeds[rows], self.teacher.nodes[0])
+        x = self.backend.initial_latents(self.pairs.seeds[rows], self.teacher.nodes[0])
         states = self.teacher.states(self.backend, condition, x, self.building).transpose(0, 1)
-        tensors = {"states": states.to(self.dtype)} | {f"positive.{k}": v for k, v in condition.positive.items()}
+        tensors = {"states": states.to(self.dtype)} | {
+            f"positive.{k}": v for k, v in condition.positive.items()
+        }
         tensors |= {f"negative.{k}": v for k, v in (condition.negative or {}).items()}
         if not states.isfinite().all():
-            raise BankError(f"the teacher {self.teacher.name} left the finite numbers; use more inner nodes or another teacher.solver")
+            raise BankError(
+                f"the teacher {self.teacher.name} left the finite numbers; use more inner nodes or another"
+                " teacher.solver"
+            )
         return {k: v.contiguous().cpu() for k, v in tensors.items()}
 
     def row(self, index: int) -> dict[str, Tensor]:
@@ -138,30 +167,49 @@ class Bank:
         path, at = self.path(index // self.shard_size), index % self.shard_size
         try:
             with safe_open(path, "pt") as file:
-                return {k: file.get_tensor(k) if k.startswith("negative.") else file.get_slice(k)[at : at + 1] for k in file.keys()}  # noqa: SIM118
+                return {
+                    k: file.get_tensor(k) if k.startswith("negative.") else file.get_slice(k)[at : at + 1]
+                    for k in file.keys()
+                }
         except (OSError, SafetensorError) as error:
             if not path.exists():
                 raise BankError(
-                    f"{path}: does not exist; bank.folder must be on storage that all ranks share (a shard that was removed is made "
-                    "again by the same command)"
+                    f"{path}: does not exist; bank.folder must be on storage that all ranks share (a shard"
+                    " that was removed is made again by the same command)"
                 ) from None
             reason = str(error).splitlines()[0]
-            raise BankError(f"{path}: cannot be read ({reason}); remove the file, and it is made again") from None
+            raise BankError(
+                f"{path}: cannot be read ({reason}); remove the file, and it is made again"
+            ) from None
 
     def rows(self, indices: list[int]) -> tuple[Condition, Tensor, Tensor]:
-        """Conditions, starts [B, C, H, W] at the first node and teacher states [kept - 1, B, C, H, W] of pairs, on the device."""
+        """Conditions, starts [B, C, H, W] at the first node and teacher states [kept - 1, B, C, H, W] of
+        pairs, on the device.
+        """
         device, found = self.backend.device, [self.row(i) for i in indices]
-        joined = {k: (v if k.startswith("negative.") else torch.cat([row[k] for row in found])).to(device) for k, v in found[0].items()}
+        joined = {
+            k: (v if k.startswith("negative.") else torch.cat([row[k] for row in found])).to(device)
+            for k, v in found[0].items()
+        }
         positive, negative = (
-            {k.removeprefix(kind): v for k, v in joined.items() if k.startswith(kind)} for kind in ("positive.", "negative.")
+            {k.removeprefix(kind): v for k, v in joined.items() if k.startswith(kind)}
+            for kind in ("positive.", "negative.")
         )
-        start = self.backend.start([self.pairs.seeds[i] for i in indices], self.teacher.nodes[0])
-        return Condition(positive, negative or None, self.guidance_scale), start, joined["states"].float().transpose(0, 1)
+        start = self.backend.initial_latents([self.pairs.seeds[i] for i in indices], self.teacher.nodes[0])
+        return (
+            Condition(positive, negative or None, self.guidance_scale),
+            start,
+            joined["states"].float().transpose(0, 1),
+        )
 
 
 def refined(coarse: Tensor, fine: Tensor, every: int) -> Tensor:
-    """Fine nodes [I * every + 1] with the coarse ones [I + 1] put in their places, which they must hit but for rounding."""
-    if len(fine) != (len(coarse) - 1) * every + 1 or not torch.allclose(fine[::every], coarse, rtol=1e-9, atol=1e-12):
+    """Fine nodes [I * every + 1] with the coarse ones [I + 1] put in their places, which they must hit but
+    for rounding.
+    """
+    if len(fine) != (len(coarse) - 1) * every + 1 or not torch.allclose(
+        fine[::every], coarse, rtol=1e-9, atol=1e-12
+    ):
         raise ValueError("teacher nodes: the refined schedule does not contain the nodes that it refines")
     fine = fine.clone()
     fine[::every] = coarse
@@ -169,7 +217,9 @@ def refined(coarse: Tensor, fine: Tensor, every: int) -> Tensor:
 
 
 def twice_as_fine(nodes: Tensor) -> Tensor:
-    """Nodes with one more in the middle of each interval: geometric, or half of the first where the second is 0."""
+    """Nodes with one more in the middle of each interval: geometric, or half of the first where the second is
+    0.
+    """
     middle = torch.where(nodes[1:] > 0, (nodes[1:] * nodes[:-1]).sqrt(), nodes[:-1] / 2)
     return torch.cat([torch.stack([nodes[:-1], middle], 1).flatten(), nodes[-1:]])
 

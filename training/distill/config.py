@@ -1,4 +1,6 @@
-"""What a distillation run can be told: typed sections with a meaning for every key, checked before any model loads."""
+"""What a distillation run can be told: typed sections with a meaning for every key, checked before any model
+loads.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,7 +9,7 @@ from omegaconf import MISSING
 
 from backends import DTYPES, NAMES, SCHEDULES
 from solvers import BASELINES, Spec
-from solvers.predictor.options import lift_options
+from solvers.predictor.options import split_schedule_options
 
 from ..config import ConfigError, check_choices, check_ranges
 
@@ -23,7 +25,9 @@ class BackendConfig:
     dtype: str = "auto"
     """Number type of its networks: auto, float32, float16 or bfloat16."""
     block_checkpointing: bool = False
-    """Also recompute inside a network call, block by block: for networks of which one call alone is too large."""
+    """Also recompute inside a network call, block by block: for networks of which one call alone is too
+    large.
+    """
 
 
 @dataclass
@@ -58,7 +62,9 @@ class StudentConfig:
     scale_time: float = 0.0
     """Table: half-range of the time scales, 0 for none."""
     start: str = "equal"
-    """equal (equally spaced points), low (points near the interval's start), a predictor, or for a tableau "baseline"."""
+    """equal (equally spaced points), low (points near the interval's start), a predictor, or for a tableau
+    "baseline".
+    """
     depth: int | None = None
     """Tableau started from "baseline": serial depth."""
     widen: bool = False
@@ -68,7 +74,9 @@ class StudentConfig:
     first_points: int = 1
     """Widened tableau: stages in the first level, which sees the start itself."""
     resolution: float = 0.1
-    """Tableau: differences between denoised states below this share of the start's error are moved by less; higher is steadier."""
+    """Tableau: differences between denoised states below this share of the start's error are moved by less;
+    higher is steadier.
+    """
     learn_sigmas: bool = False
     """Learn the inner nodes of a table, or the noise levels of a tableau's stages, as well."""
 
@@ -80,9 +88,13 @@ class TeacherConfig:
     solver: str = "dpm2"
     """A baseline's name."""
     schedule: str | None = None
-    """Schedule of its nodes, where the loss does not need its states at the student's; by default the student's."""
+    """Schedule of its nodes, where the loss does not need its states at the student's; by default the
+    student's.
+    """
     intervals: int | None = None
-    """Intervals whose states are kept, by default the student's: one bank can then serve students of several sizes."""
+    """Intervals whose states are kept, by default the student's: one bank can then serve students of several
+    sizes.
+    """
     inner: int = 3
     """M, nodes inserted between two kept ones."""
     check: int = 32
@@ -95,10 +107,14 @@ class BankConfig:
 
     folder: str = "banks"
     prompts: str | None = None
-    """A text file (one a line), CSV or COCO file of prompts, or "digits". By default the digits' own for digits; for ms_coco
-    src/prompts/MS-COCO_val2014_30k_captions.csv where it is there; else src/prompts/train.txt."""
+    """A text file (one a line), CSV or COCO file of prompts, or "digits". By default the digits' own for
+    digits; for ms_coco src/prompts/MS-COCO_val2014_30k_captions.csv where it is there; else
+    src/prompts/train.txt.
+    """
     heldout_prompts: str | None = None
-    """Prompts to measure with; by default the last of `prompts`, a fifth of them at most, which are then not trained on."""
+    """Prompts to measure with; by default the last of `prompts`, a fifth of them at most, which are then not
+    trained on.
+    """
     pairs: int = 512
     heldout_pairs: int = 128
     first_seed: int = 1_000_000
@@ -112,7 +128,9 @@ class BankConfig:
 
 @dataclass
 class LossConfig:
-    """Weights of the terms: root mean square errors of an image's state over the teacher's RMS at that node."""
+    """Weights of the terms: root mean square errors of an image's state over the teacher's RMS at
+    that node.
+    """
 
     stepwise: float = 0.0
     """Every interval's state, the gradient stopped at each interval."""
@@ -197,7 +215,7 @@ class DistillConfig:
     def spec(self, num_steps: int | None = None, schedule: str | None = None) -> Spec:
         """The backend and schedule part of a predictor's spec."""
         nodes = self.nodes
-        options, of_schedule = lift_options(self.backend.config)
+        options, of_schedule = split_schedule_options(self.backend.config)
         return Spec(
             dataset_name=self.dataset_name,
             backend=self.backend.name,
@@ -209,8 +227,12 @@ class DistillConfig:
             schedule_rho=nodes.rho,
             sigma_min=of_schedule.get("sigma_min") if nodes.sigma_min is None else nodes.sigma_min,
             sigma_max=of_schedule.get("sigma_max") if nodes.sigma_max is None else nodes.sigma_max,
-            flowmatch_shift=of_schedule.get("flowmatch_shift") if nodes.flowmatch_shift is None else nodes.flowmatch_shift,
-            flowmatch_mu=of_schedule.get("flowmatch_mu") if nodes.flowmatch_mu is None else nodes.flowmatch_mu,
+            flowmatch_shift=(
+                of_schedule.get("flowmatch_shift") if nodes.flowmatch_shift is None else nodes.flowmatch_shift
+            ),
+            flowmatch_mu=(
+                of_schedule.get("flowmatch_mu") if nodes.flowmatch_mu is None else nodes.flowmatch_mu
+            ),
         )
 
 
@@ -281,18 +303,32 @@ def _check_student(config: DistillConfig) -> None:
     if student.max_order > 4:
         raise ConfigError(f"student.max_order is {student.max_order}, expected 1 to 4")
     if student.kind == "table" and student.start == "baseline":
-        raise ConfigError('student.start is "baseline", which a tableau can start from; a table starts from equal, low or a predictor')
+        raise ConfigError(
+            'student.start is "baseline", which a tableau can start from; a table starts from equal, low or a'
+            " predictor"
+        )
     if student.kind == "tableau" and student.start == "baseline" and student.depth is None:
-        raise ConfigError("student.depth is not set: a tableau that starts from a baseline needs its serial depth")
+        raise ConfigError(
+            "student.depth is not set: a tableau that starts from a baseline needs its serial depth"
+        )
     if student.kind == "tableau" and student.start in ("equal", "low"):
-        raise ConfigError(f'student.start is {student.start!r}, but a tableau starts from "baseline" or a predictor')
-    seeds = range(bank.first_seed, bank.first_seed + bank.pairs), range(bank.heldout_seed, bank.heldout_seed + bank.heldout_pairs)
+        raise ConfigError(
+            f'student.start is {student.start!r}, but a tableau starts from "baseline" or a predictor'
+        )
+    seeds = (
+        range(bank.first_seed, bank.first_seed + bank.pairs),
+        range(bank.heldout_seed, bank.heldout_seed + bank.heldout_pairs),
+    )
     if max(s.start for s in seeds) < min(s.stop for s in seeds):
         raise ConfigError(
-            f"bank.first_seed {bank.first_seed} and bank.heldout_seed {bank.heldout_seed}: training and held-out seeds overlap"
+            f"bank.first_seed {bank.first_seed} and bank.heldout_seed {bank.heldout_seed}: training and"
+            " held-out seeds overlap"
         )
     if config.evaluation.tuning_pairs > bank.pairs:
-        raise ConfigError(f"evaluation.tuning_pairs is {config.evaluation.tuning_pairs}, expected at most bank.pairs ({bank.pairs})")
+        raise ConfigError(
+            f"evaluation.tuning_pairs is {config.evaluation.tuning_pairs}, expected at most bank.pairs"
+            f" ({bank.pairs})"
+        )
 
 
 def _check_loss(config: DistillConfig) -> None:
@@ -300,17 +336,27 @@ def _check_loss(config: DistillConfig) -> None:
     if not any((loss.stepwise, loss.trajectory, loss.final, loss.decoded, loss.feature)):
         raise ConfigError("loss: all weights are 0; expected one above 0")
     if (loss.stepwise or loss.trajectory) and (student.kind == "tableau" or student.learn_sigmas):
-        raise ConfigError("loss.stepwise and loss.trajectory need fixed nodes: set them to 0 for a tableau or student.learn_sigmas")
+        raise ConfigError(
+            "loss.stepwise and loss.trajectory need fixed nodes: set them to 0 for a tableau or"
+            " student.learn_sigmas"
+        )
     kept, intervals = config.teacher.intervals, config.nodes.num_steps - 1
     if config.needs_states and kept is not None and kept % intervals:
-        raise ConfigError(f"teacher.intervals is {kept}, expected a multiple of the student's {intervals} intervals (nodes.num_steps - 1)")
+        raise ConfigError(
+            f"teacher.intervals is {kept}, expected a multiple of the student's {intervals} intervals"
+            " (nodes.num_steps - 1)"
+        )
     if config.needs_states and config.teacher.schedule not in (None, config.nodes.schedule):
         raise ConfigError(
-            "teacher.schedule differs from nodes.schedule, but loss.stepwise and loss.trajectory need states at the same nodes"
+            "teacher.schedule differs from nodes.schedule, but loss.stepwise and loss.trajectory need states"
+            " at the same nodes"
         )
     if loss.feature and not loss.feature_network:
         raise ConfigError("loss.feature_network is not set, but loss.feature is above 0")
     if loss.feature_network == "judge" and config.backend.name != "digits":
-        raise ConfigError(f'loss.feature_network is "judge", which knows digits only, but backend.name is {config.backend.name!r}')
+        raise ConfigError(
+            'loss.feature_network is "judge", which knows digits only, but backend.name is'
+            f" {config.backend.name!r}"
+        )
     if loss.start and student.kind == "table":
         raise ConfigError("loss.start holds a tableau near its start; set it to 0 for a table")

@@ -1,4 +1,6 @@
-"""The gradient of a chunk of pairs: in smaller parts where memory ends, and of a scaled loss where the network is in float16."""
+"""The gradient of a chunk of pairs: in smaller parts where memory ends, and of a scaled loss where the
+network is in float16.
+"""
 
 from dataclasses import dataclass
 
@@ -10,22 +12,27 @@ from solvers import UserError
 from .bank import Bank
 from .config import LossConfig, TrainConfig
 from .losses import Loss, checkpointed, point_by_point
-from .students import Student
+from .students.student import Student
 
-FLOAT16_SCALE, LOWER = 2.0**12, 4.0  # gradients of an RMSE over 16 x 128 x 128 latents are near 4e-6, float16's smallest normal is 6e-5
+FLOAT16_SCALE, LOWER = (
+    2.0**12,
+    4.0,
+)  # gradients of an RMSE over 16 x 128 x 128 latents are near 4e-6, float16's smallest normal is 6e-5
 
 
 def term_names(weights: LossConfig) -> list[str]:
     """The terms of a loss in the order in which they are reported."""
-    return sorted(name for name in ("stepwise", "trajectory", "final", "decoded", "feature") if vars(weights)[name])
+    return sorted(
+        name for name in ("stepwise", "trajectory", "final", "decoded", "feature") if vars(weights)[name]
+    )
 
 
 @dataclass
 class ChunkGradient:
     """The gradient of a student's loss on some pairs of a bank, of whose states `kept` are the targets.
 
-    `pairs` is how many one forward and backward pass may have: it is halved whenever memory ends, down to one; after that
-    each point of a level has a network call of its own. Both stay so for the rest of a run.
+    `pairs` is how many one forward and backward pass may have: it is halved whenever memory ends, down to
+    one; after that each point of a level has a network call of its own. Both stay so for the rest of a run.
     """
 
     student: Student
@@ -40,7 +47,9 @@ class ChunkGradient:
         self.pairs, self.points_apart = self.settings.chunk, False
 
     def __call__(self, indices: list[int]) -> Tensor:
-        """The summed gradient of the pairs, then their summed loss and terms, and the first interval that broke (-1 for none)."""
+        """The summed gradient of the pairs, then their summed loss and terms, and the first interval that
+        broke (-1 for none).
+        """
         while True:
             size = min(self.pairs, len(indices))
             try:
@@ -51,18 +60,23 @@ class ChunkGradient:
             torch.cuda.empty_cache()
 
     def use_less_memory(self, size: int, reason: str) -> None:
-        """After `size` pairs did not fit: half as many at a time, then one call a point; UserError where there is nothing left."""
+        """After `size` pairs did not fit: half as many at a time, then one call a point; UserError where
+        there is nothing left.
+        """
         if size == 1 and self.points_apart:
             raise UserError(
-                f"out of memory with one pair at a time and one network call a point ({reason}); set train.checkpointing or "
-                "backend.block_checkpointing to true, a smaller backend.dtype, or backend.config.offload to true"
+                f"out of memory with one pair at a time and one network call a point ({reason}); set"
+                " train.checkpointing or backend.block_checkpointing to true, a smaller backend.dtype, or"
+                " backend.config.offload to true"
             )
         self.points_apart |= size == 1
         while self.pairs >= size > 1:  # halves of train.chunk, whichever chunk did not fit
             self.pairs = -(-self.pairs // 2)
 
     def row(self, indices: list[int]) -> Tensor:
-        """The row of a few pairs; a float16 network's gradient that overflows is computed again from a lower scale of the loss."""
+        """The row of a few pairs; a float16 network's gradient that overflows is computed again from a lower
+        scale of the loss.
+        """
         scale = FLOAT16_SCALE if self.bank.backend.dtype == torch.float16 else 1.0
         count = sum(p.numel() for p in self.parameters)
         while True:
@@ -83,7 +97,10 @@ class ChunkGradient:
         found = torch.autograd.grad(loss.sum() * scale, self.parameters, allow_unused=True)
         flat = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, found, strict=True)]
         scores = [loss.detach().sum(), *[terms[name].detach().sum() for name in self.terms]]
-        row = [*[g.flatten().cpu().double() / scale for g in flat], *[s.double().reshape(1).cpu() for s in scores]]
+        row = [
+            *[g.flatten().cpu().double() / scale for g in flat],
+            *[s.double().reshape(1).cpu() for s in scores],
+        ]
         return torch.cat([*row, torch.tensor([float(broken)], dtype=torch.float64)])
 
 

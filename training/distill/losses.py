@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from backends import Backend
 from solvers import Solver
-from solvers.sampling import Velocity
+from solvers.solver import Velocity
 
 from ..config import ConfigError
 from .bank import rmse_per_image
@@ -57,7 +57,10 @@ class Loss:
 
     def errors(self, states: list[Tensor], targets: Tensor) -> Tensor:
         """Normalised root mean square errors [n, B]."""
-        found = [rmse_per_image(x, y) / scale for x, y, scale in zip(states, targets, self.scales.to(targets.device), strict=True)]
+        found = [
+            rmse_per_image(x, y) / scale
+            for x, y, scale in zip(states, targets, self.scales.to(targets.device), strict=True)
+        ]
         return torch.stack(found)
 
     def image_terms(self, x: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -77,11 +80,13 @@ class Loss:
 
 
 def rollout(solver: Solver, nodes: Tensor, velocity: Velocity, x: Tensor, detach: bool) -> list[Tensor]:
-    """The states after each step of a solver; with `detach` no gradient crosses from one interval into the next."""
+    """The states after each step of a solver; with `detach` no gradient crosses from one interval into the
+    next.
+    """
     states: list[Tensor] = []
-    placed, history = solver.on(nodes), ()
+    bound, history = solver.bind(nodes), ()
     for n in range(solver.num_steps(nodes)):
-        x, history = placed.step(velocity, x, nodes, n, history)
+        x, history = bound.step(velocity, x, nodes, n, history)
         states.append(x)
         if detach:
             x, history = x.detach(), tree_map(lambda h: h.detach() if isinstance(h, Tensor) else h, history)
@@ -110,12 +115,14 @@ def point_by_point(velocity: Velocity, images: int) -> Velocity:
 
 
 def load_features(name: str, device: torch.device) -> Features:
-    """A frozen vision network by folder or hub id, as a differentiable function of images [B, 3, H, W] in [0, 1].
+    """A frozen vision network by folder or hub id, as a differentiable function of images [B, 3, H, W] in [0,
+    1].
 
-    CLIP's image embedding where the network has one, else the pooled output. "judge" is the digits judge's features.
+    CLIP's image embedding where the network has one, else the pooled output. "judge" is the digits judge's
+    features.
     """
     if name == "judge":
-        from backends.digits.judge import Judge
+        from digits.judge import Judge
 
         return Judge(device=device).net.features
     from transformers import AutoImageProcessor, AutoModel
@@ -126,14 +133,20 @@ def load_features(name: str, device: torch.device) -> Features:
         if info["missing_keys"] or info["mismatched_keys"]:
             raise ValueError("weights are missing from its files")
     except Exception as error:  # what the libraries raise for a broken file has no common type
-        raise ConfigError(f"loss.feature_network {name!r}: cannot be loaded ({' '.join(str(error).split())[:160]})") from error
+        raise ConfigError(
+            f"loss.feature_network {name!r}: cannot be loaded ({' '.join(str(error).split())[:160]})"
+        ) from error
     model = model.requires_grad_(False).eval().to(device)
     size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
     side = size.get("height") or size["shortest_edge"]
-    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (processor.image_mean, processor.image_std))
+    mean, std = (
+        torch.tensor(v, device=device).view(3, 1, 1) for v in (processor.image_mean, processor.image_std)
+    )
 
     def features(images: Tensor) -> Tensor:
-        resized = torch.nn.functional.interpolate(images, (side, side), mode="bicubic", antialias=True, align_corners=False)
+        resized = torch.nn.functional.interpolate(
+            images, (side, side), mode="bicubic", antialias=True, align_corners=False
+        )
         pixels = (resized - mean) / std
         if model.config.model_type == "clip":
             return model.get_image_features(pixel_values=pixels).pooler_output

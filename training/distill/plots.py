@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ..run_folder import RunFolder
 from .baselines import Baseline
-from .loop import Trainer, standard_error
+from .trainer import Trainer, standard_error
 
 
 def draw(run: RunFolder, trainer: Trainer, curves: dict[int, dict[str, tuple[Baseline, Tensor]]]) -> None:
@@ -43,7 +43,12 @@ def flat(values) -> list[float]:
     return [v for part in values for v in flat(part)] if isinstance(values, list) else [values]
 
 
-def draw_error(run: RunFolder, trainer: Trainer, evaluations: list[dict], curves: dict[int, dict[str, tuple[Baseline, Tensor]]]) -> None:
+def draw_error(
+    run: RunFolder,
+    trainer: Trainer,
+    evaluations: list[dict],
+    curves: dict[int, dict[str, tuple[Baseline, Tensor]]],
+) -> None:
     """Held-out error against the step, and against serial depth among the baselines."""
     import matplotlib.pyplot as plt
     from cycler import cycler
@@ -57,7 +62,11 @@ def draw_error(run: RunFolder, trainer: Trainer, evaluations: list[dict], curves
     )
     if "baseline_heldout" in evaluations[0]:
         left.axhline(
-            evaluations[0]["baseline_heldout"], color="black", ls="--", lw=1, label=f"best baseline ({evaluations[0]['baseline']})"
+            evaluations[0]["baseline_heldout"],
+            color="black",
+            ls="--",
+            lw=1,
+            label=f"best baseline ({evaluations[0]['baseline']})",
         )
     left.set(xlabel="step", ylabel="held-out RMSE to the teacher", yscale="log")
     right.set_prop_cycle(cycler(linestyle=["-", "--", ":"]) * cycler(color=plt.get_cmap("tab10").colors[:5]))

@@ -1,4 +1,6 @@
-"""The distillation loop: batches of the bank, Adam on a few dozen numbers, held-out error, checkpoints and exports."""
+"""The distillation loop: batches of the bank, Adam on a few dozen numbers, held-out error, checkpoints and
+exports.
+"""
 
 import math
 from collections.abc import Callable
@@ -8,17 +10,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from backends.distributed import Ranks
+from common.distributed import Ranks, StopRequested, distributed_map, never
 from solvers import UserError, save_predictor
 
-from ..ranks import StopRequested, never, shared_out
 from ..run_folder import CheckpointTimer, RunFolder, StopRequest
 from .bank import Bank
 from .baselines import Baseline, errors, mean_error
 from .config import DistillConfig
 from .gradients import ChunkGradient
 from .losses import Loss
-from .students import Student
+from .students.student import Student
 
 
 class NotFinite(UserError):
@@ -65,11 +66,16 @@ class Trainer:
     # one step
 
     def batch(self, step: int) -> list[int]:
-        """The pairs of a step: the bank in a new order each epoch, which only the seed and the step decide."""
+        """The pairs of a step: the bank in a new order each epoch, which only the seed and the step
+        decide.
+        """
         size, n = self.config.train.batch, len(self.train)
         first = step * size
         epochs = range(first // n, (first + size - 1) // n + 1)
-        orders = [torch.randperm(n, generator=torch.Generator().manual_seed(1000003 * self.config.train.seed + e)) for e in epochs]
+        orders = [
+            torch.randperm(n, generator=torch.Generator().manual_seed(1000003 * self.config.train.seed + e))
+            for e in epochs
+        ]
         order = torch.cat(orders).tolist()
         return order[first - epochs.start * n :][:size]
 
@@ -77,13 +83,21 @@ class Trainer:
         """One step of Adam on the whole batch; what it logs."""
         settings, indices = self.config.train, self.batch(self.step)
         chunks = [indices[i : i + settings.chunk] for i in range(0, len(indices), settings.chunk)]
-        rows = shared_out(lambda part: self.chunk_row(chunks[part.start])[None], len(chunks), 1, self.ranks, self.stop_requested)
+        rows = distributed_map(
+            lambda part: self.chunk_row(chunks[part.start])[None],
+            len(chunks),
+            1,
+            self.ranks,
+            self.stop_requested,
+        )
         count = sum(p.numel() for p in self.parameters)
         total = rows[:, :-1].sum(0) / len(indices)
         gradient, scores = total[:count], total[count:].tolist()
         if not total.isfinite().all() or (rows[:, -1] >= 0).any():
             self.stop_broken(rows[:, -1])
-        record = {"step": self.step + 1, "loss": scores[0]} | dict(zip(self.chunk_row.terms, scores[1:], strict=True))
+        record = {"step": self.step + 1, "loss": scores[0]} | dict(
+            zip(self.chunk_row.terms, scores[1:], strict=True)
+        )
         record |= {"gradient_norm": gradient.norm().item(), "lr": self.set_lr()}
         self.apply(gradient)
         self.step += 1
@@ -92,14 +106,18 @@ class Trainer:
     def apply(self, gradient: Tensor) -> None:
         """Clip the gradient, add what holds a tableau near its start, and step."""
         gradient = gradient * min(1.0, self.config.train.clip / (gradient.norm().item() + 1e-12))
-        for parameter, part in zip(self.parameters, gradient.split([p.numel() for p in self.parameters]), strict=True):
+        for parameter, part in zip(
+            self.parameters, gradient.split([p.numel() for p in self.parameters]), strict=True
+        ):
             parameter.grad = part.view_as(parameter).clone()
         if self.config.loss.start:
             (self.config.loss.start * self.student.module.distance()).backward()
         self.optimiser.step()
 
     def set_lr(self) -> float:
-        """Cosine from the peak to a share of it (Loshchilov and Hutter 2017) over all steps of the configuration."""
+        """Cosine from the peak to a share of it (Loshchilov and Hutter 2017) over all steps of the
+        configuration.
+        """
         settings = self.config.train
         share = 0.5 * (1 + math.cos(math.pi * self.step / settings.steps))
         lr = self.peak_lr * (settings.lr_floor + (1 - settings.lr_floor) * share)
@@ -114,14 +132,16 @@ class Trainer:
         self.save()
         self.export(last=True)
         raise NotFinite(
-            f"{self.run.path}: the loss of step {self.step + 1} is not finite ({where}); the table before it is saved in "
-            f"{self.run.export}; lower train.lr, or start from another table"
+            f"{self.run.path}: the loss of step {self.step + 1} is not finite ({where}); the table before it"
+            f" is saved in {self.run.export}; lower train.lr, or start from another table"
         )
 
     # held-out error
 
     def evaluate(self) -> dict:
-        """Held-out RMSE of the final state to the teacher, paired with the best baseline of the same serial depth."""
+        """Held-out RMSE of the final state to the teacher, paired with the best baseline of the same serial
+        depth.
+        """
         with torch.no_grad():
             solver, nodes = self.student.solver()
         batch = self.config.evaluation.batch
@@ -129,9 +149,16 @@ class Trainer:
         record = {"step": self.step, "heldout": found.mean().item(), "heldout_se": standard_error(found)}
         if self.baselines:
             name, (option, theirs) = min(self.baselines.items(), key=lambda item: item[1][1].mean().item())
-            record |= {"baseline": name, "baseline_schedule": option.schedule, "baseline_heldout": theirs.mean().item()}
+            record |= {
+                "baseline": name,
+                "baseline_schedule": option.schedule,
+                "baseline_heldout": theirs.mean().item(),
+            }
             record |= {"baseline_se": standard_error(theirs), "difference": (found - theirs).mean().item()}
-            record |= {"difference_se": standard_error(found - theirs), "ratio": found.mean().item() / theirs.mean().item()}
+            record |= {
+                "difference_se": standard_error(found - theirs),
+                "ratio": found.mean().item() / theirs.mean().item(),
+            }
         record |= {"table": self.describe()}
         error = mean_error(found)
         if error < self.best.error or self.best.step < 0:
@@ -145,13 +172,19 @@ class Trainer:
     def describe(self) -> dict:
         """The present table for the plots: positions and weights, or noise levels and output row."""
         table = self.student.predictor({}).table
-        arrays = table.arrays() if self.config.student.kind == "table" else {"sigmas": table.sigmas, "output": table.output}
+        arrays = (
+            table.arrays()
+            if self.config.student.kind == "table"
+            else {"sigmas": table.sigmas, "output": table.output}
+        )
         return {k: v.detach().tolist() for k, v in arrays.items() if v is not None}
 
     # files
 
     def state(self) -> dict:
-        """Everything that the rest of the run depends on; the order of the pairs follows from the seed and the step."""
+        """Everything that the rest of the run depends on; the order of the pairs follows from the seed and
+        the step.
+        """
         return {
             "step": self.step,
             "student": self.student.module.state_dict(),
@@ -171,23 +204,31 @@ class Trainer:
             self.timer.restart()
 
     def save_if_due(self, now: bool = False) -> None:
-        """Write a checkpoint where one is due now, or by the time since the last; it changes nothing but what a crash costs."""
+        """Write a checkpoint where one is due now, or by the time since the last; it changes nothing but what
+        a crash costs.
+        """
         if now or self.timer.due():
             self.save()
 
     def restore(self, state: dict) -> None:
         """Go on from a checkpoint."""
         if state["bank"] != [self.train.key, self.heldout.key]:
-            raise UserError(f"{self.run.path}: its bank was {', '.join(state['bank'])}, but the backbone or prompts now give another")
+            raise UserError(
+                f"{self.run.path}: its bank was {', '.join(state['bank'])}, but the backbone or prompts now"
+                " give another"
+            )
         if state["parent"] != self.student.parent:
             raise UserError(
-                f"{self.run.path}: its student started from {state['parent']}, but student.start now gives {self.student.parent}"
+                f"{self.run.path}: its student started from {state['parent']}, but student.start now gives"
+                f" {self.student.parent}"
             )
         self.student.module.load_state_dict(state["student"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.best, self.peak_lr = state["step"], Best(**state["best"]), state["peak_lr"]
         self.provenance = state["provenance"]
-        self.evaluated = state.get("evaluated", self.step)  # absent from earlier checkpoints, which were written after evaluations
+        self.evaluated = state.get(
+            "evaluated", self.step
+        )  # absent from earlier checkpoints, which were written after evaluations
 
     def export(self, last: bool = False) -> None:
         """Write the best table so far, by its step and as best.pkl, and if asked the last one as well."""
@@ -213,10 +254,17 @@ class Trainer:
     def fit(self, last_step: int, stop: StopRequest, log) -> bool:
         """Learn up to a step; False if asked to stop before. Evaluations fall on fixed steps.
 
-        A step or evaluation that a stop interrupts is abandoned: the state before it is saved, and a resumed run does it again.
+        A step or evaluation that a stop interrupts is abandoned: the state before it is saved, and a resumed
+        run does it again.
         """
-        self.stop_requested = stop.agreed
-        bar = tqdm(total=self.config.train.steps, initial=self.step, desc="distil", unit="step", disable=self.ranks.rank > 0 or None)
+        self.stop_requested = stop.any_rank
+        bar = tqdm(
+            total=self.config.train.steps,
+            initial=self.step,
+            desc="distil",
+            unit="step",
+            disable=self.ranks.rank > 0 or None,
+        )
         with bar:
             try:
                 self.learn_until(last_step, log, bar)

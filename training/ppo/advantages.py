@@ -13,7 +13,8 @@ def rloo_advantages(rewards: Tensor) -> Tensor:
 
 
 def mixed_advantages(rewards: Tensor) -> Tensor:
-    """The published estimator: rewards [P, k] read group after group into k rows, leave-one-out down each column.
+    """The published estimator: rewards [P, k] read group after group into k rows, leave-one-out down each
+    column.
 
     A column mixes prompts, so that a prompt's difficulty is part of the noise.
     """
@@ -24,8 +25,9 @@ def mixed_advantages(rewards: Tensor) -> Tensor:
 BASELINES = {"prompt": rloo_advantages, "mixed": mixed_advantages}
 
 
-def whitened(advantages: Tensor, centre: bool) -> Tensor:
-    """Advantages over their standard deviation, of the whole step over all ranks; all 0 where they do not differ.
+def normalize_advantages(advantages: Tensor, centre: bool) -> Tensor:
+    """Advantages over their standard deviation, of the whole step over all ranks; all 0 where they do not
+    differ.
 
     Leave-one-out advantages of groups have mean 0 already; `centre` subtracts it all the same (published).
     """

@@ -1,4 +1,6 @@
-"""What an RDPO run can be told: the published keys with their names, new ones with a meaning each, checked before anything loads."""
+"""What an RDPO run can be told: the published keys with their names, new ones with a meaning each, checked
+before anything loads.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,15 +25,20 @@ class RunConfig:
 @dataclass
 class DataConfig:
     predictor_snapshot: str = MISSING
-    """The table to start from: a file, a run folder, a folder of tables (its distilled one, else its start), or a name under exps."""
+    """The table to start from: a file, a run folder, a folder of tables (its distilled one, else its start),
+    or a name under exps.
+    """
     prompt_csv: str | None = None
-    """Text, CSV or COCO file of training prompts. By default the digits' own; for ms_coco src/prompts/MS-COCO_val2014_30k_captions.csv
-    where it is there; else src/prompts/train.txt."""
+    """Text, CSV or COCO file of training prompts. By default the digits' own; for ms_coco
+    src/prompts/MS-COCO_val2014_30k_captions.csv where it is there; else src/prompts/train.txt.
+    """
 
 
 @dataclass
 class ModelConfig:
-    """The backbone and what the table is used with; null takes what the start table was made for, another value is an error."""
+    """The backbone and what the table is used with; null takes what the start table was made for, another
+    value is an error.
+    """
 
     dataset_name: str | None = None
     guidance_type: str | None = None
@@ -42,7 +49,9 @@ class ModelConfig:
     num_points: int | None = None
     backend: str | None = None
     resolution: int | None = None
-    """Pixels a side for sd3 and flux; ldm uses the model's own, as published (or backend_options.resolution)."""
+    """Pixels a side for sd3 and flux; ldm uses the model's own, as published (or
+    backend_options.resolution).
+    """
     backend_options: dict[str, Any] = field(default_factory=dict)
     sigma_min: float | None = None
     sigma_max: float | None = None
@@ -78,7 +87,9 @@ class AestheticConfig:
 class MultiConfig:
     """What reward.type: multi sums."""
 
-    weights: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("hps", "pickscore", "imagereward", "clip", "aesthetic"), 1.0))
+    weights: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("hps", "pickscore", "imagereward", "clip", "aesthetic"), 1.0)
+    )
     """Heads and their weights; 0 leaves one out, unloaded."""
     normalise: str = "published"
     """Each head to a common scale first: published ranges, or standard: (score - mean) / std."""
@@ -118,9 +129,18 @@ class RewardConfig:
             "hps": hps,
             "pickscore": {"weights_path": multi.pickscore.model, "processor": multi.pickscore.processor},
             "imagereward": {"weights_path": multi.imagereward.checkpoint},
-            "aesthetic": {"weights_path": multi.aesthetic.predictor_path, "clip_path": multi.aesthetic.clip_path},
+            "aesthetic": {
+                "weights_path": multi.aesthetic.predictor_path,
+                "clip_path": multi.aesthetic.clip_path,
+            },
         }
-        return {"weights": multi.weights, "normalise": multi.normalise, "constants": multi.constants, "configs": configs, **self.options}
+        return {
+            "weights": multi.weights,
+            "normalise": multi.normalise,
+            "constants": multi.constants,
+            "configs": configs,
+            **self.options,
+        }
 
 
 @dataclass
@@ -130,7 +150,9 @@ class PPOConfig:
     rloo_k: int = 2
     """Siblings a group: tables tried on the same prompt."""
     rollout_chunk: int = 64
-    """Images sampled at a time on a rank; it decides rounding, so that a result does not depend on the number of ranks."""
+    """Images sampled at a time on a rank; it decides rounding, so that a result does not depend on the number
+    of ranks.
+    """
     ppo_epochs: int = 1
     minibatch_size: int = 2
     """Images of one update, over all ranks."""
@@ -147,8 +169,10 @@ class PPOConfig:
     """Rewards see images, never latents: must be true."""
     steps: int = 10
     dirichlet_concentration: float | None = 200.0
-    """Sum of the concentrations of each simplex at the start: higher explores less. null: 1000 from a learned table, whose
-    neighbourhood is worth a close look; 100 from equal points, where the good tables are far away."""
+    """Sum of the concentrations of each simplex at the start: higher explores less. null: 1000 from a learned
+    table, whose neighbourhood is worth a close look; 100 from equal points, where the good tables are far
+    away.
+    """
     max_log_change: float = 3.0
     """Largest change of a log concentration: keeps the policy from a point mass and from the corners."""
     scale_std: float = 0.05
@@ -170,7 +194,9 @@ class EvaluationConfig:
     interval: int = 10
     images: int = 256
     prompt_csv: str | None = None
-    """Held-out prompts; by default the last of data.prompt_csv, a fifth at most, which are then not trained on."""
+    """Held-out prompts; by default the last of data.prompt_csv, a fifth at most, which are then not trained
+    on.
+    """
     rewards: list[str] = field(default_factory=list)
     """Rewards that are measured, never trained on; judge is for digits."""
     batch: int = 64
@@ -224,7 +250,13 @@ LOWEST = {
     "logging.log_interval": 1,
     "logging.save_interval": 1,
 }
-ABOVE_ZERO = ("ppo.dirichlet_concentration", "ppo.max_log_change", "ppo.scale_std", "ppo.kl_target", "logging.save_minutes")
+ABOVE_ZERO = (
+    "ppo.dirichlet_concentration",
+    "ppo.max_log_change",
+    "ppo.scale_std",
+    "ppo.kl_target",
+    "logging.save_minutes",
+)
 WITHOUT_MEANING = {  # published keys that are accepted, and why they do nothing here
     "reward.multi.imagereward.med_config": "ImageReward's layout is known",
     **dict.fromkeys(
@@ -252,23 +284,36 @@ def check(config: RDPOConfig) -> None:
     )
     check_ranges(config, LOWEST, HIGHEST, ABOVE_ZERO)
     if ppo.rollout_batch_size % ppo.rloo_k:
-        raise ConfigError(f"ppo.rollout_batch_size is {ppo.rollout_batch_size}, expected a multiple of ppo.rloo_k ({ppo.rloo_k})")
+        raise ConfigError(
+            f"ppo.rollout_batch_size is {ppo.rollout_batch_size}, expected a multiple of ppo.rloo_k"
+            f" ({ppo.rloo_k})"
+        )
     if ppo.minibatch_size > ppo.rollout_batch_size:
-        raise ConfigError(f"ppo.minibatch_size is {ppo.minibatch_size}, expected at most ppo.rollout_batch_size ({ppo.rollout_batch_size})")
+        raise ConfigError(
+            f"ppo.minibatch_size is {ppo.minibatch_size}, expected at most ppo.rollout_batch_size"
+            f" ({ppo.rollout_batch_size})"
+        )
     if not ppo.decode_rgb:
         raise ConfigError("ppo.decode_rgb is False; rewards score images, never latents: leave it out")
     trained = {config.reward.type}
     if config.reward.type == "multi":
         trained |= {name for name, weight in config.reward.multi.weights.items() if weight > 0}
     if both := trained & set(config.evaluation.rewards):
-        raise ConfigError(f"evaluation.rewards holds {min(both)!r}, which is trained on; it is always measured")
+        raise ConfigError(
+            f"evaluation.rewards holds {min(both)!r}, which is trained on; it is always measured"
+        )
 
 
-def notes_on(config: RDPOConfig) -> list[str]:
+def config_notes(config: RDPOConfig) -> list[str]:
     """What is said of keys that a configuration sets and that do nothing here."""
-    said = [f"{key} is not used: {why}" for key, why in WITHOUT_MEANING.items() if value_at(config, key) is not None]
+    said = [
+        f"{key} is not used: {why}"
+        for key, why in WITHOUT_MEANING.items()
+        if value_at(config, key) is not None
+    ]
     if config.model.resolution is not None and config.model.backend == "ldm":
         said.append(
-            f"model.resolution {config.model.resolution} is not used: ldm has the model's own, else model.backend_options.resolution"
+            f"model.resolution {config.model.resolution} is not used: ldm has the model's own, else"
+            " model.backend_options.resolution"
         )
     return said

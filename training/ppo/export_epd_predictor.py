@@ -5,27 +5,36 @@ from pathlib import Path
 
 import click
 
-from backends.distributed import check_device
+from common.distributed import check_device
+from common.errors import run_command
+from common.files import write_atomically
 from solvers import UserError, save_predictor
-from solvers.errors import run_command
-from solvers.files import write_atomically
 
 from ..config import load_config
 from ..run_folder import RunFolder
 from .config import RDPOConfig
-from .prepare import load_start, policy_of
+from .setup import load_start, policy_of
 from .trainer import predictor_of
 
 
 @click.command()
 @click.argument("run_dir")
-@click.option("--checkpoint", help="A checkpoint of the run, by path or name; by default the best policy by held-out reward.")
-@click.option("--output-dir", type=click.Path(path_type=Path), help="Where to write; RUN_DIR/export by default.")
+@click.option(
+    "--checkpoint",
+    help="A checkpoint of the run, by path or name; by default the best policy by held-out reward.",
+)
+@click.option(
+    "--output-dir", type=click.Path(path_type=Path), help="Where to write; RUN_DIR/export by default."
+)
 @click.option("--device", help="Where the policy is evaluated, for its float64 arithmetic; cpu by default.")
 @click.option("--no-manifest", is_flag=True, help="Leave out the JSON file beside the predictor.")
-def main(run_dir: str, checkpoint: str | None, output_dir: Path | None, device: str | None, no_manifest: bool) -> None:
-    """Write the table that sampling uses: mean positions and weights, median scales, and the solver that was rolled out."""
-    run = RunFolder.find(run_dir, kind="ppo", told_by="RUN_DIR")
+def main(
+    run_dir: str, checkpoint: str | None, output_dir: Path | None, device: str | None, no_manifest: bool
+) -> None:
+    """Write the table that sampling uses: mean positions and weights, median scales, and the solver that was
+    rolled out.
+    """
+    run = RunFolder.find(run_dir, kind="ppo", option="RUN_DIR")
     path = None
     if checkpoint is not None:
         places = [Path(checkpoint), run.path / checkpoint, run.checkpoints / checkpoint]
@@ -50,8 +59,15 @@ def main(run_dir: str, checkpoint: str | None, output_dir: Path | None, device: 
     save_predictor(predictor, target)
     if not no_manifest:
         metrics = [r for r in run.records() if r["step"] == step]
-        manifest = {"run_dir": str(run.path), "checkpoint": "best" if best else path.name, "step": step, "metrics": metrics}
-        write_atomically(folder / f"export-manifest-step{step:06d}.json", (json.dumps(manifest, indent=1) + "\n").encode())
+        manifest = {
+            "run_dir": str(run.path),
+            "checkpoint": "best" if best else path.name,
+            "step": step,
+            "metrics": metrics,
+        }
+        write_atomically(
+            folder / f"export-manifest-step{step:06d}.json", (json.dumps(manifest, indent=1) + "\n").encode()
+        )
     click.echo(f"wrote {target}")
 
 

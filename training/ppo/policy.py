@@ -11,8 +11,10 @@ SMALLEST = 1e-12  # a share of the simplex that was drawn is raised to this, so 
 SMALLEST_SHARE = 1e-6  # a segment or weight of a start table is raised to this
 
 
-class Draw(NamedTuple):
-    """Sampled tables: segments [..., N, K + 1] of the positions, weights [..., N, K], scales [..., N, K] where learned."""
+class TableSample(NamedTuple):
+    """Sampled tables: segments [..., N, K + 1] of the positions, weights [..., N, K], scales [..., N, K]
+    where learned.
+    """
 
     segments: Tensor
     weights: Tensor
@@ -24,9 +26,9 @@ class Draw(NamedTuple):
         positions = self.segments.cumsum(-1)[..., :-1].clamp(max=1.0)
         return SolverTable(positions, self.weights, self.scale_dir, self.scale_time)
 
-    def select(self, rows: slice | list[int]) -> "Draw":
+    def select(self, rows: slice | list[int]) -> "TableSample":
         """The tables of some images."""
-        return Draw(*(None if part is None else part[rows] for part in self))
+        return TableSample(*(None if part is None else part[rows] for part in self))
 
 
 class LogNormal(NamedTuple):
@@ -37,7 +39,9 @@ class LogNormal(NamedTuple):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density summed over intervals and points."""
-        return (torch.distributions.Normal(self.loc, self.std).log_prob(value.log()) - value.log()).sum((-2, -1))
+        return (torch.distributions.Normal(self.loc, self.std).log_prob(value.log()) - value.log()).sum(
+            (-2, -1)
+        )
 
     def entropy(self) -> Tensor:
         """Differential entropy, summed."""
@@ -50,37 +54,62 @@ class LogNormal(NamedTuple):
 
 
 class TableDistribution:
-    """Independent Dirichlet distributions of each interval's segments [..., N, K + 1] and weights [..., N, K].
+    """Independent Dirichlet distributions of each interval's segments [..., N, K + 1] and weights [..., N,
+    K].
 
-    Optional log-normal scales. Densities are summed over the table's intervals. A concentration at or below 0, or
-    shapes that do not fit: ValueError.
+    Optional log-normal scales. Densities are summed over the table's intervals. A concentration at or below
+    0, or shapes that do not fit: ValueError.
     """
 
-    def __init__(self, alpha_pos: Tensor, alpha_weight: Tensor, scale_dir: LogNormal | None = None, scale_time: LogNormal | None = None):
-        if alpha_pos.shape[:-1] != alpha_weight.shape[:-1] or alpha_pos.shape[-1] != alpha_weight.shape[-1] + 1:
+    def __init__(
+        self,
+        alpha_pos: Tensor,
+        alpha_weight: Tensor,
+        scale_dir: LogNormal | None = None,
+        scale_time: LogNormal | None = None,
+    ):
+        if (
+            alpha_pos.shape[:-1] != alpha_weight.shape[:-1]
+            or alpha_pos.shape[-1] != alpha_weight.shape[-1] + 1
+        ):
             raise ValueError(
-                f"policy: concentrations {list(alpha_pos.shape)} and {list(alpha_weight.shape)}, expected [N, K + 1] and [N, K]"
+                f"policy: concentrations {list(alpha_pos.shape)} and {list(alpha_weight.shape)}, expected [N,"
+                " K + 1] and [N, K]"
             )
         for name, alpha in (("alpha_pos", alpha_pos), ("alpha_weight", alpha_weight)):
             if not (alpha.isfinite().all() and (alpha > 0).all()):
-                raise ValueError(f"policy: {name} holds {alpha.min().item()}, expected finite concentrations above 0")
+                raise ValueError(
+                    f"policy: {name} holds {alpha.min().item()}, expected finite concentrations above 0"
+                )
         self.pos = torch.distributions.Dirichlet(alpha_pos, validate_args=False)
         self.weight = torch.distributions.Dirichlet(alpha_weight, validate_args=False)
         self.scales = {"scale_dir": scale_dir, "scale_time": scale_time}
 
-    def sample(self, batch: int, seed: int) -> Draw:
+    def sample(self, batch: int, seed: int) -> TableSample:
         """`batch` tables, which depend on the distribution and the seed alone."""
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             shares = [_inside(d.sample((batch,))) for d in (self.pos, self.weight)]
             scales = {
-                name: None if s is None else torch.exp(s.loc + s.std * torch.randn(batch, *s.loc.shape, dtype=torch.float64))
+                name: (
+                    None
+                    if s is None
+                    else torch.exp(s.loc + s.std * torch.randn(batch, *s.loc.shape, dtype=torch.float64))
+                )
                 for name, s in self.scales.items()
             }
-        return Draw(*shares, **scales)
+        return TableSample(*shares, **scales)
 
-    def log_prob(self, segments: Tensor, weights: Tensor, scale_dir: Tensor | None = None, scale_time: Tensor | None = None) -> Tensor:
-        """Log density [...] of tables [..., N, K + 1] and [..., N, K], with their scales where these are drawn."""
+    def log_prob(
+        self,
+        segments: Tensor,
+        weights: Tensor,
+        scale_dir: Tensor | None = None,
+        scale_time: Tensor | None = None,
+    ) -> Tensor:
+        """Log density [...] of tables [..., N, K + 1] and [..., N, K], with their scales where these are
+        drawn.
+        """
         total = self.pos.log_prob(segments).sum(-1) + self.weight.log_prob(weights).sum(-1)
         for value, s in ((scale_dir, self.scales["scale_dir"]), (scale_time, self.scales["scale_time"])):
             if s is not None and value is not None:
@@ -101,7 +130,7 @@ class TableDistribution:
     def mean(self) -> SolverTable:
         """The table of mean shares and median scales: what is exported."""
         scales = {name: None if s is None else s.loc.exp() for name, s in self.scales.items()}
-        return Draw(self.pos.mean, self.weight.mean, **scales).table()
+        return TableSample(self.pos.mean, self.weight.mean, **scales).table()
 
 
 def _inside(shares: Tensor) -> Tensor:
@@ -111,7 +140,8 @@ def _inside(shares: Tensor) -> Tensor:
 
 
 def dirichlet_from_table(table: SolverTable, concentration: float) -> tuple[Tensor, Tensor]:
-    """Concentrations [N, K + 1] of the segments and [N, K] of the weights whose mean is the table; each row sums to `concentration`.
+    """Concentrations [N, K + 1] of the segments and [N, K] of the weights whose mean is the table; each row
+    sums to `concentration`.
 
     A concentration that is not above 0: ValueError.
     """
@@ -125,11 +155,18 @@ def dirichlet_from_table(table: SolverTable, concentration: float) -> tuple[Tens
 class ResidualPolicy(nn.Module):
     """Log concentrations around a start table's, changed by a learned residual that is zero at first.
 
-    The residual is bounded: limit * tanh(change / limit), so that no concentration leaves exp(+-limit) times its base.
+    The residual is bounded: limit * tanh(change / limit), so that no concentration leaves exp(+-limit) times
+    its base.
     """
 
     def __init__(
-        self, start: SolverTable, concentration: float, scale_std: float, scales: tuple[bool, bool], limit: float, residual: nn.Module
+        self,
+        start: SolverTable,
+        concentration: float,
+        scale_std: float,
+        scales: tuple[bool, bool],
+        limit: float,
+        residual: nn.Module,
     ):
         super().__init__()
         table = SolverTable.sorted(**start.arrays())
@@ -144,7 +181,8 @@ class ResidualPolicy(nn.Module):
             if learned:
                 self.drawn.append(name)
                 self.register_buffer(
-                    f"base_log_{name}", (torch.ones_like(table.r) if value is None else value).clamp(min=SMALLEST_SHARE).log()
+                    f"base_log_{name}",
+                    (torch.ones_like(table.r) if value is None else value).clamp(min=SMALLEST_SHARE).log(),
                 )
             elif value is not None:
                 self.fixed[name] = value
@@ -157,19 +195,24 @@ class ResidualPolicy(nn.Module):
         pos, weight, *scales = change.split([points + 1, points, *[points] * len(self.drawn)], -1)
         std = torch.full_like(weight, self.scale_std)
         found = {
-            name: LogNormal(getattr(self, f"base_log_{name}") + self.scale_std * s, std) for name, s in zip(self.drawn, scales, strict=True)
+            name: LogNormal(getattr(self, f"base_log_{name}") + self.scale_std * s, std)
+            for name, s in zip(self.drawn, scales, strict=True)
         }
-        return TableDistribution((self.base_log_alpha_pos + pos).exp(), (self.base_log_alpha_weight + weight).exp(), **found)
+        return TableDistribution(
+            (self.base_log_alpha_pos + pos).exp(), (self.base_log_alpha_weight + weight).exp(), **found
+        )
 
     def base(self) -> TableDistribution:
         """The distribution around the start table."""
         found = {
-            name: LogNormal(getattr(self, f"base_log_{name}"), torch.full_like(self.base_log_alpha_weight, self.scale_std))
+            name: LogNormal(
+                getattr(self, f"base_log_{name}"), torch.full_like(self.base_log_alpha_weight, self.scale_std)
+            )
             for name in self.drawn
         }
         return TableDistribution(self.base_log_alpha_pos.exp(), self.base_log_alpha_weight.exp(), **found)
 
-    def complete(self, table: SolverTable) -> SolverTable:
+    def with_fixed_scales(self, table: SolverTable) -> SolverTable:
         """A drawn or mean table with the start's scales that are not learned."""
         if not self.fixed:
             return table
@@ -189,12 +232,16 @@ class TableResidual(nn.Module):
 
 
 class MLPResidual(nn.Module):
-    """The published residual: an embedding of the interval, residual blocks x + W SiLU(LayerNorm(x)), and a head that is zero at first."""
+    """The published residual: an embedding of the interval, residual blocks x + W SiLU(LayerNorm(x)), and a
+    head that is zero at first.
+    """
 
     def __init__(self, intervals: int, outputs: int, hidden: int = 128, blocks: int = 2):
         super().__init__()
         self.embed = nn.Embedding(intervals, hidden)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(hidden), nn.SiLU(), nn.Linear(hidden, hidden)) for _ in range(blocks))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(hidden), nn.SiLU(), nn.Linear(hidden, hidden)) for _ in range(blocks)
+        )
         self.head = nn.Linear(hidden, outputs)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -208,9 +255,17 @@ class MLPResidual(nn.Module):
 
 
 def make_policy(
-    kind: str, start: SolverTable, concentration: float, scale_std: float, scales: tuple[bool, bool], limit: float, seed: int
+    kind: str,
+    start: SolverTable,
+    concentration: float,
+    scale_std: float,
+    scales: tuple[bool, bool],
+    limit: float,
+    seed: int,
 ) -> ResidualPolicy:
-    """A policy around a start table; kind "table" or "mlp" (whose initial weights depend on the seed alone)."""
+    """A policy around a start table; kind "table" or "mlp" (whose initial weights depend on the seed
+    alone).
+    """
     outputs = 2 * start.num_points + 1 + sum(scales) * start.num_points
     if kind == "table":
         residual: nn.Module = TableResidual(start.num_intervals, outputs)

@@ -7,22 +7,25 @@ import torch
 from torch import Tensor
 
 from backends import Backend
-from backends.distributed import Ranks
-from backends.points import Points
+from backends.parallel import ParallelEvaluator
+from common.distributed import Ranks, distributed_map, never
 from rewards import Reward
 from solvers import EPD, SolverTable, sample
 
 from ..clock import Clock
-from ..ranks import never, shared_out
 from .config import PPOConfig
-from .policy import Draw, ResidualPolicy
+from .policy import ResidualPolicy, TableSample
 
-SEEDS = 2**31  # training noise has seeds from here to 2^32, evaluation noise below; generators tell no more than 2^32 apart
+SEEDS = (
+    2**31
+)  # training noise has seeds from here to 2^32, evaluation noise below; generators tell no more than 2^32 apart
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """From prompts, seeds and one table an image to scores: the very solver that is exported, points in parallel."""
+    """From prompts, seeds and one table an image to scores: the very solver that is exported, points in
+    parallel.
+    """
 
     backend: Backend
     nodes: Tensor
@@ -32,7 +35,7 @@ class Scorer:
     rewards: list[Reward]
     reward_batch: int = 64
     clock: Clock = field(default_factory=Clock)
-    points: Points = field(default_factory=Points)
+    points: ParallelEvaluator = field(default_factory=ParallelEvaluator)
     """How many rows a network call may have; fewer once memory ended."""
 
     def __call__(self, table: SolverTable, prompts: list[str], seeds: list[int]) -> Tensor:
@@ -40,16 +43,25 @@ class Scorer:
         part = self.clock.part
         with torch.inference_mode():
             with part("encode"):
-                velocity = self.points.velocity(self.backend, self.backend.encode(prompts, self.guidance_scale))
+                velocity = self.points.velocity(
+                    self.backend, self.backend.encode(prompts, self.guidance_scale)
+                )
             with part("sample"):
-                x = sample(EPD(table, self.afs, self.max_order), velocity, self.backend.start(seeds, self.nodes[0]), self.nodes)
+                x = sample(
+                    EPD(table, self.afs, self.max_order),
+                    velocity,
+                    self.backend.initial_latents(seeds, self.nodes[0]),
+                    self.nodes,
+                )
             with part("decode"):
                 images = self.backend.decode(x)
             with part("reward"):
                 return torch.cat([self.scores(reward, images, prompts) for reward in self.rewards], -1)
 
     def scores(self, reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
-        """A reward's score and, where it is a sum of several, each head's: [B, 1 or more], a few images at a time."""
+        """A reward's score and, where it is a sum of several, each head's: [B, 1 or more], a few images at a
+        time.
+        """
         rows = []
         for i in range(0, len(images), self.reward_batch):
             heads = reward.heads(images[i : i + self.reward_batch], prompts[i : i + self.reward_batch])
@@ -76,9 +88,14 @@ class Plan:
         groups, k = config.rollout_batch_size // config.rloo_k, config.rloo_k
         chosen = []
         for position in range(step * groups, (step + 1) * groups):
-            order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(stream(seed, position // len(prompts), 0)))
+            order = torch.randperm(
+                len(prompts),
+                generator=torch.Generator().manual_seed(stream(seed, position // len(prompts), 0)),
+            )
             chosen += [prompts[int(order[position % len(prompts)])]] * k
-        drawn = torch.randint(SEEDS, (groups, k), generator=torch.Generator().manual_seed(stream(seed, step, 1)))
+        drawn = torch.randint(
+            SEEDS, (groups, k), generator=torch.Generator().manual_seed(stream(seed, step, 1))
+        )
         if config.group_noise == "shared":
             drawn = drawn[:, :1].expand(groups, k)
         return cls(chosen, (drawn + SEEDS).flatten().tolist())
@@ -90,14 +107,22 @@ def stream(seed: int, step: int, purpose: int) -> int:
 
 
 def scores_of(
-    score: Scorer, policy: ResidualPolicy, draw: Draw, plan: Plan, chunk: int, ranks: Ranks, stop_requested: Callable[[], bool] = never
+    score: Scorer,
+    policy: ResidualPolicy,
+    draw: TableSample,
+    plan: Plan,
+    chunk: int,
+    ranks: Ranks,
+    stop_requested: Callable[[], bool] = never,
 ) -> Tensor:
     """Scores [B, rewards] of all images of a step; the ranks take chunks in turn and share the results."""
 
     def measure(part: slice) -> Tensor:
-        return score(policy.complete(draw.select(part).table()), plan.prompts[part], plan.seeds[part])
+        return score(
+            policy.with_fixed_scales(draw.select(part).table()), plan.prompts[part], plan.seeds[part]
+        )
 
-    return shared_out(measure, len(plan.seeds), chunk, ranks, stop_requested)
+    return distributed_map(measure, len(plan.seeds), chunk, ranks, stop_requested)
 
 
 def evaluate_table(
@@ -110,4 +135,6 @@ def evaluate_table(
     stop_requested: Callable[[], bool] = never,
 ) -> Tensor:
     """Scores [n, rewards] of one table on fixed prompts and seeds; the ranks take batches in turn."""
-    return shared_out(lambda part: score(table, prompts[part], seeds[part]), len(seeds), batch, ranks, stop_requested)
+    return distributed_map(
+        lambda part: score(table, prompts[part], seeds[part]), len(seeds), batch, ranks, stop_requested
+    )

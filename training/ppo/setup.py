@@ -1,16 +1,18 @@
-"""From a configuration to all that an RDPO run needs: start table, spec, prompts, backbone, rewards, policy."""
+"""From a configuration to all that an RDPO run needs: start table, spec, prompts, backbone, rewards,
+policy.
+"""
 
 import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 from backends import Backend, check_backbone_known, check_backend
-from backends.distributed import Ranks
-from backends.points import Points
-from backends.prompts import default_prompts
+from backends.parallel import ParallelEvaluator
+from common.distributed import Ranks
+from common.prompts import default_prompts
 from rewards import check_reward, load_reward
 from solvers import Predictor, Spec, Tableau, load_predictor, resolve_predictor_path
-from solvers.predictor.options import lift_options
+from solvers.predictor.options import split_schedule_options
 
 from ..config import ConfigError, without_secrets
 from ..prompts import digits_prompts, split_prompts
@@ -31,44 +33,44 @@ def load_start(config: RDPOConfig) -> tuple[Predictor, str]:
     predictor = load_predictor(path)
     if isinstance(predictor.table, Tableau):
         raise ConfigError(
-            f"data.predictor_snapshot {path} holds a tableau; RDPO learns tables: choose one distilled with student.kind: table"
+            f"data.predictor_snapshot {path} holds a tableau; RDPO learns tables: choose one distilled with"
+            " student.kind: table"
         )
     check_backbone_known(predictor.spec, path)
     return predictor, f"{path.name} sha256:{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]}"
 
 
-def settle(config: RDPOConfig, predictor: Predictor) -> Spec:
-    """The spec of the run: the configuration where it says something, else the start table's; a contradiction names both."""
-    told, recorded = config.model, predictor.spec
-    asked_options, of_schedule = lift_options(told.backend_options)
-    facts = {"num_steps": predictor.table.num_intervals + 1, "num_points": predictor.table.num_points}
-    values = vars(recorded) | facts
-    for name in vars(Spec()):
-        asked = of_schedule.get(name) if vars(told).get(name) is None else vars(told)[name]
-        if asked is None:
-            continue
-        if values[name] is not None and values[name] != asked and name not in without_effect(values):
-            raise ConfigError(f"model.{name} is {asked!r}, but {config.data.predictor_snapshot} was made for {values[name]!r}")
-        values[name] = asked
-    resolution = {} if told.resolution is None or values["backend"] == "ldm" else {"resolution": told.resolution}
-    options = dict(recorded.backend_config) | asked_options | resolution
-    for name, value in recorded.backend_config.items():
-        if name == "resolution" and options[name] != value:
-            raise ConfigError(f"model.resolution is {options[name]}, but {config.data.predictor_snapshot} was made for {value}")
-    if values["backend"] is None:
-        raise ConfigError(f"model.backend is not set, and {config.data.predictor_snapshot} does not say it")
-    return Spec(**values | {"backend_config": options})
+def merge_spec(config: RDPOConfig, predictor: Predictor) -> Spec:
+    """The spec of the run: the configuration over the start table's; a contradiction names both."""
+    source, model = config.data.predictor_snapshot, config.model
+    table = predictor.table
+    recorded = replace(predictor.spec, num_steps=table.num_intervals + 1, num_points=table.num_points)
+    options, schedule = split_schedule_options(model.backend_options)
+    asked = {name: vars(model).get(name) for name in vars(recorded)}
+    asked |= {name: value for name, value in schedule.items() if asked[name] is None}
+    if model.resolution is not None and (model.backend or recorded.backend) != "ldm":
+        options["resolution"] = model.resolution
+    labels = {name: f"model.{name}" for name in vars(recorded)}
+    labels |= {"backend_config.resolution": "model.resolution", "backend_config.family": "model.family"}
+    free = unused_settings(recorded.overridden(asked | {"backend_config": {}}))
+    spec = recorded.merged(asked | {"backend_config": options}, source, labels, free)
+    if spec.backend is None:
+        raise ConfigError(f"model.backend is not set, and {source} does not record it")
+    return spec
 
 
-def without_effect(values: dict) -> tuple[str, ...]:
-    """Settings that may differ from the table's, as nothing that is computed depends on them."""
-    if values["schedule_type"] != "flowmatch":
+def unused_settings(spec: Spec) -> tuple[str, ...]:
+    """Settings that may differ from the table's, since nothing that is computed depends on them."""
+    if spec.schedule_type != "flowmatch":
         return ("dataset_name",)
-    return ("dataset_name", "sigma_min", "sigma_max", *(() if values["flowmatch_mu"] is None else ("flowmatch_shift",)))
+    shift = () if spec.flowmatch_mu is None else ("flowmatch_shift",)
+    return ("dataset_name", "sigma_min", "sigma_max", *shift)
 
 
 def choose_exploration(ppo: PPOConfig, from_equal: bool) -> None:
-    """Put numbers in place of a null concentration and learning rate: wide exploration from equal points, else narrow (README, RDPO)."""
+    """Put numbers in place of a null concentration and learning rate: wide exploration from equal points,
+    else narrow (README, RDPO).
+    """
     concentration, rate = (100.0, 0.03) if from_equal else (1000.0, 0.01)
     if ppo.dirichlet_concentration is None:
         ppo.dirichlet_concentration = concentration
@@ -76,17 +78,26 @@ def choose_exploration(ppo: PPOConfig, from_equal: bool) -> None:
         ppo.learning_rate = rate
 
 
-def notes_on_start(config: RDPOConfig, name: str) -> list[str]:
+def start_notes(config: RDPOConfig, name: str) -> list[str]:
     """What is said of the table that a run starts from; `name` is the configuration's."""
     predictor, parent = load_start(config)
     said = [f"{config.data.predictor_snapshot}: {text}" for text in predictor.notes]
     if predictor.is_start:
-        command = f"./launch.sh distill {name}" if (DISTILL_CONFIGS / f"{name}.yaml").is_file() else "./launch.sh distill NAME"
-        said.append(f"nothing was learned yet in the start table {config.data.predictor_snapshot} ({parent}); distil first: {command}")
+        command = (
+            f"./launch.sh distill {name}"
+            if (DISTILL_CONFIGS / f"{name}.yaml").is_file()
+            else "./launch.sh distill NAME"
+        )
+        said.append(
+            f"nothing was learned yet in the start table {config.data.predictor_snapshot} ({parent}); distil"
+            f" first: {command}"
+        )
     return said
 
 
-def prompts_of(config: RDPOConfig, backend_name: str, dataset_name: str | None = None) -> tuple[list[str], list[str]]:
+def prompts_of(
+    config: RDPOConfig, backend_name: str, dataset_name: str | None = None
+) -> tuple[list[str], list[str]]:
     """Training and held-out prompts; no prompt is in both."""
     own = None
     if backend_name == "digits":
@@ -105,31 +116,45 @@ def policy_of(config: RDPOConfig, predictor: Predictor) -> ResidualPolicy:
         asked = getattr(ppo, f"train_{name}")
         learned.append(getattr(table, name) is not None if asked is None else asked)
     scales = (learned[0], learned[1])
-    return make_policy(ppo.policy, table, ppo.dirichlet_concentration, ppo.scale_std, scales, ppo.max_log_change, config.run.seed)
+    return make_policy(
+        ppo.policy,
+        table,
+        ppo.dirichlet_concentration,
+        ppo.scale_std,
+        scales,
+        ppo.max_log_change,
+        config.run.seed,
+    )
 
 
 def prepare(config: RDPOConfig, backend: Backend, ranks: Ranks, run: RunFolder) -> Trainer:
     """Everything that a run needs."""
     predictor, parent = load_start(config)
-    spec = settle(config, predictor)
+    spec = merge_spec(config, predictor)
     nodes = backend.sigmas(spec) if predictor.sigmas is None else predictor.sigmas
     guidance = backend.default_guidance if spec.guidance_rate is None else spec.guidance_rate
     train, heldout = prompts_of(config, backend.name, spec.dataset_name)
     heldout = heldout[: config.evaluation.images]
     backend.fingerprint()  # with offload it is kept before the text encoders are freed
-    backend.encode_ahead(list(dict.fromkeys([*train, *heldout])), guidance)
+    backend.precompute_embeddings(list(dict.fromkeys([*train, *heldout])), guidance)
     trained = load_reward(config.reward.type, config.reward.chosen(), ranks.device)
     measured = [trained, *(load_reward(name, {}, ranks.device) for name in config.evaluation.rewards)]
     scorer = Scorer(backend, nodes, guidance, spec.afs, spec.max_order, [trained], config.reward.batch_size)
     count = config.evaluation.images
-    provenance = {"kind": "rdpo", "parent": parent, "reward": trained.protocol(), "seed": config.run.seed, "ppo": dict(vars(config.ppo))}
+    provenance = {
+        "kind": "rdpo",
+        "parent": parent,
+        "reward": trained.protocol(),
+        "seed": config.run.seed,
+        "ppo": dict(vars(config.ppo)),
+    }
     return Trainer(
         config,
         ranks,
         run,
         policy_of(config, predictor),
         scorer,
-        replace(scorer, rewards=measured, points=Points()),
+        replace(scorer, rewards=measured, points=ParallelEvaluator()),
         train,
         [heldout[i % len(heldout)] for i in range(count)],
         list(range(EVALUATION_SEED, EVALUATION_SEED + count)),
@@ -140,17 +165,25 @@ def prepare(config: RDPOConfig, backend: Backend, ranks: Ranks, run: RunFolder) 
 
 def check_rewards(config: RDPOConfig) -> list[str]:
     """Refuse rewards that could not be loaded, before anything is; what will be fetched, in words."""
-    return [*check_reward(config.reward.type, config.reward.chosen()), *(n for r in config.evaluation.rewards for n in check_reward(r, {}))]
+    return [
+        *check_reward(config.reward.type, config.reward.chosen()),
+        *(n for r in config.evaluation.rewards for n in check_reward(r, {})),
+    ]
 
 
 def calls_of(config: RDPOConfig, predictor: Predictor) -> str:
     """What a step costs, in words."""
     cost, ppo = predictor.cost(), config.ppo
     groups = ppo.rollout_batch_size // ppo.rloo_k
-    spec = settle(config, predictor)
-    twice = ", twice with guidance" if spec.guidance_rate != 1 and check_backend(spec)[0] != "flux" else ""
+    spec = merge_spec(config, predictor)
+    twice = (
+        ", twice with guidance"
+        if spec.guidance_rate != 1 and check_backend(spec)[0].backend.cfg_doubles_rows
+        else ""
+    )
     return (
-        f"a step: {ppo.rollout_batch_size} images ({groups} groups of {ppo.rloo_k}), {cost.evaluations} evaluations each "
-        f"({ppo.rollout_batch_size * cost.evaluations} network rows{twice}), serial depth {cost.depth}; "
-        f"{ppo.steps} steps; an evaluation every {config.evaluation.interval} steps: {config.evaluation.images} images"
+        f"a step: {ppo.rollout_batch_size} images ({groups} groups of {ppo.rloo_k}), {cost.evaluations}"
+        f" evaluations each ({ppo.rollout_batch_size * cost.evaluations} network rows{twice}), serial depth"
+        f" {cost.depth}; {ppo.steps} steps; an evaluation every {config.evaluation.interval} steps:"
+        f" {config.evaluation.images} images"
     )

@@ -10,18 +10,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from backends.distributed import Ranks
+from common.distributed import Ranks, StopRequested, never
 from common.statistics import clustered_halfwidth
 from solvers import Predictor, Spec, UserError
 
-from ..ranks import StopRequested, never
 from ..run_folder import CheckpointTimer, RunFolder, StopRequest
-from .advantages import BASELINES, whitened
+from .advantages import BASELINES, normalize_advantages
 from .advice import no_signal
 from .config import RDPOConfig
-from .policy import Draw, ResidualPolicy
+from .loss import ppo_loss
+from .policy import ResidualPolicy, TableSample
 from .rollout import Plan, Scorer, evaluate_table, scores_of, stream
-from .update import ppo_loss
 
 SKIPS = 3  # steps in a row without a finite reward that end a run
 
@@ -57,7 +56,9 @@ class Trainer:
     provenance: dict
 
     def __post_init__(self):
-        self.optimiser = torch.optim.AdamW(self.policy.parameters(), lr=self.config.ppo.learning_rate, weight_decay=0.0)
+        self.optimiser = torch.optim.AdamW(
+            self.policy.parameters(), lr=self.config.ppo.learning_rate, weight_decay=0.0
+        )
         self.step, self.skipped, self.kl_coef = 0, 0, self.config.ppo.kl_coef
         self.best, self.base_scores = Best(), None
         self.evaluated = -1  # the last step that was evaluated
@@ -67,31 +68,40 @@ class Trainer:
     # one step
 
     def learn(self) -> dict:
-        """One step: rollout, advantages, update; what it logs. A step that is not finite is not applied, but recorded."""
+        """One step: rollout, advantages, update; what it logs. A step that is not finite is not applied, but
+        recorded.
+        """
         ppo, seed = self.config.ppo, self.config.run.seed
         plan = Plan.make(self.prompts, ppo, seed, self.step)
         with torch.no_grad():
             distribution = self.policy()
             draw = distribution.sample(ppo.rollout_batch_size, stream(seed, self.step, 2))
             old_log_prob = distribution.log_prob(*draw)
-        scores = scores_of(self.train, self.policy, draw, plan, ppo.rollout_chunk, self.ranks, self.stop_requested)
+        scores = scores_of(
+            self.train, self.policy, draw, plan, ppo.rollout_chunk, self.ranks, self.stop_requested
+        )
         rewards = scores[:, 0].view(-1, ppo.rloo_k)
         self.step += 1
         if not (rewards.isfinite().all() and old_log_prob.isfinite().all()):
             return self.skip(plan, draw, rewards, old_log_prob)
         self.skipped = 0
         raw = BASELINES[ppo.baseline](rewards)
-        advantages = whitened(raw, centre=ppo.baseline == "mixed").flatten()
+        advantages = normalize_advantages(raw, centre=ppo.baseline == "mixed").flatten()
         record = {"step": self.step, "reward": rewards.mean().item(), "reward_std": rewards.std().item()}
-        record |= {"reward_within_std": rewards.var(1).mean().sqrt().item(), "reward_between_std": spread(rewards.mean(1))}
+        record |= {
+            "reward_within_std": rewards.var(1).mean().sqrt().item(),
+            "reward_between_std": spread(rewards.mean(1)),
+        }
         record |= {"advantage_std": raw.square().mean().sqrt().item()}  # before it is scaled
         record |= {f"head_{name}": scores[:, i].mean().item() for i, name in enumerate(self.train.names)}
         with self.train.clock.part("update"):
             record |= self.update(draw, old_log_prob, advantages)
         return record | self.describe()
 
-    def update(self, draw: Draw, old_log_prob: Tensor, advantages: Tensor) -> dict:
-        """Epochs of minibatches of the clipped surrogate; every rank does the same, so nothing is exchanged."""
+    def update(self, draw: TableSample, old_log_prob: Tensor, advantages: Tensor) -> dict:
+        """Epochs of minibatches of the clipped surrogate; every rank does the same, so nothing is
+        exchanged.
+        """
         ppo, batch, found = self.config.ppo, len(advantages), []
         order = torch.Generator().manual_seed(stream(self.config.run.seed, self.step - 1, 3))
         for epoch in range(ppo.ppo_epochs):
@@ -106,24 +116,38 @@ class Trainer:
                 total = loss + self.kl_coef * kl - ppo.entropy_coef * entropy
                 self.optimiser.zero_grad()
                 total.backward()
-                norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), ppo.max_grad_norm or math.inf).item()
+                norm = torch.nn.utils.clip_grad_norm_(
+                    self.policy.parameters(), ppo.max_grad_norm or math.inf
+                ).item()
                 if not math.isfinite(norm):
-                    raise Diverged(f"{self.run.path}: the gradient of step {self.step} is not finite; lower ppo.learning_rate")
+                    raise Diverged(
+                        f"{self.run.path}: the gradient of step {self.step} is not finite; lower"
+                        " ppo.learning_rate"
+                    )
                 self.optimiser.step()
-                parts = {"policy_loss": loss.item(), "loss": total.item(), "kl": kl.item(), "entropy": entropy.item(), "grad_norm": norm}
+                parts = {
+                    "policy_loss": loss.item(),
+                    "loss": total.item(),
+                    "kl": kl.item(),
+                    "entropy": entropy.item(),
+                    "grad_norm": norm,
+                }
                 found.append(diagnostics | parts)
         record = {name: sum(f[name] for f in found) / len(found) for name in found[0]}
         record["kl_coef"] = self.kl_coef
         if ppo.kl_target is not None:
-            self.kl_coef = adapted(self.kl_coef, found[-1]["kl"], ppo.kl_target)
+            self.kl_coef = adapt_kl_coef(self.kl_coef, found[-1]["kl"], ppo.kl_target)
         return record
 
-    def skip(self, plan: Plan, draw: Draw, rewards: Tensor, log_prob: Tensor) -> dict:
+    def skip(self, plan: Plan, draw: TableSample, rewards: Tensor, log_prob: Tensor) -> dict:
         """Record a step that is not finite; too many in a row end the run."""
         self.skipped += 1
         bad = (~(rewards.flatten().isfinite() & log_prob.isfinite())).nonzero()[:, 0].tolist()
         image = bad[0]
-        record = {"step": self.step, "skipped": f"rewards or log probabilities of {len(bad)} of {len(log_prob)} images are not finite"}
+        record = {
+            "step": self.step,
+            "skipped": f"rewards or log probabilities of {len(bad)} of {len(log_prob)} images are not finite",
+        }
         record |= {"prompts": [plan.prompts[i] for i in bad], "seeds": [plan.seeds[i] for i in bad]}
         record |= {"positions": draw.table().r[image].tolist(), "weights": draw.weights[image].tolist()}
         if self.skipped >= SKIPS:
@@ -131,9 +155,9 @@ class Trainer:
             if self.ranks.rank == 0:
                 self.run.log(record)
             raise Diverged(
-                f"{self.run.path}: rewards or log probabilities were not finite in {SKIPS} steps in a row (last: step {self.step}, prompt "
-                f"{plan.prompts[image]!r}, seed {plan.seeds[image]}); the policy before them is saved; "
-                "raise ppo.dirichlet_concentration, or check the reward"
+                f"{self.run.path}: rewards or log probabilities were not finite in {SKIPS} steps in a row"
+                f" (last: step {self.step}, prompt {plan.prompts[image]!r}, seed {plan.seeds[image]}); the"
+                " policy before them is saved; raise ppo.dirichlet_concentration, or check the reward"
             )
         return record
 
@@ -153,13 +177,23 @@ class Trainer:
     # held-out reward
 
     def evaluate(self) -> dict:
-        """The mean table against the start table on fixed prompts and seeds: paired gains with 95 % intervals over the prompts.
+        """The mean table against the start table on fixed prompts and seeds: paired gains with 95 % intervals
+        over the prompts.
 
-        With one prompt there is no interval. Where the two tables are the same, as at step 0, one is measured.
+        With one prompt there is no interval. Where the two tables are the same, as at step 0, one is
+        measured.
         """
         with torch.no_grad():
-            table, start = (self.policy.complete(d.mean()) for d in (self.policy(), self.policy.base()))
-        measure = (self.heldout_prompts, self.heldout_seeds, self.config.evaluation.batch, self.ranks, self.stop_requested)
+            table, start = (
+                self.policy.with_fixed_scales(d.mean()) for d in (self.policy(), self.policy.base())
+            )
+        measure = (
+            self.heldout_prompts,
+            self.heldout_seeds,
+            self.config.evaluation.batch,
+            self.ranks,
+            self.stop_requested,
+        )
         if self.base_scores is None:
             self.base_scores = evaluate_table(self.heldout, start, *measure)
         same = all(torch.equal(value, table.arrays()[name]) for name, value in start.arrays().items())
@@ -171,7 +205,10 @@ class Trainer:
             half = clustered_halfwidth(gain.tolist(), self.heldout_prompts)
             record |= {} if half is None else {f"gain_{name}_halfwidth": half}
         if not all(math.isfinite(v) for v in record.values()):
-            raise Diverged(f"{self.run.path}: a held-out reward at step {self.step} is not finite; check the reward and the start table")
+            raise Diverged(
+                f"{self.run.path}: a held-out reward at step {self.step} is not finite; check the reward and"
+                " the start table"
+            )
         trained = record[f"gain_{self.config.reward.type}"]
         if trained > self.best.gain:
             state = {k: v.detach().clone() for k, v in self.policy.state_dict().items()}
@@ -185,12 +222,16 @@ class Trainer:
         """What to say when nothing has been learned for long."""
         if self.step < self.config.evaluation.warn_after:
             return None
-        return no_signal(record, self.config.reward.type, self.step, self.config.ppo, self.policy.base().mean())
+        return no_signal(
+            record, self.config.reward.type, self.step, self.config.ppo, self.policy.base().mean()
+        )
 
     # files
 
     def state(self) -> dict:
-        """Everything that the rest of the run depends on; all random numbers and the order of prompts follow from the seed and the step."""
+        """Everything that the rest of the run depends on; all random numbers and the order of prompts follow
+        from the seed and the step.
+        """
         return {
             "depends_on": self.depends_on(),
             "export": self.exported(),
@@ -211,7 +252,9 @@ class Trainer:
             self.timer.restart()
 
     def save_if_due(self, now: bool = False) -> None:
-        """Write a checkpoint where one is due now, or by the time since the last; it changes nothing but what a crash costs."""
+        """Write a checkpoint where one is due now, or by the time since the last; it changes nothing but what
+        a crash costs.
+        """
         if now or self.timer.due():
             self.save()
 
@@ -219,12 +262,17 @@ class Trainer:
         """Go on from a checkpoint."""
         for name, value in self.depends_on().items():
             if state["depends_on"].get(name) != value:
-                raise UserError(f"{self.run.path}: its {name} changed since its checkpoint; restore it, or start a new run")
+                raise UserError(
+                    f"{self.run.path}: its {name} changed since its checkpoint; restore it, or start a"
+                    " new run"
+                )
         self.policy.load_state_dict(state["policy"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.best, self.base_scores = state["step"], Best(**state["best"]), state["base_scores"]
         self.kl_coef, self.skipped = state["kl_coef"], state["skipped"]
-        self.evaluated = state.get("evaluated", self.step)  # absent from earlier checkpoints, which were written after evaluations
+        self.evaluated = state.get(
+            "evaluated", self.step
+        )  # absent from earlier checkpoints, which were written after evaluations
 
     def depends_on(self) -> dict:
         """What must be the same when a run goes on."""
@@ -247,10 +295,17 @@ class Trainer:
     def fit(self, last_step: int, stop: StopRequest, log, say) -> bool:
         """Learn up to a step; False if asked to stop before. Evaluations fall on fixed steps.
 
-        A step or evaluation that a stop interrupts is abandoned: the state before it is saved, and a resumed run does it again.
+        A step or evaluation that a stop interrupts is abandoned: the state before it is saved, and a resumed
+        run does it again.
         """
-        self.stop_requested = stop.agreed
-        bar = tqdm(total=self.config.ppo.steps, initial=self.step, desc="RDPO", unit="step", disable=self.ranks.rank > 0 or None)
+        self.stop_requested = stop.any_rank
+        bar = tqdm(
+            total=self.config.ppo.steps,
+            initial=self.step,
+            desc="RDPO",
+            unit="step",
+            disable=self.ranks.rank > 0 or None,
+        )
         with bar:
             try:
                 self.learn_until(last_step, log, say, bar)
@@ -270,7 +325,9 @@ class Trainer:
             if self.step % settings.log_interval == 0 or "skipped" in record:
                 log(record, self.train.clock.read())
             bar.update()
-            bar.set_postfix_str(f"reward {record.get('reward', math.nan):.4f} kl {record.get('kl', math.nan):.2f}")
+            bar.set_postfix_str(
+                f"reward {record.get('reward', math.nan):.4f} kl {record.get('kl', math.nan):.2f}"
+            )
             self.save_if_due()
             self.evaluate_if_due(log, say)
             if self.stop_requested():
@@ -289,15 +346,18 @@ class Trainer:
 
 
 def predictor_of(policy: ResidualPolicy, state: dict, exported: dict, found: dict) -> Predictor:
-    """The mean table of a policy's state, with the scales and the solver that were rolled out; leaves the policy in that state.
+    """The mean table of a policy's state, with the scales and the solver that were rolled out; leaves the
+    policy in that state.
 
     The empty state of a run that was stopped before its first evaluation: UserError.
     """
     if not state:
-        raise UserError("the run has no best policy yet: it was stopped before its first evaluation; go on with --resume")
+        raise UserError(
+            "the run has no best policy yet: it was stopped before its first evaluation; go on with --resume"
+        )
     policy.load_state_dict(state)
     with torch.no_grad():
-        table = policy.complete(policy().mean())
+        table = policy.with_fixed_scales(policy().mean())
     return Predictor(table, Spec(**exported["spec"]), exported["nodes"], exported["provenance"] | found)
 
 
@@ -306,8 +366,10 @@ def spread(values: Tensor) -> float:
     return values.std().item() if len(values) > 1 else 0.0
 
 
-def adapted(kl_coef: float, kl: float, target: float) -> float:
-    """Twice the coefficient when KL is more than half above its target, half when it is as far below (PPO, section 4)."""
+def adapt_kl_coef(kl_coef: float, kl: float, target: float) -> float:
+    """Twice the coefficient when KL is more than half above its target, half when it is as far below (PPO,
+    section 4).
+    """
     if kl > 1.5 * target:
         return max(kl_coef, 1e-4) * 2
     return kl_coef / 2 if kl < target / 1.5 else kl_coef

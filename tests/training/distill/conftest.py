@@ -4,21 +4,25 @@ import pytest
 import torch
 
 from backends import Backend, Condition
-from backends.base import per_points
-from backends.distributed import Ranks
+from backends.conditioning import repeat_condition
+from common.distributed import Ranks
 from solvers import NoiseSchedule
 from training.distill.config import DistillConfig
-from training.distill.prepare import prepare
+from training.distill.setup import prepare
 from training.run_folder import RunFolder
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 class Line(Backend):
-    """Two points -1 and +1 blurred by 0.25, one number a latent: velocity (x - E[x0 | x]) / sigma, in float64."""
+    """Two points -1 and +1 blurred by 0.25, one number a latent: velocity (x - E[x0 | x]) / sigma, in
+    float64.
+    """
 
     name, dtype, latent_shape = "line", torch.float64, (1, 1, 1)
-    noise_schedule = NoiseSchedule((1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0))
+    noise_schedule = NoiseSchedule(
+        (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
+    )
     sigma_min, sigma_max = 0.1, 5.0
     default_schedule = "polynomial"
     device = torch.device("cpu")
@@ -34,7 +38,7 @@ class Line(Backend):
         cache: dict = {}
 
         def velocity(x, sigma):
-            per_points(condition, len(x), cache)
+            repeat_condition(condition, len(x), cache)
             self.calls += 1
             return line_velocity(x.double(), sigma.view(-1, *[1] * (x.ndim - 1)) if sigma.ndim else sigma)
 

@@ -29,12 +29,14 @@ def test_rows_are_the_teachers_states(tmp_path):
     bank = bank_of(tmp_path, backend, 3.0)
     bank.build(ALONE, "pairs")
     condition, x, states = bank.rows([9, 0, 5])
-    assert torch.equal(x, backend.start([109, 100, 105], bank.teacher.nodes[0]))
+    assert torch.equal(x, backend.initial_latents([109, 100, 105], bank.teacher.nodes[0]))
     assert states.shape == (3, 3, 4, 8, 8)
     velocity = backend.velocity(backend.encode(["prompt 0", "prompt 0", "prompt 2"], 3.0))
     expected = sample(DPM2(), velocity, x, bank.teacher.nodes)
     torch.testing.assert_close(states[-1], expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(backend.velocity(condition)(x, bank.teacher.nodes[0]), velocity(x, bank.teacher.nodes[0]))
+    torch.testing.assert_close(
+        backend.velocity(condition)(x, bank.teacher.nodes[0]), velocity(x, bank.teacher.nodes[0])
+    )
 
 
 def test_a_bank_is_built_once_and_an_interrupted_one_goes_on(tmp_path):
@@ -88,7 +90,9 @@ def test_a_shard_that_another_rank_wrote_elsewhere_is_named(tmp_path):
     bank = bank_of(tmp_path, Line())
     bank.build(ALONE, "pairs")
     bank.path(2).unlink()
-    with pytest.raises(BankError, match=r"shard-00002.*: does not exist; bank.folder must be on storage that all ranks share") as caught:
+    with pytest.raises(
+        BankError, match=r"shard-00002.*: does not exist; bank.folder must be on storage that all ranks share"
+    ) as caught:
         bank.rows([9])
     assert "\n" not in str(caught.value)
 
@@ -129,6 +133,9 @@ def test_fineness_falls_with_the_order_of_the_teacher(tmp_path):
     coarse, fine = bank_of(tmp_path, Line(), every=4), bank_of(tmp_path, Line(), every=16)
     for bank in (coarse, fine):
         bank.build(ALONE, "pairs")
-    found = [errors(b, b.teacher.solver, twice_as_fine(b.teacher.nodes), 10, 4, ALONE).mean().item() for b in (coarse, fine)]
+    found = [
+        errors(b, b.teacher.solver, twice_as_fine(b.teacher.nodes), 10, 4, ALONE).mean().item()
+        for b in (coarse, fine)
+    ]
     ratio = found[0] / found[1]
     assert 8 < ratio < 40  # second order: 16

@@ -4,6 +4,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+from training.distill.students.student.parameters import TableStudent
+from training.distill.students.student.student import Student
 
 from backends import Condition, load_backend
 from solvers import DPM2, SolverTable, Spec, UserError
@@ -13,8 +15,6 @@ from training.distill.baselines import errors
 from training.distill.config import LossConfig, StudentConfig, TrainConfig
 from training.distill.gradients import ChunkGradient
 from training.distill.losses import Loss
-from training.distill.student import TableStudent
-from training.distill.students import Student
 
 from .conftest import ALONE, Line
 from .test_bank import bank_of
@@ -37,7 +37,9 @@ class Backward(torch.autograd.Function):
 
 
 class Small(Line):
-    """A network that fits `forward` rows, of which it fits `backward` in the backward pass; it counts the calls that did not fit."""
+    """A network that fits `forward` rows, of which it fits `backward` in the backward pass; it counts the
+    calls that did not fit.
+    """
 
     def __init__(self, forward: int, backward: int):
         self.limits, self.failures, self.rows = (forward, backward), 0, []
@@ -57,7 +59,8 @@ class Small(Line):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
-    "forward, backward, pairs, apart", [(99, 99, 16, False), (31, 99, 8, False), (99, 5, 2, False), (1, 1, 1, True), (99, 1, 1, True)]
+    "forward, backward, pairs, apart",
+    [(99, 99, 16, False), (31, 99, 8, False), (99, 5, 2, False), (1, 1, 1, True), (99, 1, 1, True)],
 )
 def test_chunks_are_halved_where_memory_ends(trainer_of, checkpointing, forward, backward, pairs, apart):
     config = configuration(train=TrainConfig(steps=1, batch=16, chunk=16, checkpointing=checkpointing))
@@ -76,7 +79,9 @@ def test_chunks_are_halved_where_memory_ends(trainer_of, checkpointing, forward,
 def test_one_pair_that_does_not_fit_is_one_line(trainer_of):
     trainer = trainer_of(configuration(), Line())
     trainer.train.backend = Small(0, 0)
-    with pytest.raises(UserError, match=r"out of memory with one pair at a time.*set train.checkpointing") as caught:
+    with pytest.raises(
+        UserError, match=r"out of memory with one pair at a time.*set train.checkpointing"
+    ) as caught:
         trainer.chunk_row([0, 1])
     assert "\n" not in str(caught.value)
 
@@ -92,7 +97,12 @@ def test_banks_and_baselines_are_halved_where_memory_ends(tmp_path):
     found = []
     for bank in (whole, small):
         bank.build(ALONE, "pairs")
-        found.append((bank.rows(list(range(10)))[2], errors(bank, bank.teacher.solver, bank.teacher.nodes[::2], 10, 5, ALONE)))
+        found.append(
+            (
+                bank.rows(list(range(10)))[2],
+                errors(bank, bank.teacher.solver, bank.teacher.nodes[::2], 10, 5, ALONE),
+            )
+        )
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     assert {n for n in small.backend.rows if n <= 3} <= {2, 3}
     assert small.backend.failures == 2  # one in the bank, one in the errors
@@ -118,7 +128,9 @@ def bank(tmp_path_factory):
     nodes, fine = (twin.sigmas(Spec(num_steps=n)) for n in (6, 21))
     teacher = Teacher("dpm2", DPM2(), refined(nodes, fine, 4), 4)
     captions = ["a red handwritten seven", "a thin six", "a bold blue two", "a green four"]
-    bank = Bank(tmp_path_factory.mktemp("banks"), twin, teacher, 4.5, Pairs(captions, list(range(4))), 4, "float32")
+    bank = Bank(
+        tmp_path_factory.mktemp("banks"), twin, teacher, 4.5, Pairs(captions, list(range(4))), 4, "float32"
+    )
     bank.build(ALONE, "pairs")
     return bank
 
@@ -131,7 +143,10 @@ class Other:
 
     def rows(self, indices):
         condition, x, states = self.bank.rows(indices)
-        positive, negative = ({k: v.to(self.backend.dtype) for k, v in part.items()} for part in (condition.positive, condition.negative))
+        positive, negative = (
+            {k: v.to(self.backend.dtype) for k, v in part.items()}
+            for part in (condition.positive, condition.negative)
+        )
         return Condition(positive, negative, condition.guidance_scale), x, states
 
 
@@ -152,18 +167,32 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def test_float16_gradients_of_a_large_latent_are_those_of_float32(bank, monkeypatch):
-    """An RMSE's gradient at one of n elements is 1 / n: the loss over the ratio of sizes has the per-element gradient of real latents."""
+    """An RMSE's gradient at one of n elements is 1 / n: the loss over the ratio of sizes has the per-element
+    gradient of real latents.
+    """
     exact = gradient_of(bank, "float32", 1.0)
     scaled = gradient_of(bank, "float16", 1 / ELEMENTS)
     assert all(cosine(scaled[name], exact[name]) > 0.999 for name in TERMS)
-    torch.testing.assert_close(scaled["scales.scale_time"], exact["scales.scale_time"], rtol=0.01, atol=0.01 * exact[TERMS[2]].abs().max())
+    torch.testing.assert_close(
+        scaled["scales.scale_time"],
+        exact["scales.scale_time"],
+        rtol=0.01,
+        atol=0.01 * exact[TERMS[2]].abs().max(),
+    )
     monkeypatch.setattr(gradients, "FLOAT16_SCALE", 1.0)
-    assert cosine(gradient_of(bank, "float16", 1 / ELEMENTS)["scales.scale_time"], exact["scales.scale_time"]) < 0.95
+    assert (
+        cosine(gradient_of(bank, "float16", 1 / ELEMENTS)["scales.scale_time"], exact["scales.scale_time"])
+        < 0.95
+    )
 
 
 def test_a_scale_that_overflows_is_lowered(bank, monkeypatch):
     tried, honest = [], ChunkGradient.scaled_row
-    monkeypatch.setattr(ChunkGradient, "scaled_row", lambda self, indices, scale: tried.append(scale) or honest(self, indices, scale))
+    monkeypatch.setattr(
+        ChunkGradient,
+        "scaled_row",
+        lambda self, indices, scale: tried.append(scale) or honest(self, indices, scale),
+    )
     exact = gradient_of(bank, "float32", 1.0)
     assert tried == [1.0]
     found = gradient_of(bank, "float16", 2.0**12)

@@ -11,7 +11,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from solvers import Predictor, SolverTable, Spec, UserError, load_predictor, polynomial, resolve_predictor_path, save_predictor
+from solvers import (
+    Predictor,
+    SolverTable,
+    Spec,
+    UserError,
+    load_predictor,
+    polynomial,
+    resolve_predictor_path,
+    save_predictor,
+)
 from training.config import load_config
 from training.distill import launch
 from training.distill.config import DistillConfig, check
@@ -98,13 +107,22 @@ def outcome(run: RunFolder) -> dict[str, bytes]:
     files = [run.metrics, *sorted(run.export.glob("*.pkl"))]
     state = run.load_checkpoint()
     tensors = {k: v.numpy().tobytes() for k, v in state["student"].items()}
-    moments = {f"{i} {k}": v.numpy().tobytes() for i, s in state["optimiser"]["state"].items() for k, v in s.items()}
+    moments = {
+        f"{i} {k}": v.numpy().tobytes() for i, s in state["optimiser"]["state"].items() for k, v in s.items()
+    }
     return {f.name: f.read_bytes() for f in files} | tensors | moments
 
 
 def test_a_run_writes_all_it_promises(whole):
     run = whole
-    assert sorted(p.name for p in run.path.iterdir()) == ["checkpoints", "configs", "error.png", "export", "logs", "table.png"]
+    assert sorted(p.name for p in run.path.iterdir()) == [
+        "checkpoints",
+        "configs",
+        "error.png",
+        "export",
+        "logs",
+        "table.png",
+    ]
     records = [json.loads(line, parse_constant=pytest.fail) for line in run.metrics.read_text().splitlines()]
     assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
     evaluations = [r for r in records if "heldout" in r]
@@ -113,14 +131,27 @@ def test_a_run_writes_all_it_promises(whole):
     assert list((run.path / "logs").glob("events.*"))
     best = load_predictor(resolve_predictor_path(str(run.path)))
     assert best.provenance["heldout_rmse"] == min(r["heldout"] for r in evaluations)
-    assert {"teacher", "bank", "loss", "parent", "teacher_rmse_to_twice_as_fine", "step"} <= best.provenance.keys()
+    assert {
+        "teacher",
+        "bank",
+        "loss",
+        "parent",
+        "teacher_rmse_to_twice_as_fine",
+        "step",
+    } <= best.provenance.keys()
     assert best.spec.guidance_rate == 3.0
     assert (run.export / "network-snapshot-export-step000006.pkl").is_file()
 
 
 @pytest.mark.parametrize("student", ["table", "tableau"])
 def test_three_steps_and_three_more_are_six(tmp_path, config, student):
-    kind = ["student.kind=tableau", "student.start=baseline", "student.depth=4", "student.learn_sigmas=true", "train.lr=0.1"]
+    kind = [
+        "student.kind=tableau",
+        "student.start=baseline",
+        "student.depth=4",
+        "student.learn_sigmas=true",
+        "train.lr=0.1",
+    ]
     more = [part for text in kind for part in ("--override", text)] if student == "tableau" else []
     whole = start(tmp_path, config, "whole", *more)
     parts = start(tmp_path, config, "parts", "--max-steps", 3, *more)
@@ -134,13 +165,30 @@ def test_three_steps_and_three_more_are_six(tmp_path, config, student):
 
 
 def test_a_tableau_is_widened_into_a_better_one(tmp_path, config):
-    """K stages in every level, the first included, from a learned tableau of one: it starts where that ended."""
-    narrow = ["student.kind=tableau", "student.start=baseline", "student.depth=3", "student.num_points=1", "student.learn_sigmas=true"]
+    """K stages in every level, the first included, from a learned tableau of one: it starts where
+    that ended.
+    """
+    narrow = [
+        "student.kind=tableau",
+        "student.start=baseline",
+        "student.depth=3",
+        "student.num_points=1",
+        "student.learn_sigmas=true",
+    ]
     one = start(tmp_path, config, "one", *[part for text in narrow for part in ("--override", text)])
     best = load_predictor(resolve_predictor_path(str(one.path)))
-    wide = [*narrow[:1], *narrow[4:], f"student.start={one.path}", "student.num_points=3", "student.first_points=3"]
+    wide = [
+        *narrow[:1],
+        *narrow[4:],
+        f"student.start={one.path}",
+        "student.num_points=3",
+        "student.first_points=3",
+    ]
     arguments = [part for text in wide for part in ("--override", text)]
-    for name, told, levels in [("as it is", [], [1, 1, 1]), ("widened", ["--override", "student.widen=true"], [3, 3, 3])]:
+    for name, told, levels in [
+        ("as it is", [], [1, 1, 1]),
+        ("widened", ["--override", "student.widen=true"], [3, 3, 3]),
+    ]:
         run = start(tmp_path, config, name.split()[0], *arguments, *told)
         found = load_predictor(resolve_predictor_path(str(run.path)))
         assert [len(level) for level in found.table.levels] == levels, name
@@ -150,7 +198,15 @@ def test_a_tableau_is_widened_into_a_better_one(tmp_path, config):
 
 def test_two_processes_and_a_resume_give_the_bits_of_one(tmp_path, config, whole):
     exps = tmp_path / "exps"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "training.distill.launch"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "training.distill.launch",
+    ]
     command += arguments_of(config, exps, "two", "--max-steps", 3)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
@@ -166,7 +222,9 @@ def test_two_processes_and_a_resume_give_the_bits_of_one(tmp_path, config, whole
 def test_more_processes_than_chunks(tmp_path, config):
     more = ("--override", "train.chunk=8", "--override", "train.steps=2")
     whole = start(tmp_path, config, "whole", *more)
-    done = forked.start("training.distill.launch", *arguments_of(config, tmp_path / "exps", "two", *more), ranks=2).wait()
+    done = forked.start(
+        "training.distill.launch", *arguments_of(config, tmp_path / "exps", "two", *more), ranks=2
+    ).wait()
     assert done.returncode == 0, done.stderr
     assert outcome(run_of(tmp_path / "exps", "two")) == outcome(whole)
 
@@ -211,7 +269,11 @@ def test_a_loss_that_is_not_finite_names_step_and_interval_and_saves_the_table(t
         def broken(x, sigma):
             calls.append(len(x))
             out = inner(x, sigma)
-            return out * float("nan") if torch.is_grad_enabled() and len(calls) % 2 == 0 and torch.as_tensor(sigma).max() < 3 else out
+            return (
+                out * float("nan")
+                if torch.is_grad_enabled() and len(calls) % 2 == 0 and torch.as_tensor(sigma).max() < 3
+                else out
+            )
 
         return broken
 
@@ -221,7 +283,9 @@ def test_a_loss_that_is_not_finite_names_step_and_interval_and_saves_the_table(t
     assert "step 1" in message
     assert "interval" in message
     assert run.latest_checkpoint() == run.checkpoint(0)
-    torch.testing.assert_close(load_predictor(resolve_predictor_path(str(run.path))).table.r, SolverTable.uniform(3, 2).r)
+    torch.testing.assert_close(
+        load_predictor(resolve_predictor_path(str(run.path))).table.r, SolverTable.uniform(3, 2).r
+    )
 
 
 def test_dry_run_loads_and_writes_nothing(tmp_path, config):
@@ -288,8 +352,17 @@ def test_mistakes_of_files_and_options(tmp_path, config):
 
 def test_a_start_that_does_not_fit_is_named(tmp_path, config):
     table = SolverTable.uniform(3, 3)
-    save_predictor(Predictor(table, Spec(backend="gaussian", schedule_type="polynomial")), tmp_path / "start.pkl")
-    told = refused("--config", config, "--override", f"student.start={tmp_path / 'start.pkl'}", "--exps", tmp_path / "exps")
+    save_predictor(
+        Predictor(table, Spec(backend="gaussian", schedule_type="polynomial")), tmp_path / "start.pkl"
+    )
+    told = refused(
+        "--config",
+        config,
+        "--override",
+        f"student.start={tmp_path / 'start.pkl'}",
+        "--exps",
+        tmp_path / "exps",
+    )
     assert "student.num_points is 2" in told
     assert "3" in told
 
@@ -297,7 +370,9 @@ def test_a_start_that_does_not_fit_is_named(tmp_path, config):
 def test_a_predictor_is_a_start(tmp_path, config):
     first = start(tmp_path, config, "first")
     found = resolve_predictor_path(str(first.path))
-    second = start(tmp_path, config, "second", "--override", f"student.start={found}", "--override", "train.steps=2")
+    second = start(
+        tmp_path, config, "second", "--override", f"student.start={found}", "--override", "train.steps=2"
+    )
     begun, ended = (json.loads(r.metrics.read_text().splitlines()[i]) for r, i in ((second, 0), (first, -1)))
     assert begun["heldout"] == pytest.approx(min(ended["heldout"], begun["heldout"]), rel=1e-6)
     assert "sha256" in load_predictor(resolve_predictor_path(str(second.path))).provenance["parent"]
@@ -309,7 +384,16 @@ def test_learned_nodes_of_a_start_are_kept(tmp_path, config):
     found = first.export / "network-snapshot-export-step000006.pkl"
     nodes = load_predictor(found).sigmas
     assert not torch.allclose(nodes, polynomial(4, *nodes[[-1, 0]].tolist()))
-    second = start(tmp_path, config, "second", "--override", f"student.start={found}", "--override", "train.steps=2", *learned)
+    second = start(
+        tmp_path,
+        config,
+        "second",
+        "--override",
+        f"student.start={found}",
+        "--override",
+        "train.steps=2",
+        *learned,
+    )
     begun, ended = (json.loads(r.metrics.read_text().splitlines()[i]) for r, i in ((second, 0), (first, -1)))
     assert begun["heldout"] == pytest.approx(ended["heldout"], rel=1e-6)
 
@@ -342,7 +426,10 @@ def test_a_start_that_changed_is_not_gone_on_from(tmp_path, config):
 
 def other_table(tmp_path) -> bytes:
     """A predictor that fits the small configuration but is another."""
-    save_predictor(Predictor(SolverTable.uniform(3, 2), Spec(backend="gaussian", schedule_type="polynomial")), tmp_path / "other.pkl")
+    save_predictor(
+        Predictor(SolverTable.uniform(3, 2), Spec(backend="gaussian", schedule_type="polynomial")),
+        tmp_path / "other.pkl",
+    )
     return (tmp_path / "other.pkl").read_bytes()
 
 

@@ -1,12 +1,15 @@
-"""Distillation where the answer is known: a one-interval optimum by quadrature, gradients, and error that falls."""
+"""Distillation where the answer is known: a one-interval optimum by quadrature, gradients, and error that
+falls.
+"""
 
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
+from training.distill.students.student.parameters import TableStudent
 
 from backends import load_backend
-from backends.digits.judge import Judge
+from digits.judge import Judge
 from solvers import EPD, IPNDM, SolverTable, Spec, Tableau, load_predictor, sample
 from training.distill.config import (
     BankConfig,
@@ -19,7 +22,6 @@ from training.distill.config import (
     TrainConfig,
 )
 from training.distill.losses import Loss, first_broken, rollout
-from training.distill.student import TableStudent
 
 from .conftest import Line, line_velocity
 
@@ -32,7 +34,9 @@ def configuration(**sections) -> DistillConfig:
         "teacher": TeacherConfig(inner=15, check=0),
         "bank": BankConfig(pairs=64, heldout_pairs=64),
         "train": TrainConfig(steps=40, batch=32, chunk=32),
-        "evaluation": EvaluationConfig(interval=20, baselines=["euler", "ipndm2"], schedules=["polynomial", "logsnr"], tuning_pairs=32),
+        "evaluation": EvaluationConfig(
+            interval=20, baselines=["euler", "ipndm2"], schedules=["polynomial", "logsnr"], tuning_pairs=32
+        ),
     }
     config = DistillConfig(**{**defaults, **sections})
     config.backend.name = "gaussian"
@@ -40,7 +44,7 @@ def configuration(**sections) -> DistillConfig:
 
 
 class Never:
-    def agreed(self):
+    def any_rank(self):
         return False
 
 
@@ -51,7 +55,9 @@ def fit(trainer):
 
 
 def test_the_optimum_of_one_interval_is_found():
-    """K = 1, one interval: the position whose expected absolute error, by Gauss-Hermite quadrature, is least."""
+    """K = 1, one interval: the position whose expected absolute error, by Gauss-Hermite quadrature,
+    is least.
+    """
     start, end = 2.0, 0.5
     points, weights = (torch.tensor(v) for v in np.polynomial.hermite_e.hermegauss(61))
     weights = weights / weights.sum()
@@ -70,7 +76,9 @@ def test_the_optimum_of_one_interval_is_found():
     for step in range(300):
         optimiser.param_groups[0]["lr"] = 0.05 * (1 - step / 300)
         optimiser.zero_grad()
-        found = sample(EPD(student.table()), line_velocity, x, torch.tensor([start, end], dtype=torch.float64))
+        found = sample(
+            EPD(student.table()), line_velocity, x, torch.tensor([start, end], dtype=torch.float64)
+        )
         (weights * (found - target)[:, 0].square()).sum().sqrt().backward()
         optimiser.step()
     assert error(0.5) > 1.05 * best.fun  # equal points are not the answer already
@@ -87,7 +95,9 @@ def test_error_falls_from_equal_points(trainer_of, loss):
 
 
 def test_a_mixture_is_distilled_from_equal_points(trainer_of):
-    config = configuration(guidance_scale=4.0, student=StudentConfig(num_points=2, learn_sigmas=True, scale_dir=0.3))
+    config = configuration(
+        guidance_scale=4.0, student=StudentConfig(num_points=2, learn_sigmas=True, scale_dir=0.3)
+    )
     config.bank.pairs, config.train.steps = 128, 60
     trainer = trainer_of(config, load_backend(Spec(backend="gaussian"), "cpu"))
     records = [r for r in fit(trainer) if "heldout" in r]
@@ -96,7 +106,9 @@ def test_a_mixture_is_distilled_from_equal_points(trainer_of):
 
 def test_a_tableau_ends_better_than_the_best_baseline_it_starts_from(trainer_of):
     student = StudentConfig(kind="tableau", start="baseline", depth=4, num_points=2, learn_sigmas=True)
-    config = configuration(guidance_scale=4.0, student=student, train=TrainConfig(steps=60, batch=32, chunk=32, lr=0.1))
+    config = configuration(
+        guidance_scale=4.0, student=student, train=TrainConfig(steps=60, batch=32, chunk=32, lr=0.1)
+    )
     trainer = trainer_of(config, load_backend(Spec(backend="gaussian"), "cpu"))
     records = [r for r in fit(trainer) if "heldout" in r]
     first, last = records[0], records[-1]
@@ -119,17 +131,25 @@ def test_what_is_exported_has_the_error_that_is_told(trainer_of):
     predictor = load_predictor(trainer.run.export / "network-snapshot-export-best.pkl")
     condition, x, states = trainer.heldout.rows(list(range(64)))
     found = sample(predictor.solver(), trainer.heldout.backend.velocity(condition), x, predictor.sigmas)
-    assert (found - states[-1]).abs().mean().item() == pytest.approx(predictor.provenance["heldout_rmse"], rel=1e-6)
+    assert (found - states[-1]).abs().mean().item() == pytest.approx(
+        predictor.provenance["heldout_rmse"], rel=1e-6
+    )
 
 
-@pytest.mark.parametrize("weights", [{"trajectory": 1.0}, {"final": 1.0}, {"decoded": 1.0, "final": 0.0}, {"feature": 1.0, "final": 0.5}])
+@pytest.mark.parametrize(
+    "weights",
+    [{"trajectory": 1.0}, {"final": 1.0}, {"decoded": 1.0, "final": 0.0}, {"feature": 1.0, "final": 0.5}],
+)
 def test_gradients_of_the_loss_against_finite_differences(weights):
     backend = load_backend(Spec(backend="gaussian"), "cpu")
     config = LossConfig(**{"final": 0.0, **weights})
     features = (lambda images: images.double().flatten(1)[:, ::7] ** 2) if config.feature else None
     nodes = backend.sigmas(Spec(num_steps=4, schedule_type="polynomial"))
     loss = Loss(config, backend, torch.ones(3, dtype=torch.float64), features)
-    velocity, x = backend.velocity(backend.encode(["a", "b"], 2.0)), backend.start([1, 2], nodes[0]).double()
+    velocity, x = (
+        backend.velocity(backend.encode(["a", "b"], 2.0)),
+        backend.initial_latents([1, 2], nodes[0]).double(),
+    )
     targets = torch.stack(rollout(IPNDM(3), nodes, velocity, x, detach=False))
     student = TableStudent(SolverTable.uniform(3, 2), scale_dir=0.2)
 
@@ -214,7 +234,7 @@ def test_features_of_a_clip_folder():
     from PIL import Image
     from transformers import CLIPImageProcessorPil, CLIPModel
 
-    from backends.digits import REWARD_FOLDER
+    from digits import REWARD_FOLDER
     from training.distill.losses import load_features
 
     images = (torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
@@ -222,7 +242,10 @@ def test_features_of_a_clip_folder():
     pixels = CLIPImageProcessorPil.from_pretrained(REWARD_FOLDER)(pictures, return_tensors="pt").pixel_values
     with torch.no_grad():
         expected = (
-            CLIPModel.from_pretrained(REWARD_FOLDER, dtype=torch.float32).eval().get_image_features(pixel_values=pixels).pooler_output
+            CLIPModel.from_pretrained(REWARD_FOLDER, dtype=torch.float32)
+            .eval()
+            .get_image_features(pixel_values=pixels)
+            .pooler_output
         )
         found = load_features(str(REWARD_FOLDER), torch.device("cpu"))(images)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

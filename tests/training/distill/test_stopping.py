@@ -1,20 +1,23 @@
-"""Distillation that is asked to stop in the middle of a step or an evaluation: it ends between chunks and goes on to the same bytes."""
+"""Distillation that is asked to stop in the middle of a step or an evaluation: it ends between chunks and
+goes on to the same bytes.
+"""
 
 import signal
 import time
 
 import pytest
 
+from common.distributed import never
 from training.distill import launch
 from training.distill.gradients import ChunkGradient
-from training.ranks import never
 from training.run_folder import CheckpointTimer
 
 from ... import forked
 from ..stops import StopAtCheck, invoke
 from .test_launch import CPU, arguments_of, outcome, run_of, start, write_config
 
-# looks for a stop: 3 shards, 1 batch of the teacher's check and 8 of baselines, then 2 an evaluation, 4 chunks a step and 1 after it
+# looks for a stop: 3 shards, 1 batch of the teacher's check and 8 of baselines, then 2 an evaluation, 4
+# chunks a step and 1 after it
 READY, EVALUATION, CHUNKS = 12, 2, 4
 
 
@@ -42,9 +45,13 @@ def went_on(cut, stopped: int) -> dict[str, bytes]:
         (READY + 2 * EVALUATION + 2 * CHUNKS + 2 + 2, 2, 2, 2 * CHUNKS + 1),  # in step 3
     ],
 )
-def test_a_stop_in_mid_step_abandons_it_and_the_run_goes_on_to_the_same_end(tmp_path, monkeypatch, whole, look, stopped, evaluated, chunks):
+def test_a_stop_in_mid_step_abandons_it_and_the_run_goes_on_to_the_same_end(
+    tmp_path, monkeypatch, whole, look, stopped, evaluated, chunks
+):
     done, honest = [], ChunkGradient.__call__
-    monkeypatch.setattr(ChunkGradient, "__call__", lambda self, indices: done.append(0) or honest(self, indices))
+    monkeypatch.setattr(
+        ChunkGradient, "__call__", lambda self, indices: done.append(0) or honest(self, indices)
+    )
     with monkeypatch.context() as patch:
         StopAtCheck(patch, look)
         out = invoke(launch.main, *arguments_of(write_config(tmp_path), tmp_path / "exps", "cut"))
@@ -57,12 +64,17 @@ def test_a_stop_in_mid_step_abandons_it_and_the_run_goes_on_to_the_same_end(tmp_
 
 
 @pytest.mark.parametrize("look, shards", [(2, 1), (6, 3)])
-def test_a_stop_before_the_first_step_ends_after_the_shard_in_hand(tmp_path, monkeypatch, whole, look, shards):
+def test_a_stop_before_the_first_step_ends_after_the_shard_in_hand(
+    tmp_path, monkeypatch, whole, look, shards
+):
     config = write_config(tmp_path)
     with monkeypatch.context() as patch:
         StopAtCheck(patch, look)
         out = invoke(launch.main, *arguments_of(config, tmp_path / "exps", "cut"))
-    assert f"stopped before step 1 as asked; what is complete in {tmp_path / 'banks'} is kept: run the same command again" in out
+    assert (
+        f"stopped before step 1 as asked; what is complete in {tmp_path / 'banks'} is kept: run the same"
+        " command again" in out
+    )
     assert len(list((tmp_path / "banks").rglob("*.safetensors"))) == shards
     assert outcome(start(tmp_path, config, "again")) == outcome(whole)
 
@@ -71,7 +83,12 @@ def test_a_stop_before_the_first_step_ends_after_the_shard_in_hand(tmp_path, mon
 def test_checkpoints_by_time_change_nothing(tmp_path, monkeypatch, whole, minutes, written):
     saved, honest = [], CheckpointTimer.restart
     monkeypatch.setattr(CheckpointTimer, "restart", lambda timer: saved.append(0) or honest(timer))
-    more = ("--override", f"train.checkpoint_minutes={minutes}", "--override", "train.checkpoint_interval=1000")
+    more = (
+        "--override",
+        f"train.checkpoint_minutes={minutes}",
+        "--override",
+        "train.checkpoint_interval=1000",
+    )
     assert outcome(start(tmp_path, write_config(tmp_path), "often", *more)) == outcome(whole)
     assert len(saved) == written
 
@@ -100,7 +117,9 @@ def test_one_of_two_processes_is_stopped_in_mid_step(tmp_path, whole):
     log = tmp_path / "chunks"
     arguments = arguments_of(write_config(tmp_path), tmp_path / "exps", "cut")
     process = forked.Forked(slow_chunks, log, arguments, ranks=2)
-    done = process.signal_when(lambda: log.exists() and log.read_text().count("chunk") >= 1, signal.SIGTERM, alone=True)
+    done = process.signal_when(
+        lambda: log.exists() and log.read_text().count("chunk") >= 1, signal.SIGTERM, alone=True
+    )
     assert done.returncode == 0, done.stderr
     assert "stopped at step 1 as asked" in done.stdout
     assert log.read_text().count("chunk") <= 2

@@ -1,12 +1,20 @@
-"""Unconstrained parameters: they start exactly where they should, stay valid, and reach every solver of their levels."""
+"""Unconstrained parameters: they start exactly where they should, stay valid, and reach every solver of their
+levels.
+"""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training.distill.students.student.parameters import (
+    TableauStudent,
+    TableStudent,
+    denoised_weights,
+    second_moments,
+    widen,
+)
 
 from solvers import EPD, DPMpp, Euler, Heun, SolverTable, Tableau, compile_tableau, polynomial, sample
-from training.distill.student import TableauStudent, TableStudent, denoised_weights, second_moments, widened
 
 NODES = polynomial(4, 0.1, 10.0)
 
@@ -14,7 +22,9 @@ NODES = polynomial(4, 0.1, 10.0)
 def random_table(seed: int, intervals: int, points: int) -> SolverTable:
     generator = torch.Generator().manual_seed(seed)
     r = torch.rand(intervals, points, generator=generator, dtype=torch.float64) * 0.9 + 0.05
-    return SolverTable.sorted(r, torch.randn(intervals, points, generator=generator, dtype=torch.float64).softmax(-1))
+    return SolverTable.sorted(
+        r, torch.randn(intervals, points, generator=generator, dtype=torch.float64).softmax(-1)
+    )
 
 
 @settings(deadline=None, max_examples=40)
@@ -45,7 +55,9 @@ def test_any_parameters_give_a_valid_sorted_table(seed, size):
 def test_scales_start_where_the_table_has_them():
     scales = torch.tensor([[0.9, 1.05], [1.0, 1.15]], dtype=torch.float64)
     start = SolverTable(**SolverTable.uniform(2, 2).arrays(), scale_dir=scales)
-    torch.testing.assert_close(TableStudent(start, scale_dir=0.2).table().scale_dir, scales, rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        TableStudent(start, scale_dir=0.2).table().scale_dir, scales, rtol=0, atol=1e-9
+    )
     with pytest.raises(ValueError, match=r"0\.1"):
         TableStudent(start, scale_dir=0.1)
     with pytest.raises(ValueError, match="half-range 1"):
@@ -55,7 +67,10 @@ def test_scales_start_where_the_table_has_them():
 def test_every_parameter_gets_a_gradient():
     student = TableStudent(SolverTable.uniform(3, 2), scale_dir=0.2, scale_time=0.2)
     x = sample(
-        EPD(student.table()), lambda x, sigma: torch.sin(x) + 1 / sigma.view(-1, *[1] * (x.ndim > 1 and sigma.ndim)), start_state(), NODES
+        EPD(student.table()),
+        lambda x, sigma: torch.sin(x) + 1 / sigma.view(-1, *[1] * (x.ndim > 1 and sigma.ndim)),
+        start_state(),
+        NODES,
     )
     x.square().sum().backward()
     assert all((p.grad != 0).all() for p in student.parameters())
@@ -69,11 +84,15 @@ def velocity(x, sigma):
     return torch.sin(x) / (1 + sigma.view(-1, 1))
 
 
-@pytest.mark.parametrize("solver", [Heun(), DPMpp(2), EPD(SolverTable.uniform(3, 3))], ids=["heun", "dpmpp", "epd"])
+@pytest.mark.parametrize(
+    "solver", [Heun(), DPMpp(2), EPD(SolverTable.uniform(3, 3))], ids=["heun", "dpmpp", "epd"]
+)
 def test_a_tableau_student_starts_at_its_solver(solver):
     student = TableauStudent(compile_tableau(solver, NODES), learn_sigmas=True)
     expected = sample(solver, velocity, start_state(), NODES)
-    torch.testing.assert_close(sample(student.tableau(), velocity, start_state(), NODES), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        sample(student.tableau(), velocity, start_state(), NODES), expected, rtol=0, atol=1e-12
+    )
     assert student.distance() == 0
 
 
@@ -100,7 +119,9 @@ def test_noise_levels_stay_unless_asked_for():
 
 
 def test_every_solver_of_the_same_levels_is_in_reach():
-    """The changes that lead from Heun's tableau to that of EPD with one point at 0.3: both have single-stage levels."""
+    """The changes that lead from Heun's tableau to that of EPD with one point at 0.3: both have single-stage
+    levels.
+    """
     heun = compile_tableau(Heun(), NODES)
     epd = compile_tableau(EPD(SolverTable(torch.full((3, 1), 0.3), torch.ones(3, 1))), NODES)
     student = TableauStudent(heun, True, second_moments(heun, velocity, start_state()))
@@ -110,7 +131,9 @@ def test_every_solver_of_the_same_levels_is_in_reach():
     with torch.no_grad():
         student.log_sigma_change[1:] = factor.log()[1:] / student.sigma_units[1:]
         for row, change in enumerate(target - student.weights):
-            student.row_change[row] = torch.linalg.lstsq(student.axes[row], change[:, None], driver="gelsd").solution[:, 0]
+            student.row_change[row] = torch.linalg.lstsq(
+                student.axes[row], change[:, None], driver="gelsd"
+            ).solution[:, 0]
     reached: Tableau = student.tableau()
     torch.testing.assert_close(reached.stages, epd.stages, rtol=0, atol=1e-9)
     torch.testing.assert_close(reached.output, epd.output, rtol=0, atol=1e-9)
@@ -137,22 +160,31 @@ def test_weights_of_denoised_states_follow_from_the_definition():
     assert weights[0].tolist() == [1, 0, 0, 0]
     torch.testing.assert_close(weights[1], torch.tensor([ratio[0], 1 - ratio[0], 0, 0], dtype=torch.float64))
     torch.testing.assert_close(
-        weights[2], torch.tensor([ratio[0] * ratio[1], (1 - ratio[0]) * ratio[1], 1 - ratio[1], 0], dtype=torch.float64)
+        weights[2],
+        torch.tensor([ratio[0] * ratio[1], (1 - ratio[0]) * ratio[1], 1 - ratio[1], 0], dtype=torch.float64),
     )
     with pytest.raises(ValueError, match="noise level 0"):
         denoised_weights(Tableau(torch.zeros(1), torch.eye(1, 2), torch.ones(2), ((0,),)))
 
 
-@pytest.mark.parametrize("solver", [Heun(), DPMpp(2), EPD(SolverTable.uniform(3, 2))], ids=["heun", "dpmpp", "epd"])
+@pytest.mark.parametrize(
+    "solver", [Heun(), DPMpp(2), EPD(SolverTable.uniform(3, 2))], ids=["heun", "dpmpp", "epd"]
+)
 @pytest.mark.parametrize("points, stride", [(1, 1), (2, 1), (4, 2)])
 def test_a_widened_tableau_is_the_same_sampler_with_idle_stages(solver, points, stride):
     start = compile_tableau(solver, NODES)
-    wide = widened(start, points, stride)
+    wide = widen(start, points, stride)
     torch.testing.assert_close(
-        sample(wide, velocity, start_state(), NODES), sample(start, velocity, start_state(), NODES), rtol=0, atol=1e-11
+        sample(wide, velocity, start_state(), NODES),
+        sample(start, velocity, start_state(), NODES),
+        rtol=0,
+        atol=1e-11,
     )
     assert wide.depth == start.depth
-    expected = [max(len(level), points) if n and n % stride == 0 else len(level) for n, level in enumerate(start.levels)]
+    expected = [
+        max(len(level), points) if n and n % stride == 0 else len(level)
+        for n, level in enumerate(start.levels)
+    ]
     assert [len(level) for level in wide.levels] == expected
     assert (wide.sigmas > 0).all()
     student = TableauStudent(wide, learn_sigmas=True)
@@ -163,9 +195,11 @@ def test_a_widened_tableau_is_the_same_sampler_with_idle_stages(solver, points, 
 
 @pytest.mark.parametrize("first", [1, 3])
 def test_the_first_level_sees_the_start_at_several_noise_levels(first):
-    """Its stages see x_0 scaled to their noise level, and learn where that lies; the one at the start's own level does not."""
+    """Its stages see x_0 scaled to their noise level, and learn where that lies; the one at the start's own
+    level does not.
+    """
     start = compile_tableau(DPMpp(2), NODES)
-    wide = widened(start, 2, first=first)
+    wide = widen(start, 2, first=first)
     assert [len(level) for level in wide.levels] == [first, 2, 2]
     level = list(wide.levels[0])
     torch.testing.assert_close(wide.stages[level, 0], wide.sigmas[level] / NODES[0], rtol=1e-12, atol=0)
@@ -173,7 +207,10 @@ def test_the_first_level_sees_the_start_at_several_noise_levels(first):
     assert (wide.sigmas[level].diff() < 0).all()
     assert wide.sigmas[level[-1]] > NODES[1]
     torch.testing.assert_close(
-        sample(wide, velocity, start_state(), NODES), sample(start, velocity, start_state(), NODES), rtol=0, atol=1e-11
+        sample(wide, velocity, start_state(), NODES),
+        sample(start, velocity, start_state(), NODES),
+        rtol=0,
+        atol=1e-11,
     )
     student = TableauStudent(wide, learn_sigmas=True)
     assert (student.sigma_units[level] > 0).tolist() == [False, *[True] * (first - 1)]

@@ -31,7 +31,14 @@ class Quadratic(Reward):
 
 
 def trainer_of(tmp_path, seed=0, broken=False, **ppo) -> Trainer:
-    settings = {"rollout_batch_size": 64, "rloo_k": 8, "rollout_chunk": 64, "minibatch_size": 64, "steps": 80, "learning_rate": 0.1}
+    settings = {
+        "rollout_batch_size": 64,
+        "rloo_k": 8,
+        "rollout_chunk": 64,
+        "minibatch_size": 64,
+        "steps": 80,
+        "learning_rate": 0.1,
+    }
     settings |= {"kl_coef": 0.0, "dirichlet_concentration": 20.0, "max_log_change": 3.0}
     config = RDPOConfig(
         run=RunConfig(seed=seed),
@@ -42,17 +49,31 @@ def trainer_of(tmp_path, seed=0, broken=False, **ppo) -> Trainer:
     config.reward.type = "quadratic"
     start = SolverTable(torch.tensor([[0.5]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
     p = config.ppo
-    policy = make_policy(p.policy, start, p.dirichlet_concentration, 0.05, (False, False), p.max_log_change, seed)
+    policy = make_policy(
+        p.policy, start, p.dirichlet_concentration, 0.05, (False, False), p.max_log_change, seed
+    )
     score = Scorer(Line(), NODES, 1.0, False, 1, [Quadratic(broken)])
     run = RunFolder(tmp_path)
     for folder in (run.checkpoints, run.metrics.parent):
         folder.mkdir(parents=True, exist_ok=True)
     seeds = list(range(64))
-    return Trainer(config, ALONE, run, policy, score, score, PROMPTS, ["prompt 0"] * 64, seeds, Spec(), {"parent": "equal points"})
+    return Trainer(
+        config,
+        ALONE,
+        run,
+        policy,
+        score,
+        score,
+        PROMPTS,
+        ["prompt 0"] * 64,
+        seeds,
+        Spec(),
+        {"parent": "equal points"},
+    )
 
 
 class Never:
-    def agreed(self):
+    def any_rank(self):
         return False
 
 
@@ -60,4 +81,6 @@ def reward_of(r: float, n: int = 512) -> float:
     """The expected reward of a position, over many seeds."""
     table = SolverTable(torch.tensor([[r]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
     score = Scorer(Line(), NODES, 1.0, False, 1, [Quadratic()])
-    return evaluate_table(score, table, ["prompt 0"] * n, list(range(10**6, 10**6 + n)), n, ALONE).mean().item()
+    return (
+        evaluate_table(score, table, ["prompt 0"] * n, list(range(10**6, 10**6 + n)), n, ALONE).mean().item()
+    )

@@ -1,4 +1,6 @@
-"""The four gradient estimators (noise shared or not, the group's own baseline or the published one) against the exact gradient."""
+"""The four gradient estimators (noise shared or not, the group's own baseline or the published one) against
+the exact gradient.
+"""
 
 from itertools import product
 
@@ -17,7 +19,9 @@ STEPS, TRAINING_SEEDS = 400, 5
 
 
 def expected_rewards(positions: torch.Tensor) -> torch.Tensor:
-    """The reward of each position [P] of the one point, over the noise, by 2001 quantiles of the normal distribution."""
+    """The reward of each position [P] of the one point, over the noise, by 2001 quantiles of the normal
+    distribution.
+    """
     levels = (torch.arange(2001, dtype=torch.float64) + 0.5) / 2001
     noise = torch.distributions.Normal(0.0, 1.0).icdf(levels) * NODES[0]
     x = noise.repeat(len(positions), 1).view(-1, 1, 1, 1)
@@ -55,7 +59,9 @@ def estimate(trainer, step: int) -> torch.Tensor:
     plan = Plan.make(PROMPTS, ppo, seed, step)
     distribution = trainer.policy()
     draw = distribution.sample(ppo.rollout_batch_size, stream(seed, step, 2))
-    rewards = scores_of(trainer.train, trainer.policy, draw, plan, ppo.rollout_chunk, ALONE)[:, 0].view(-1, ppo.rloo_k)
+    rewards = scores_of(trainer.train, trainer.policy, draw, plan, ppo.rollout_chunk, ALONE)[:, 0].view(
+        -1, ppo.rloo_k
+    )
     advantages = BASELINES[ppo.baseline](rewards).flatten()
     surrogate = (advantages * distribution.log_prob(*draw)).mean()
     return torch.autograd.grad(surrogate, trainer.policy.residual.change)[0].flatten()
@@ -71,7 +77,10 @@ def test_all_are_unbiased_and_the_groups_own_baseline_is_the_steadiest(tmp_path,
         assert ((found.mean(0) - exact).abs() < 4 * error + 1e-3 * exact.norm()).all(), (noise, baseline)
         variance[noise, baseline] = ((found - exact).square().sum(1).mean() / exact.square().sum()).item()
     with capsys.disabled():
-        print("\nvariance of the gradient over its squared norm:", {" ".join(k): round(v, 3) for k, v in variance.items()})
+        print(
+            "\nvariance of the gradient over its squared norm:",
+            {" ".join(k): round(v, 3) for k, v in variance.items()},
+        )
     for noise in ("shared", "independent"):
         assert variance[noise, "prompt"] < 0.8 * variance[noise, "mixed"]
 
@@ -94,7 +103,10 @@ def test_all_reach_the_best_table_and_prompt_baselines_no_later(tmp_path, landsc
     steps = {}
     for noise, baseline in COMBINATIONS:
         settings = {"group_noise": noise, "baseline": baseline, "learning_rate": 0.03, "steps": 160}
-        steps[noise, baseline] = [steps_to_reach(trainer_of(tmp_path, seed, **settings), landscape) for seed in range(TRAINING_SEEDS)]
+        steps[noise, baseline] = [
+            steps_to_reach(trainer_of(tmp_path, seed, **settings), landscape)
+            for seed in range(TRAINING_SEEDS)
+        ]
     with capsys.disabled():
         print("\nsteps to 95 % of the best reward:", {" ".join(k): v for k, v in steps.items()})
     assert max(map(max, steps.values())) <= 160

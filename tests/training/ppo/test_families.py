@@ -1,4 +1,6 @@
-"""RDPO runs on Stable Diffusion 1, 3 and FLUX as on the digits: the shipped configurations on tiny pipelines of the real layouts."""
+"""RDPO runs on Stable Diffusion 1, 3 and FLUX as on the digits: the shipped configurations on tiny pipelines
+of the real layouts.
+"""
 
 from pathlib import Path
 
@@ -10,20 +12,44 @@ from tiny import save_tiny
 from tiny_flow import save_flux, save_sd3
 
 from backends import check_backend
-from solvers import Predictor, SolverTable, Spec, discrete, flowmatch, load_predictor, resolve_predictor_path, save_predictor
+from solvers import (
+    Predictor,
+    SolverTable,
+    Spec,
+    discrete,
+    flowmatch,
+    load_predictor,
+    resolve_predictor_path,
+    save_predictor,
+)
 from training.config import load_config
 from training.ppo import launch
 from training.ppo.config import RDPOConfig, check
-from training.ppo.prepare import choose_exploration, load_start, settle
+from training.ppo.setup import choose_exploration, load_start, merge_spec
 from training.start_tables import stable_diffusion_noise
 
 CONFIGS = Path(__file__).parents[3] / "training" / "ppo" / "cfgs"
 REAL = ("sd15", "sd3_512", "sd3_1024", "flux_dev")
 FOLDERS = {"sd15": "sd15", "sd3_512": "sd3-512", "sd3_1024": "sd3-1024", "flux_dev": "flux"}
-TINY_STEP = ("ppo.rollout_batch_size=2", "ppo.rloo_k=2", "ppo.minibatch_size=2", "ppo.rollout_chunk=2", "evaluation.images=2")
-TINY_STEP += ("evaluation.interval=80", "evaluation.rewards=[]", "reward.type=digits", "reward.weights_path=null")
+TINY_STEP = (
+    "ppo.rollout_batch_size=2",
+    "ppo.rloo_k=2",
+    "ppo.minibatch_size=2",
+    "ppo.rollout_chunk=2",
+    "evaluation.images=2",
+)
+TINY_STEP += (
+    "evaluation.interval=80",
+    "evaluation.rewards=[]",
+    "reward.type=digits",
+    "reward.weights_path=null",
+)
 FAMILIES = {"sd15": ("ldm", save_tiny), "sd3_1024": ("sd3", save_sd3), "flux_dev": ("flux", save_flux)}
-NODES = {"ldm": discrete(3, stable_diffusion_noise()), "sd3": flowmatch(3, shift=3.0), "flux": flowmatch(3, mu=0.46)}
+NODES = {
+    "ldm": discrete(3, stable_diffusion_noise()),
+    "sd3": flowmatch(3, shift=3.0),
+    "flux": flowmatch(3, mu=0.46),
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +68,38 @@ def downloads(tmp_path_factory):
 def test_published_means_the_published_value_of_every_key(name):
     config = load_config(RDPOConfig, CONFIGS / "published" / f"{name}.yaml")
     check(config)
-    spec = settle(config, load_start(config)[0])
-    assert check_backend(spec)[0] == {"sd15": "ldm", "sd3_512": "sd3", "sd3_1024": "sd3", "flux_dev": "flux"}[name]
+    spec = merge_spec(config, load_start(config)[0])
+    assert (
+        check_backend(spec)[0]
+        == {"sd15": "ldm", "sd3_512": "sd3", "sd3_1024": "sd3", "flux_dev": "flux"}[name]
+    )
     ppo, model, reward = config.ppo, config.model, config.reward
-    assert (ppo.rloo_k, ppo.ppo_epochs, ppo.minibatch_size, ppo.clip_range, ppo.kl_coef, ppo.entropy_coef) == (4, 1, 4, 0.2, 0.0, 0.0)
+    assert (
+        ppo.rloo_k,
+        ppo.ppo_epochs,
+        ppo.minibatch_size,
+        ppo.clip_range,
+        ppo.kl_coef,
+        ppo.entropy_coef,
+    ) == (4, 1, 4, 0.2, 0.0, 0.0)
     assert (ppo.learning_rate, ppo.max_grad_norm, ppo.policy, ppo.scale_std) == (7e-5, 1.0, "mlp", 0.05)
-    assert (ppo.group_noise, ppo.baseline, ppo.max_log_change, ppo.kl_target) == ("independent", "mixed", 20, None)
+    assert (ppo.group_noise, ppo.baseline, ppo.max_log_change, ppo.kl_target) == (
+        "independent",
+        "mixed",
+        20,
+        None,
+    )
     assert ppo.dirichlet_concentration == (20 if name == "sd15" else 10)
     assert ppo.rollout_batch_size == (16 if name == "sd3_512" else 8)
     assert (ppo.steps, config.logging.save_interval) == ((20000, 200) if name == "flux_dev" else (99999, 500))
-    assert (ppo.train_scale_dir, ppo.train_scale_time) == ((False, False) if name == "flux_dev" else (None, None))
-    assert (model.guidance_rate, model.num_steps, model.num_points) == ({"sd15": 7.5, "flux_dev": 3.5}.get(name, 4.5), None, None)
+    assert (ppo.train_scale_dir, ppo.train_scale_time) == (
+        (False, False) if name == "flux_dev" else (None, None)
+    )
+    assert (model.guidance_rate, model.num_steps, model.num_points) == (
+        {"sd15": 7.5, "flux_dev": 3.5}.get(name, 4.5),
+        None,
+        None,
+    )
     assert (reward.type, reward.batch_size, reward.hps_version, reward.enable_amp) == (
         "multi",
         1 if name == "flux_dev" else 4,
@@ -68,14 +115,28 @@ def test_the_plain_names_hold_the_settings_that_learn_on_the_digits(name):
     config, digits = (load_config(RDPOConfig, CONFIGS / f"{n}.yaml") for n in (name, "digits"))
     check(config)
     choose_exploration(config.ppo, from_equal=False)
-    assert vars(config.ppo) | {"rollout_chunk": 64, "train_scale_dir": None, "train_scale_time": None} == vars(digits.ppo)
-    assert "/" not in config.data.predictor_snapshot.removeprefix("exps/"), "a folder: its distilled table, where there is one"
+    assert vars(config.ppo) | {
+        "rollout_chunk": 64,
+        "train_scale_dir": None,
+        "train_scale_time": None,
+    } == vars(digits.ppo)
+    assert "/" not in config.data.predictor_snapshot.removeprefix("exps/"), (
+        "a folder: its distilled table, where there is one"
+    )
 
 
 @pytest.mark.parametrize("table, concentration, rate", [("start", 100.0, 0.03), ("distilled", 1000.0, 0.01)])
-def test_exploration_is_wide_from_equal_points_and_narrow_from_a_learned_table(downloads, table, concentration, rate):
+def test_exploration_is_wide_from_equal_points_and_narrow_from_a_learned_table(
+    downloads, table, concentration, rate
+):
     snapshot = downloads / f"exps/sd15/sd15-{table}.pkl"
-    arguments = ["--config", str(CONFIGS / "sd15.yaml"), "--dry-run", "--override", f"data.predictor_snapshot={snapshot}"]
+    arguments = [
+        "--config",
+        str(CONFIGS / "sd15.yaml"),
+        "--dry-run",
+        "--override",
+        f"data.predictor_snapshot={snapshot}",
+    ]
     said = CliRunner().invoke(launch.main, arguments, catch_exceptions=False).output
     assert f"  dirichlet_concentration: {concentration}\n" in said
     assert f"  learning_rate: {rate}\n" in said
@@ -85,7 +146,9 @@ def test_exploration_is_wide_from_equal_points_and_narrow_from_a_learned_table(d
 @pytest.mark.parametrize("name", [*REAL, *(f"published/{name}" for name in REAL)])
 def test_a_dry_run_prints_the_plan_and_what_is_missing(name, monkeypatch):
     monkeypatch.chdir(CONFIGS.parents[2])
-    result = CliRunner().invoke(launch.main, ["--config", str(CONFIGS / f"{name}.yaml"), "--dry-run"], catch_exceptions=False)
+    result = CliRunner().invoke(
+        launch.main, ["--config", str(CONFIGS / f"{name}.yaml"), "--dry-run"], catch_exceptions=False
+    )
     assert result.exit_code == 0
     assert "# dry run, a step: " in result.output
     stem = name.rsplit("/", 1)[-1]
@@ -94,14 +157,23 @@ def test_a_dry_run_prints_the_plan_and_what_is_missing(name, monkeypatch):
     assert "note: before a run: reward " in result.output
 
 
-QUICK = [name for name in NAMES if name.startswith("sd3-512")]  # tests/test_published_training.py trains at 1024 pixels
+QUICK = [
+    name for name in NAMES if name.startswith("sd3-512")
+]  # tests/test_published_training.py trains at 1024 pixels
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES]
+)
 def test_one_step_from_a_published_table(tmp_path, models, downloads, name):
     backbone = name.split("/")[0]
-    config = CONFIGS / {"sd15": "sd15.yaml", "flux": "flux_dev.yaml"}.get(backbone, backbone.replace("-", "_") + ".yaml")
-    overrides = [f"data.predictor_snapshot={downloads / 'exps' / name}", f"model.backend_options.model_name_or_path={models[backbone]}"]
+    config = CONFIGS / {"sd15": "sd15.yaml", "flux": "flux_dev.yaml"}.get(
+        backbone, backbone.replace("-", "_") + ".yaml"
+    )
+    overrides = [
+        f"data.predictor_snapshot={downloads / 'exps' / name}",
+        f"model.backend_options.model_name_or_path={models[backbone]}",
+    ]
     overrides += [*TINY_STEP, "model.backend_options.torch_dtype=float32"]
     arguments = ["--config", str(config), "--device", "cpu", "--output-root", str(tmp_path / "exps")]
     arguments += [part for text in overrides for part in ("--override", text)]
@@ -116,7 +188,9 @@ def test_one_step_from_a_published_table(tmp_path, models, downloads, name):
 
 def test_keys_without_a_meaning_here_are_accepted_with_a_note(tmp_path):
     (tmp_path / "published.yaml").write_text(PUBLISHED)
-    result = CliRunner().invoke(launch.main, ["--config", str(tmp_path / "published.yaml"), "--dry-run"], catch_exceptions=False)
+    result = CliRunner().invoke(
+        launch.main, ["--config", str(tmp_path / "published.yaml"), "--dry-run"], catch_exceptions=False
+    )
     assert result.exit_code == 0, result.output
     for key in ("reward.cache_dir", "reward.multi.imagereward.med_config", "reward.multi.clip.cache_dir"):
         assert f"note: {key} is not used: " in result.output
@@ -152,14 +226,31 @@ logging: {log_interval: 1, save_interval: 500}
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_shipped_configuration_on_a_tiny_model(tmp_path, name):
     backend, save = FAMILIES[name]
-    options = {"model_name_or_path": str(save(tmp_path / "model"))} | ({} if backend == "ldm" else {"max_sequence_length": 8})
+    options = {"model_name_or_path": str(save(tmp_path / "model"))} | (
+        {} if backend == "ldm" else {"max_sequence_length": 8}
+    )
     schedule = "discrete" if backend == "ldm" else "flowmatch"
     spec = Spec(backend=backend, backend_config=options, num_steps=3, schedule_type=schedule)
     save_predictor(Predictor(SolverTable.uniform(2, 2), spec, NODES[backend]), tmp_path / "start.pkl")
     (tmp_path / "prompts.txt").write_text("\n".join(f"a cat {i}" for i in range(10)))
-    overrides = [f"data.predictor_snapshot={tmp_path / 'start.pkl'}", f"data.prompt_csv={tmp_path / 'prompts.txt'}", "model.num_steps=null"]
-    overrides += ["model.resolution=null", "model.flowmatch_mu=null", "reward.type=digits", "reward.weights_path=null"]
-    overrides += ["ppo.steps=2", "ppo.rollout_batch_size=8", "ppo.minibatch_size=4", "evaluation.images=2", "evaluation.rewards=[]"]
+    overrides = [
+        f"data.predictor_snapshot={tmp_path / 'start.pkl'}",
+        f"data.prompt_csv={tmp_path / 'prompts.txt'}",
+        "model.num_steps=null",
+    ]
+    overrides += [
+        "model.resolution=null",
+        "model.flowmatch_mu=null",
+        "reward.type=digits",
+        "reward.weights_path=null",
+    ]
+    overrides += [
+        "ppo.steps=2",
+        "ppo.rollout_batch_size=8",
+        "ppo.minibatch_size=4",
+        "evaluation.images=2",
+        "evaluation.rewards=[]",
+    ]
     told = [part for text in overrides for part in ("--override", text)]
     arguments = ["--config", str(CONFIGS / f"{name}.yaml"), "--output-root", str(tmp_path / "exps"), *told]
     result = CliRunner().invoke(launch.main, arguments, catch_exceptions=False)

@@ -1,4 +1,6 @@
-"""The held-out gain: its interval is over prompts, step 0 is measured once, and what a run says that gains nothing."""
+"""The held-out gain: its interval is over prompts, step 0 is measured once, and what a run says that gains
+nothing.
+"""
 
 import json
 
@@ -29,7 +31,9 @@ def test_the_interval_holds_the_true_gain_where_prompts_repeat(tmp_path, monkeyp
 
     def scores(*_):
         shared = torch.randn(prompts, generator=generator, dtype=torch.float64)
-        return (0.3 + shared.repeat(64 // prompts) + torch.randn(64, generator=generator, dtype=torch.float64))[:, None]
+        return (
+            0.3 + shared.repeat(64 // prompts) + torch.randn(64, generator=generator, dtype=torch.float64)
+        )[:, None]
 
     monkeypatch.setattr(module, "evaluate_table", scores)
     found = [trainer.evaluate() for _ in range(800)]
@@ -57,7 +61,7 @@ def test_the_mean_table_is_the_start_table_at_first(kind, scales):
     w = torch.rand(3, 2, dtype=torch.float64, generator=generator)
     start = SolverTable(r, w / w.sum(-1, keepdim=True), 1 + 0.1 * r, 1 - 0.1 * r)
     policy = make_policy(kind, start, 37.0, 0.05, scales, 3.0, 0)
-    found, expected = (policy.complete(d.mean()).arrays() for d in (policy(), policy.base()))
+    found, expected = (policy.with_fixed_scales(d.mean()).arrays() for d in (policy(), policy.base()))
     assert found.keys() == expected.keys() == {"r", "w", "scale_dir", "scale_time"}
     assert all(torch.equal(found[name], expected[name]) for name in found)
 
@@ -80,16 +84,25 @@ def test_step_0_is_measured_once(tmp_path, monkeypatch):
         (
             {"policy": "mlp", "learning_rate": 7e-5, "rollout_batch_size": 8, "minibatch_size": 4},
             0.3,
-            "set ppo.policy=table, ppo.learning_rate=0.01, ppo.dirichlet_concentration=1000, ppo.rollout_batch_size=64",
+            (
+                "set ppo.policy=table, ppo.learning_rate=0.01, ppo.dirichlet_concentration=1000,"
+                " ppo.rollout_batch_size=64"
+            ),
         ),
         (
             {"dirichlet_concentration": 1000.0},
             0.5,
-            "distil the start table first (training.distill.launch): its points are equally spaced, or set "
-            "ppo.dirichlet_concentration=100, ppo.learning_rate=0.03",
+            (
+                "distil the start table first (training.distill.launch): its points are equally spaced, or"
+                " set ppo.dirichlet_concentration=100, ppo.learning_rate=0.03"
+            ),
         ),
         ({"learning_rate": 0.01}, 0.3, "set ppo.dirichlet_concentration=1000"),
-        ({"learning_rate": 0.01, "dirichlet_concentration": 3000.0}, 0.3, "raise ppo.steps, or check that the reward"),
+        (
+            {"learning_rate": 0.01, "dirichlet_concentration": 3000.0},
+            0.3,
+            "raise ppo.steps, or check that the reward",
+        ),
     ],
 )
 def test_advice_names_the_settings_that_gained_elsewhere(tmp_path, ppo, start, advised):

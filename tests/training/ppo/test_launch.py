@@ -1,4 +1,6 @@
-"""The RDPO command line on the digits: what it writes, resume to the same bits, two processes, signals, one-line errors."""
+"""The RDPO command line on the digits: what it writes, resume to the same bits, two processes, signals,
+one-line errors.
+"""
 
 import json
 import os
@@ -16,7 +18,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from backends import load_backend
-from backends.digits import REWARD_FOLDER
+from digits import REWARD_FOLDER
 from solvers import (
     Predictor,
     SolverTable,
@@ -98,7 +100,10 @@ def refused(*arguments, command=launch.main) -> str:
 
 def arguments_of(config: Path, folder: Path, name: str, *more: object) -> list[str]:
     """The command line of a new run."""
-    return [str(a) for a in ("--config", config, "--output-root", folder / "exps", "--run-name", name, *CPU, *more)]
+    return [
+        str(a)
+        for a in ("--config", config, "--output-root", folder / "exps", "--run-name", name, *CPU, *more)
+    ]
 
 
 def start(tmp_path, config, name, *more) -> RunFolder:
@@ -114,8 +119,17 @@ def outcome(run: RunFolder) -> dict[str, bytes]:
     """All that must be the same to the byte."""
     state = run.load_checkpoint()
     tensors = {k: v.numpy().tobytes() for k, v in state["policy"].items()}
-    moments = {f"{i} {k}": v.numpy().tobytes() for i, s in state["optimiser"]["state"].items() for k, v in s.items()}
-    return {"metrics": run.metrics.read_bytes(), "best": (run.export / "network-snapshot-export-best.pkl").read_bytes()} | tensors | moments
+    moments = {
+        f"{i} {k}": v.numpy().tobytes() for i, s in state["optimiser"]["state"].items() for k, v in s.items()
+    }
+    return (
+        {
+            "metrics": run.metrics.read_bytes(),
+            "best": (run.export / "network-snapshot-export-best.pkl").read_bytes(),
+        }
+        | tensors
+        | moments
+    )
 
 
 def test_a_run_writes_all_it_promises(whole):
@@ -123,7 +137,17 @@ def test_a_run_writes_all_it_promises(whole):
     records = [json.loads(line, parse_constant=pytest.fail) for line in run.metrics.read_text().splitlines()]
     steps = [r for r in records if "reward" in r]
     assert [r["step"] for r in steps] == [1, 2, 3, 4, 5, 6]
-    told = {"approx_kl", "clipfrac", "ratio", "entropy", "kl", "concentration_pos", "drift_r", "reward_within_std", "reward_between_std"}
+    told = {
+        "approx_kl",
+        "clipfrac",
+        "ratio",
+        "entropy",
+        "kl",
+        "concentration_pos",
+        "drift_r",
+        "reward_within_std",
+        "reward_between_std",
+    }
     assert told <= steps[0].keys()
     assert steps[0]["kl"] >= 0
     evaluations = [r for r in records if "table" in r]
@@ -151,10 +175,20 @@ def test_export_again_gives_the_same_table(tmp_path, whole):
     assert found.spec == best.spec
     manifest = json.loads(next((tmp_path / "out").glob("export-manifest-*.json")).read_text())
     assert all(r["step"] == best.provenance["step"] for r in manifest["metrics"])
-    invoke(run.path, "--checkpoint", "step000004.pt", "--output-dir", tmp_path / "four", "--no-manifest", command=export_epd_predictor.main)
+    invoke(
+        run.path,
+        "--checkpoint",
+        "step000004.pt",
+        "--output-dir",
+        tmp_path / "four",
+        "--no-manifest",
+        command=export_epd_predictor.main,
+    )
     assert [p.name for p in (tmp_path / "four").iterdir()] == ["network-snapshot-export-step000004.pkl"]
     assert "step000004.pt" in refused(run.path, "--checkpoint", "x.pt", command=export_epd_predictor.main)
-    assert "device 'cuda:99' cannot be used" in refused(run.path, "--device", "cuda:99", command=export_epd_predictor.main)
+    assert "device 'cuda:99' cannot be used" in refused(
+        run.path, "--device", "cuda:99", command=export_epd_predictor.main
+    )
 
 
 def test_three_steps_and_three_more_are_six(tmp_path, config, whole):
@@ -169,7 +203,9 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", 
 
 
 def test_two_processes_and_a_resume_give_the_bits_of_one(tmp_path, config, whole):
-    done = forked.start("training.ppo.launch", *arguments_of(config, tmp_path, "two", "--max-steps", 3), ranks=2).wait()
+    done = forked.start(
+        "training.ppo.launch", *arguments_of(config, tmp_path, "two", "--max-steps", 3), ranks=2
+    ).wait()
     assert done.returncode == 0, done.stderr
     two = run_of(tmp_path, "two")
     done = forked.start("training.ppo.launch", "--resume", two.path, *CPU, ranks=2).wait()
@@ -200,7 +236,15 @@ def test_a_run_that_is_stopped_or_killed_goes_on_to_the_same_end(tmp_path, confi
 
 
 def test_two_processes_that_are_killed_go_on_to_the_same_end_with_one(tmp_path, config, longer):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "training.ppo.launch"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "training.ppo.launch",
+    ]
     command += arguments_of(config, tmp_path, "cut", *LONGER)
     log = tmp_path / "log"
     with log.open("w") as file:
@@ -219,7 +263,10 @@ def test_two_processes_that_are_killed_go_on_to_the_same_end_with_one(tmp_path, 
 
 def test_dry_run_loads_and_writes_nothing(tmp_path, config):
     out = invoke("--config", config, "--dry-run", "--output-root", tmp_path / "exps")
-    assert "8 images (4 groups of 2), 6 evaluations each (48 network rows, twice with guidance), serial depth 4" in out
+    assert (
+        "8 images (4 groups of 2), 6 evaluations each (48 network rows, twice with guidance), serial depth 4"
+        in out
+    )
     assert not (tmp_path / "exps").exists()
 
 
@@ -259,12 +306,23 @@ def test_mistakes_get_one_line_before_anything_is_written(tmp_path, config, over
 def test_a_tableau_is_no_start(tmp_path, config):
     tableau = compile_tableau(Euler(), NODES)
     assert isinstance(tableau, Tableau)
-    save_predictor(Predictor(tableau, Spec(backend="digits", solver="tableau"), NODES), tmp_path / "tableau.pkl")
-    assert "tableau" in refused("--config", config, "--override", f"data.predictor_snapshot={tmp_path / 'tableau.pkl'}")
+    save_predictor(
+        Predictor(tableau, Spec(backend="digits", solver="tableau"), NODES), tmp_path / "tableau.pkl"
+    )
+    assert "tableau" in refused(
+        "--config", config, "--override", f"data.predictor_snapshot={tmp_path / 'tableau.pkl'}"
+    )
 
 
 def test_missing_weights_of_a_reward_are_one_line(tmp_path, config):
-    told = refused("--config", config, "--output-root", tmp_path / "exps", "--override", f"reward.weights_path={tmp_path / 'none'}")
+    told = refused(
+        "--config",
+        config,
+        "--output-root",
+        tmp_path / "exps",
+        "--override",
+        f"reward.weights_path={tmp_path / 'none'}",
+    )
     assert "reward 'digits'" in told
     assert "hf download" in told
 
@@ -289,10 +347,22 @@ def test_a_resume_with_another_reward_is_refused(tmp_path, config):
 
 
 def test_no_unknown_option_and_no_secret_reaches_a_file(tmp_path, config):
-    told = refused("--config", config, "--output-root", tmp_path / "exps", "--override", "model.backend_options.colour=red")
+    told = refused(
+        "--config",
+        config,
+        "--output-root",
+        tmp_path / "exps",
+        "--override",
+        "model.backend_options.colour=red",
+    )
     assert "unknown option" in told
     assert not (tmp_path / "exps").exists()
-    overrides = ["--override", f"data.predictor_snapshot={ROOT / 'exps/digits'}", "--override", "model.backend_options.token=hf_secret"]
+    overrides = [
+        "--override",
+        f"data.predictor_snapshot={ROOT / 'exps/digits'}",
+        "--override",
+        "model.backend_options.token=hf_secret",
+    ]
     arguments = arguments_of(config, tmp_path, "token", *overrides)
     assert "hf_secret" not in invoke(*arguments, "--dry-run") + invoke(*arguments, "--max-steps", 1)
     files = [p for p in (tmp_path / "exps").rglob("*") if p.is_file()]
@@ -303,7 +373,19 @@ def test_no_unknown_option_and_no_secret_reaches_a_file(tmp_path, config):
 def test_the_bits_do_not_depend_on_the_number_of_threads(tmp_path, config):
     one = start(tmp_path, config, "one", "--max-steps", 2)  # in this process, which has one
     assert torch.get_num_threads() == 1
-    command = [sys.executable, "-m", "training.ppo.launch", *arguments_of(config, tmp_path, "two", "--max-steps", 2)]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT | {"OMP_NUM_THREADS": "2"}, capture_output=True, text=True, timeout=200)
+    command = [
+        sys.executable,
+        "-m",
+        "training.ppo.launch",
+        *arguments_of(config, tmp_path, "two", "--max-steps", 2),
+    ]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=ENVIRONMENT | {"OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert done.returncode == 0, done.stderr
     assert outcome(run_of(tmp_path, "two")) == outcome(one)

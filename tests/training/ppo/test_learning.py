@@ -1,4 +1,6 @@
-"""RDPO where the answer is known: a quadratic reward on a Gaussian-mixture ODE, its best table found by brute force."""
+"""RDPO where the answer is known: a quadratic reward on a Gaussian-mixture ODE, its best table found by brute
+force.
+"""
 
 from dataclasses import replace
 
@@ -7,7 +9,7 @@ import torch
 
 from training.ppo.config import PPOConfig
 from training.ppo.rollout import Plan
-from training.ppo.trainer import Diverged, adapted
+from training.ppo.trainer import Diverged, adapt_kl_coef
 
 from .conftest import PROMPTS, Never, reward_of, trainer_of
 
@@ -44,7 +46,9 @@ def test_siblings_share_what_they_should():
     independent = Plan.make(PROMPTS, replace(config, group_noise="independent"), 0, 5)
     assert len(set(independent.seeds)) == 12
     assert independent.prompts == plan.prompts
-    assert all(2**31 <= seed < 2**32 for seed in independent.seeds)  # never a seed of the evaluation, nor one that sounds like it
+    assert all(
+        2**31 <= seed < 2**32 for seed in independent.seeds
+    )  # never a seed of the evaluation, nor one that sounds like it
 
 
 def test_an_epoch_visits_every_prompt_once():
@@ -78,9 +82,9 @@ def test_a_warning_when_nothing_is_learned(tmp_path):
 
 
 def test_kl_is_steered_to_its_target(tmp_path):
-    assert adapted(0.1, 2.0, 1.0) == 0.2
-    assert adapted(0.1, 0.5, 1.0) == 0.05
-    assert adapted(0.1, 1.0, 1.0) == 0.1
+    assert adapt_kl_coef(0.1, 2.0, 1.0) == 0.2
+    assert adapt_kl_coef(0.1, 0.5, 1.0) == 0.05
+    assert adapt_kl_coef(0.1, 1.0, 1.0) == 0.1
     held, free = trainer_of(tmp_path, kl_target=0.05), trainer_of(tmp_path)
     for trainer in (held, free):
         trainer.fit(60, Never(), lambda *record: None, print)

@@ -1,4 +1,6 @@
-"""Rollouts where memory ends: network calls are halved, and training and held-out images each keep their own size."""
+"""Rollouts where memory ends: network calls are halved, and training and held-out images each keep their own
+size.
+"""
 
 import torch
 
@@ -6,8 +8,8 @@ from backends import load_backend
 from solvers import SolverTable, Spec
 from training.config import load_config
 from training.ppo.config import RDPOConfig
-from training.ppo.prepare import prepare
 from training.ppo.rollout import Scorer
+from training.ppo.setup import prepare
 from training.run_folder import RunFolder
 
 from ..distill.conftest import ALONE, Line

@@ -1,4 +1,6 @@
-"""The residual Dirichlet policy: it starts at the table, stays bounded, and its densities are right, also at corners."""
+"""The residual Dirichlet policy: it starts at the table, stays bounded, and its densities are right, also at
+corners.
+"""
 
 import math
 
@@ -9,15 +11,17 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from solvers import SolverTable
-from training.ppo.advantages import mixed_advantages, rloo_advantages, whitened
+from training.ppo.advantages import mixed_advantages, normalize_advantages, rloo_advantages
+from training.ppo.loss import ppo_loss
 from training.ppo.policy import LogNormal, TableDistribution, dirichlet_from_table, make_policy
-from training.ppo.update import ppo_loss
 
 
 def table_of(seed: int, intervals: int = 3, points: int = 2, **scales) -> SolverTable:
     generator = torch.Generator().manual_seed(seed)
     r = torch.rand(intervals, points, generator=generator, dtype=torch.float64) * 0.9 + 0.05
-    return SolverTable.sorted(r, torch.randn(intervals, points, generator=generator, dtype=torch.float64).softmax(-1), **scales)
+    return SolverTable.sorted(
+        r, torch.randn(intervals, points, generator=generator, dtype=torch.float64).softmax(-1), **scales
+    )
 
 
 @pytest.mark.parametrize("kind", ["table", "mlp"])
@@ -45,7 +49,9 @@ def test_what_is_drawn_is_a_valid_table_with_a_finite_density(seed, concentratio
 
 
 def test_densities_at_a_corner_of_the_simplex_are_finite():
-    corner = TableDistribution(torch.full((2, 3), 1e-3, dtype=torch.float64), torch.full((2, 2), 1e-3, dtype=torch.float64))
+    corner = TableDistribution(
+        torch.full((2, 3), 1e-3, dtype=torch.float64), torch.full((2, 2), 1e-3, dtype=torch.float64)
+    )
     draw = corner.sample(1000, 0)
     assert (draw.segments > 0.999).any(-1).double().mean() > 0.8  # at corners indeed
     assert corner.log_prob(*draw).isfinite().all()
@@ -63,7 +69,9 @@ def test_drawing_leaves_the_global_random_numbers_alone():
 def test_concentrations_are_bounded(size):
     policy = make_policy("table", table_of(0), 10.0, 0.05, (True, True), 2.0, 0)
     with torch.no_grad():
-        policy.residual.change.copy_(size * torch.randn(policy.residual.change.shape, generator=torch.Generator().manual_seed(0)))
+        policy.residual.change.copy_(
+            size * torch.randn(policy.residual.change.shape, generator=torch.Generator().manual_seed(0))
+        )
     for found, base in ((policy().pos, policy.base().pos), (policy().weight, policy.base().weight)):
         assert (found.concentration / base.concentration).log().abs().max() <= 2.0 + 1e-9
     assert policy().kl(policy.base()).isfinite()
@@ -75,9 +83,13 @@ def test_log_prob_entropy_and_moments_against_scipy():
     distribution = TableDistribution(alpha, weight)
     draw = distribution.sample(4000, 0)
     reference = stats.dirichlet(alpha[0].numpy()), stats.dirichlet(weight[0].numpy())
-    expected = reference[0].logpdf(draw.segments[7, 0].numpy()) + reference[1].logpdf(draw.weights[7, 0].numpy())
+    expected = reference[0].logpdf(draw.segments[7, 0].numpy()) + reference[1].logpdf(
+        draw.weights[7, 0].numpy()
+    )
     assert distribution.log_prob(*draw)[7].item() == pytest.approx(expected, rel=1e-9)
-    assert distribution.entropy().item() == pytest.approx(reference[0].entropy() + reference[1].entropy(), rel=1e-9)
+    assert distribution.entropy().item() == pytest.approx(
+        reference[0].entropy() + reference[1].entropy(), rel=1e-9
+    )
     standard_error = math.sqrt(reference[0].var()[0] / 4000)
     assert draw.segments[:, 0, 0].mean().item() == pytest.approx(2 / 6.5, abs=4 * standard_error)
 
@@ -94,7 +106,10 @@ def test_scales_are_log_normal_and_exported_as_their_median():
     expected = stats.lognorm(s=0.1, scale=0.9).logpdf(draw.scale_dir[3].numpy()).sum()
     found = distribution.scales["scale_dir"].log_prob(draw.scale_dir[3])
     assert found.item() == pytest.approx(expected, rel=1e-9)
-    p, q = LogNormal(torch.zeros(1, 1), torch.full((1, 1), 0.2)), LogNormal(torch.full((1, 1), 0.3), torch.full((1, 1), 0.1))
+    p, q = (
+        LogNormal(torch.zeros(1, 1), torch.full((1, 1), 0.2)),
+        LogNormal(torch.full((1, 1), 0.3), torch.full((1, 1), 0.1)),
+    )
     assert p.kl(q).item() == pytest.approx(0.5 * ((0.04 + 0.09) / 0.01 - 1 + 2 * math.log(0.5)), rel=1e-5)
 
 
@@ -102,8 +117,8 @@ def test_fixed_scales_of_the_start_are_kept():
     start = table_of(0, scale_time=torch.full((3, 2), 0.95, dtype=torch.float64))
     policy = make_policy("table", start, 20.0, 0.05, (False, False), 3.0, 0)
     assert policy().mean().scale_time is None
-    torch.testing.assert_close(policy.complete(policy().mean()).scale_time, start.scale_time)
-    assert policy.complete(policy().sample(5, 0).table()).scale_time.shape == (5, 3, 2)
+    torch.testing.assert_close(policy.with_fixed_scales(policy().mean()).scale_time, start.scale_time)
+    assert policy.with_fixed_scales(policy().sample(5, 0).table()).scale_time.shape == (5, 3, 2)
 
 
 @pytest.mark.parametrize("concentration", [0.0, -1.0, float("nan"), float("inf")])
@@ -129,12 +144,13 @@ def test_prompt_difficulty_vanishes_from_the_groups_own_baseline_only():
 
 def test_whitening_is_global_and_safe():
     advantages = torch.tensor([[1.0, -1.0], [3.0, -3.0]], dtype=torch.float64)
-    assert whitened(advantages, centre=False).square().mean().item() == pytest.approx(1)
-    assert (whitened(torch.zeros(2, 2), centre=True) == 0).all()
+    assert normalize_advantages(advantages, centre=False).square().mean().item() == pytest.approx(1)
+    assert (normalize_advantages(torch.zeros(2, 2), centre=True) == 0).all()
 
 
 @pytest.mark.parametrize(
-    "advantage, ratio, moves", [(1.0, 1.5, False), (1.0, 0.5, True), (-1.0, 0.5, False), (-1.0, 1.5, True), (1.0, 1.1, True)]
+    "advantage, ratio, moves",
+    [(1.0, 1.5, False), (1.0, 0.5, True), (-1.0, 0.5, False), (-1.0, 1.5, True), (1.0, 1.1, True)],
 )
 def test_clipping_stops_the_gradient_where_the_paper_says(advantage, ratio, moves):
     log_prob = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)

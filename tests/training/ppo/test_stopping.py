@@ -1,4 +1,6 @@
-"""RDPO that is asked to stop in the middle of a step or an evaluation: it ends between chunks and goes on to the same bytes."""
+"""RDPO that is asked to stop in the middle of a step or an evaluation: it ends between chunks and goes on to
+the same bytes.
+"""
 
 import json
 import time
@@ -12,7 +14,8 @@ from training.run_folder import CheckpointTimer
 from ..stops import StopAtCheck, invoke, sigterm_under_torchrun
 from .test_launch import CPU, arguments_of, outcome, run_of, start, write_config
 
-# 8 images in chunks of 4 are two looks a step and one after it; the 6 held-out images, 4 a batch, two an evaluation
+# 8 images in chunks of 4 are two looks a step and one after it; the 6 held-out images, 4 a batch, two an
+# evaluation
 EVALUATION, STEP = 2, 3
 
 
@@ -32,9 +35,13 @@ def whole(tmp_path_factory):
         (2 * EVALUATION + 2 * STEP + 2, 2, 2, 2 * EVALUATION + 2 * 2 + 1),  # in step 3
     ],
 )
-def test_a_stop_in_mid_step_abandons_it_and_the_run_goes_on_to_the_same_end(tmp_path, monkeypatch, whole, look, stopped, evaluated, chunks):
+def test_a_stop_in_mid_step_abandons_it_and_the_run_goes_on_to_the_same_end(
+    tmp_path, monkeypatch, whole, look, stopped, evaluated, chunks
+):
     rollouts, honest = [], Scorer.__call__
-    monkeypatch.setattr(Scorer, "__call__", lambda self, *arguments: rollouts.append(0) or honest(self, *arguments))
+    monkeypatch.setattr(
+        Scorer, "__call__", lambda self, *arguments: rollouts.append(0) or honest(self, *arguments)
+    )
     with monkeypatch.context() as patch:
         StopAtCheck(patch, look)
         out = invoke(launch.main, *arguments_of(write_config(tmp_path), tmp_path, "cut"))
@@ -96,8 +103,14 @@ def test_the_time_between_checkpoints(monkeypatch):
 
 
 def test_sigterm_under_torchrun_ends_before_the_step_would(tmp_path):
-    """A step takes 40 s and torchrun kills 30 s after SIGTERM; the run ends within a chunk, and its checkpoint is the step before."""
-    more = [part for text in ("ppo.rollout_batch_size=40", "ppo.rollout_chunk=1", "ppo.steps=2") for part in ("--override", text)]
+    """A step takes 40 s and torchrun kills 30 s after SIGTERM; the run ends within a chunk, and its
+    checkpoint is the step before.
+    """
+    more = [
+        part
+        for text in ("ppo.rollout_batch_size=40", "ppo.rollout_chunk=1", "ppo.steps=2")
+        for part in ("--override", text)
+    ]
     config = write_config(tmp_path)
     whole = start(tmp_path, config, "whole", *more)
     arguments = arguments_of(config, tmp_path, "cut", *more)

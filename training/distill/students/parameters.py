@@ -4,21 +4,26 @@ import torch
 from torch import Tensor, nn
 
 from solvers import SolverTable, Tableau
-from solvers.sampling import Velocity
+from solvers.solver import Velocity
 
-SMALLEST = 1e-6  # raised to this: a weight or gap, for a finite logarithm; a mean square, since 0 tells no direction
+SMALLEST = (
+    1e-6  # raised to this: a weight or gap, for a finite logarithm; a mean square, since 0 tells no direction
+)
 
 
 class TableStudent(nn.Module):
     """An EPD table in unconstrained float64 parameters (EPD-Solver, arXiv 2512.22796, with sorted positions).
 
-    Positions are the cumulated softmax of K + 1 gap logits, weights a softmax, scales 2 h sigmoid(p / 2) + 1 - h in
-    (1 - h, 1 + h) for a half-range h; h = 0 leaves a scale out. Given `nodes` [N + 1], these are learned as well,
-    between their fixed ends, as the softmax of the logits of their gaps. It starts exactly at `start` [N, K] (gaps
-    and weights below 1e-6 raised to it); a scale of the start that h cannot reach: ValueError.
+    Positions are the cumulated softmax of K + 1 gap logits, weights a softmax, scales 2 h sigmoid(p / 2) + 1
+    - h in (1 - h, 1 + h) for a half-range h; h = 0 leaves a scale out. Given `nodes` [N + 1], these are
+    learned as well, between their fixed ends, as the softmax of the logits of their gaps. It starts exactly
+    at `start` [N, K] (gaps and weights below 1e-6 raised to it); a scale of the start that h cannot reach:
+    ValueError.
     """
 
-    def __init__(self, start: SolverTable, scale_dir: float = 0.0, scale_time: float = 0.0, nodes: Tensor | None = None):
+    def __init__(
+        self, start: SolverTable, scale_dir: float = 0.0, scale_time: float = 0.0, nodes: Tensor | None = None
+    ):
         super().__init__()
         start = SolverTable.sorted(**start.arrays())
         edges = torch.nn.functional.pad(start.r, (1, 0)), torch.nn.functional.pad(start.r, (0, 1), value=1.0)
@@ -31,7 +36,10 @@ class TableStudent(nn.Module):
             if not 0 <= half < 1:
                 raise ValueError(f"{name}: half-range {half}, expected 0 <= h < 1")
             if ((value - 1).abs() > half).any():
-                raise ValueError(f"{name}: the start holds {value.flatten().tolist()}, outside 1 ± {half}; raise its half-range")
+                raise ValueError(
+                    f"{name}: the start holds {value.flatten().tolist()}, outside 1 ± {half}; raise its"
+                    " half-range"
+                )
             if half:
                 share = ((value - 1 + half) / (2 * half)).clamp(SMALLEST, 1 - SMALLEST)
                 self.scales[name] = nn.Parameter(2 * torch.logit(share))
@@ -46,7 +54,9 @@ class TableStudent(nn.Module):
         return SolverTable(r.clamp(max=1.0), self.weight_logits.softmax(-1), **scales)
 
     def nodes(self) -> Tensor | None:
-        """The learned nodes [N + 1], strictly descending between the ends of the start's; None where they are not learned."""
+        """The learned nodes [N + 1], strictly descending between the ends of the start's; None where they are
+        not learned.
+        """
         if self.ends is None:
             return None
         first, last = torch.tensor(self.ends, dtype=torch.float64)
@@ -57,15 +67,18 @@ class TableStudent(nn.Module):
 class TableauStudent(nn.Module):
     """A tableau whose rows and, if asked, noise levels are learned from a start; its levels stay.
 
-    A stage's input is written as x_s = a_s x_0 + sum_j b_sj D_j with the denoised states D_j = x_j - sigma_j g_j of
-    earlier levels (data prediction, as in DPM-Solver++, arXiv 2211.01095, section 4), and so is the result; any solver
-    of the same levels is in reach. The denoised states are much alike, so each row is learned in the principal axes of
-    `gram` [S + 1, S + 1], the second moments of x_0, D_1, ..., D_S along the start's own trajectories: a unit of any
-    parameter then moves its state by one RMS, and one learning rate suits all. Axes of an RMS below `resolution` are
-    moved by less. The first level sees x_0 itself, or x_0 scaled down to the noise level of the stage.
+    A stage's input is written as x_s = a_s x_0 + sum_j b_sj D_j with the denoised states D_j = x_j - sigma_j
+    g_j of earlier levels (data prediction, as in DPM-Solver++, arXiv 2211.01095, section 4), and so is the
+    result; any solver of the same levels is in reach. The denoised states are much alike, so each row is
+    learned in the principal axes of `gram` [S + 1, S + 1], the second moments of x_0, D_1, ..., D_S along the
+    start's own trajectories: a unit of any parameter then moves its state by one RMS, and one learning rate
+    suits all. Axes of an RMS below `resolution` are moved by less. The first level sees x_0 itself, or x_0
+    scaled down to the noise level of the stage.
     """
 
-    def __init__(self, start: Tableau, learn_sigmas: bool = False, gram: Tensor | None = None, resolution: float = 1e-3):
+    def __init__(
+        self, start: Tableau, learn_sigmas: bool = False, gram: Tensor | None = None, resolution: float = 1e-3
+    ):
         super().__init__()
         count = 1 + start.evaluations
         gram = torch.eye(count, dtype=torch.float64) if gram is None else gram
@@ -90,7 +103,9 @@ class TableauStudent(nn.Module):
         factor = (self.sigma_units * self.log_sigma_change).exp()
         sigmas = self.start.sigmas * factor
         weights = self.weights + (self.axes @ self.row_change[:, :, None])[..., 0]
-        noise = weights[:, 0] * torch.cat([factor, factor.new_ones(1)])  # an input as noisy as the network is told
+        noise = weights[:, 0] * torch.cat(
+            [factor, factor.new_ones(1)]
+        )  # an input as noisy as the network is told
         rows, denoised = [], []
         unit = torch.eye(1 + len(sigmas), dtype=torch.float64)
         for s in range(len(sigmas) + 1):
@@ -106,7 +121,9 @@ class TableauStudent(nn.Module):
 
 
 def _usable(tableau: Tableau, row: int) -> list[int]:
-    """What a row may combine: 0 for x_0 and 1 + j for D_j of the levels before its own; nothing in the first level."""
+    """What a row may combine: 0 for x_0 and 1 + j for D_j of the levels before its own; nothing in the first
+    level.
+    """
     done: list[int] = []
     for level in tableau.levels:
         if row in level:
@@ -116,26 +133,34 @@ def _usable(tableau: Tableau, row: int) -> list[int]:
 
 
 def _sigma_units(start: Tableau, gram: Tensor) -> Tensor:
-    """Changes of log sigma [S] that change a stage's denoised state by about one RMS, at most 10; 0 where it sees x_0 itself."""
+    """Changes of log sigma [S] that change a stage's denoised state by about one RMS, at most 10; 0 where it
+    sees x_0 itself.
+    """
     units = torch.zeros_like(start.sigmas)
     for n, (level, after) in enumerate(zip(start.levels, [*start.levels[1:], None], strict=True)):
         for s in [s for s in level if n or start.stages[s, 0] != 1]:
             # the last level has none after it: as far as from the one before
             near = after[0] if after else start.levels[-2][0]
-            apart = (gram[1 + s, 1 + s] + gram[1 + near, 1 + near] - 2 * gram[1 + s, 1 + near]).clamp(min=SMALLEST).sqrt()
+            apart = (
+                (gram[1 + s, 1 + s] + gram[1 + near, 1 + near] - 2 * gram[1 + s, 1 + near])
+                .clamp(min=SMALLEST)
+                .sqrt()
+            )
             units[s] = ((start.sigmas[near] / start.sigmas[s]).log().abs() / apart).clamp(0.1, 10.0)
     return units
 
 
 def second_moments(tableau: Tableau, velocity: Velocity, x: Tensor) -> Tensor:
-    """The mean products [S + 1, S + 1] of the entries of x_0 [B, ...] and the denoised states D_1, ..., D_S of a tableau."""
+    """The mean products [S + 1, S + 1] of the entries of x_0 [B, ...] and the denoised states D_1, ..., D_S
+    of a tableau.
+    """
     denoised: list[Tensor] = []
 
     def record(inputs: Tensor, sigma: Tensor) -> Tensor:
-        slopes = velocity(inputs, sigma)
-        found = inputs - sigma.expand(len(inputs)).view(-1, *[1] * (inputs.ndim - 1)) * slopes
+        velocities = velocity(inputs, sigma)
+        found = inputs - sigma.expand(len(inputs)).view(-1, *[1] * (inputs.ndim - 1)) * velocities
         denoised.extend(found.double().split(len(x)))
-        return slopes
+        return velocities
 
     tableau.step(record, x, tableau.sigmas, 0, ())
     order = [s for level in tableau.levels for s in level]
@@ -144,13 +169,16 @@ def second_moments(tableau: Tableau, velocity: Velocity, x: Tensor) -> Tensor:
 
 
 def denoised_weights(tableau: Tableau) -> Tensor:
-    """[S + 1, S + 1]: each stage row, then the output row, as a weight of x_0 and weights of D_j = x_j - sigma_j g_j.
+    """[S + 1, S + 1]: each stage row, then the output row, as a weight of x_0 and weights of D_j = x_j -
+    sigma_j g_j.
 
-    Rows and denoised states are triangular in the gradients, so the weights follow from the last gradient to the
-    first. A stage at noise level 0, whose D tells nothing about its gradient: ValueError.
+    Rows and denoised states are triangular in the gradients, so the weights follow from the last gradient to
+    the first. A stage at noise level 0, whose D tells nothing about its gradient: ValueError.
     """
     if (tableau.sigmas <= 0).any():
-        raise ValueError("a tableau with a stage at noise level 0 cannot be learned; choose a schedule that ends above 0")
+        raise ValueError(
+            "a tableau with a stage at noise level 0 cannot be learned; choose a schedule that ends above 0"
+        )
     weights = torch.cat([tableau.stages, tableau.output[None]]).clone()
     denoised = tableau.stages.clone()
     denoised[:, 1:] -= torch.diag(tableau.sigmas)
@@ -164,11 +192,13 @@ def denoised_weights(tableau: Tableau) -> Tensor:
     return weights
 
 
-def widened(tableau: Tableau, points: int, stride: int = 1, first: int = 1) -> Tableau:
-    """The same sampler with idle stages to learn: `points` stages in every stride-th level after the first, `first` in that.
+def widen(tableau: Tableau, points: int, stride: int = 1, first: int = 1) -> Tableau:
+    """The same sampler with idle stages to learn: `points` stages in every stride-th level after the first,
+    `first` in that.
 
-    A new stage lies between its level and the next, geometrically, on the line from x_0 to the level's own mixture of
-    denoised states; nothing uses it yet. Those of the first level see x_0 scaled down to their noise level.
+    A new stage lies between its level and the next, geometrically, on the line from x_0 to the level's own
+    mixture of denoised states; nothing uses it yet. Those of the first level see x_0 scaled down to their
+    noise level.
     """
     order = [s for level in tableau.levels for s in level]
     last = len(order)
@@ -195,14 +225,22 @@ def widened(tableau: Tableau, points: int, stride: int = 1, first: int = 1) -> T
             noise = noises[-1] / sigmas[0]
             mixture = weights[s, 1:] * (1 - noise) / (1 - weights[s, 0]) if n else weights[s, 1:]
             rows.append(torch.cat([noise[None], mixture]))
-    return _assemble([*rows, weights[last]], torch.stack(noises), levels, [place[s] for s in range(last)], tableau.nodes)
+    return _assemble(
+        [*rows, weights[last]], torch.stack(noises), levels, [place[s] for s in range(last)], tableau.nodes
+    )
 
 
-def _assemble(rows: list[Tensor], sigmas: Tensor, levels: list[tuple[int, ...]], place: list[int], nodes: Tensor | None) -> Tableau:
+def _assemble(
+    rows: list[Tensor], sigmas: Tensor, levels: list[tuple[int, ...]], place: list[int], nodes: Tensor | None
+) -> Tableau:
     """The tableau of rows [x_0, D of old stage 0, 1, ...], where old stage j is now stage place[j]."""
     unit = torch.eye(1 + len(sigmas), dtype=torch.float64)
     stages: list[Tensor] = []
     for row in rows:
-        terms = [row[1 + j] * (stages[new] - sigmas[new] * unit[1 + new]) for j, new in enumerate(place) if row[1 + j] != 0]
+        terms = [
+            row[1 + j] * (stages[new] - sigmas[new] * unit[1 + new])
+            for j, new in enumerate(place)
+            if row[1 + j] != 0
+        ]
         stages.append(sum(terms, row[0] * unit[0]))
     return Tableau(sigmas, torch.stack(stages[:-1]), stages[-1], tuple(levels), nodes)

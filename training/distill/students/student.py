@@ -8,11 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from backends import check_backbone_known
-from solvers import EPD, Predictor, Solver, SolverTable, Spec, Tableau, compile_tableau, load_predictor, resolve_predictor_path
+from solvers import (
+    EPD,
+    Predictor,
+    Solver,
+    SolverTable,
+    Spec,
+    Tableau,
+    compile_tableau,
+    load_predictor,
+    resolve_predictor_path,
+)
+from solvers.predictor.spec import require_match
 
-from ..config import ConfigError
-from .config import DistillConfig, StudentConfig
-from .student import TableauStudent, TableStudent
+from ...config import ConfigError
+from ..config import DistillConfig, StudentConfig
+from .parameters import TableauStudent, TableStudent
 
 LOW_POINTS = (-2.5, -0.5)  # logits of the first and last of the points of a "low" start
 
@@ -36,7 +47,9 @@ class Student:
         if isinstance(self.module, TableauStudent):
             return self.module.tableau(), self.nodes
         learned = self.module.nodes()
-        return EPD(self.module.table(), self.config.afs, self.config.max_order, self.parallel), self.nodes if learned is None else learned
+        return EPD(self.module.table(), self.config.afs, self.config.max_order, self.parallel), (
+            self.nodes if learned is None else learned
+        )
 
     def cost(self) -> Tableau:
         """The compiled tableau, for depth and evaluations."""
@@ -52,7 +65,9 @@ class Student:
 
 
 def load_start(config: DistillConfig) -> tuple[Predictor, str] | None:
-    """The predictor to start from and what to call it, or None if the start is not a predictor; a misfit: ConfigError."""
+    """The predictor to start from and what to call it, or None if the start is not a predictor; a misfit:
+    ConfigError.
+    """
     student, nodes = config.student, config.nodes
     if student.start in ("equal", "low", "baseline"):
         return None
@@ -60,22 +75,23 @@ def load_start(config: DistillConfig) -> tuple[Predictor, str] | None:
     predictor = load_predictor(path)
     spec = predictor.spec
     check_backbone_known(spec, path)
-    facts = [("backend.name", config.backend.name, spec.backend)]
+    facts: dict[str, tuple] = {"backend.name": (config.backend.name, spec.backend)}
     if student.kind == "table":
         if isinstance(predictor.table, Tableau):
             raise ConfigError(f"student.start {path} holds a tableau; set student.kind to tableau")
-        facts += [
-            ("nodes.num_steps", nodes.num_steps, predictor.table.num_intervals + 1),
-            ("nodes.schedule", nodes.schedule, spec.schedule_type),
-            ("student.num_points", student.num_points, predictor.table.num_points),
-            ("student.afs", student.afs, spec.afs),
-            ("student.max_order", student.max_order, spec.max_order),
-        ]
+        facts |= {
+            "nodes.num_steps": (nodes.num_steps, predictor.table.num_intervals + 1),
+            "nodes.schedule": (nodes.schedule, spec.schedule_type),
+            "student.num_points": (student.num_points, predictor.table.num_points),
+            "student.afs": (student.afs, spec.afs),
+            "student.max_order": (student.max_order, spec.max_order),
+        }
     elif predictor.sigmas is None:
-        raise ConfigError(f"student.start {path} does not hold its nodes, which a tableau needs; distil a table from it first")
-    for key, asked, recorded in facts:
-        if asked is not None and recorded is not None and asked != recorded:
-            raise ConfigError(f"{key} is {asked!r}, but student.start {path} was made for {recorded!r}")
+        raise ConfigError(
+            f"student.start {path} does not hold its nodes, which a tableau needs; distil a table from it"
+            " first"
+        )
+    require_match(facts, f"student.start {path}")
     return predictor, f"{path.name} sha256:{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]}"
 
 
@@ -87,20 +103,33 @@ def table_start(config: DistillConfig, loaded: tuple[Predictor, str] | None) -> 
     table = SolverTable.uniform(intervals, student.num_points)
     if student.start == "low":
         table = replace(
-            table, r=torch.linspace(*LOW_POINTS, student.num_points, dtype=torch.float64).sigmoid().expand(intervals, -1).clone()
+            table,
+            r=torch.linspace(*LOW_POINTS, student.num_points, dtype=torch.float64)
+            .sigmoid()
+            .expand(intervals, -1)
+            .clone(),
         )
     return table, f"{student.start} points, equal weights"
 
 
-def table_student(config: DistillConfig, spec: Spec, nodes: Tensor, loaded: tuple[Predictor, str] | None) -> Student:
+def table_student(
+    config: DistillConfig, spec: Spec, nodes: Tensor, loaded: tuple[Predictor, str] | None
+) -> Student:
     """A student that is an EPD or EPD-Plugin table on `nodes`."""
     student = config.student
     start, parent = table_start(config, loaded)
     try:
-        module = TableStudent(start, student.scale_dir, student.scale_time, nodes if student.learn_sigmas else None)
+        module = TableStudent(
+            start, student.scale_dir, student.scale_time, nodes if student.learn_sigmas else None
+        )
     except ValueError as error:
         raise ConfigError(f"student.{error}") from None
-    names = {"solver": "epd", "num_points": student.num_points, "afs": student.afs, "max_order": student.max_order}
+    names = {
+        "solver": "epd",
+        "num_points": student.num_points,
+        "afs": student.afs,
+        "max_order": student.max_order,
+    }
     return Student(module, student, replace(spec, **names), nodes, config.train.parallel_points, parent)
 
 
@@ -115,8 +144,12 @@ class TableauStart:
 
 
 def tableau_student(config: DistillConfig, spec: Spec, start: TableauStart, gram: Tensor) -> Student:
-    """A student that is a whole tableau; `gram` holds the second moments of its start's states (student.second_moments)."""
+    """A student that is a whole tableau; `gram` holds the second moments of its start's states
+    (student.second_moments).
+    """
     student, nodes = config.student, start.tableau.nodes
     module = TableauStudent(start.tableau, student.learn_sigmas, gram, student.resolution * start.error)
-    spec = replace(spec, solver="tableau", num_steps=len(nodes), num_points=None, schedule_type=start.schedule)
+    spec = replace(
+        spec, solver="tableau", num_steps=len(nodes), num_points=None, schedule_type=start.schedule
+    )
     return Student(module, student, spec, nodes, config.train.parallel_points, start.parent)

@@ -6,7 +6,14 @@ from pathlib import Path
 
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+)
 
 MAX_TOKENS = 16
 
@@ -17,13 +24,17 @@ def byte_alphabet() -> list[str]:
 
 
 def make_tokenizer(captions: Iterable[str], folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer whose merges are learned on the captions: one token a caption word, bytes for all else."""
+    """A CLIP tokenizer whose merges are learned on the captions: one token a caption word, bytes for all
+    else.
+    """
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
-    bpe.train_from_iterator(captions, trainers.BpeTrainer(vocab_size=4096, end_of_word_suffix="</w>", show_progress=False))
+    bpe.train_from_iterator(
+        captions, trainers.BpeTrainer(vocab_size=4096, end_of_word_suffix="</w>", show_progress=False)
+    )
     merges = [tuple(m) for m in json.loads(bpe.to_str())["model"]["merges"]]
     vocab = byte_alphabet() + [c + "</w>" for c in byte_alphabet()]
     vocab += [a + b for a, b in merges] + ["<|startoftext|>", "<|endoftext|>"]
@@ -117,7 +128,9 @@ def make_pipeline(vae, text_encoder, tokenizer, unet) -> StableDiffusionPipeline
 
 
 def make_reward(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """A CLIP of images and captions: 3 layers of width 64 on 4x4 patches, 2 of width 48 on text, projected to 32."""
+    """A CLIP of images and captions: 3 layers of width 64 on 4x4 patches, 2 of width 48 on text, projected to
+    32.
+    """
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": 48,
@@ -143,5 +156,8 @@ def make_reward(tokenizer: CLIPTokenizer) -> CLIPModel:
 def make_image_processor() -> CLIPImageProcessorPil:
     """Pixels in [-1, 1] at 32x32."""
     return CLIPImageProcessorPil(
-        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        size={"shortest_edge": 32},
+        crop_size={"height": 32, "width": 32},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
     )

@@ -1,4 +1,6 @@
-"""Training of the digits twins of Stable Diffusion 3 and FLUX.1, by flow matching on the latents of the digits VAE."""
+"""Training of the digits twins of Stable Diffusion 3 and FLUX.1, by flow matching on the latents of the
+digits VAE.
+"""
 
 import copy
 import json
@@ -28,12 +30,18 @@ class Words:
     def __call__(self, prompts: list[str]) -> dict[str, torch.Tensor]:
         for prompt in {p for p in prompts if p not in self.known}:
             options = {"padding": "max_length", "max_length": MAX_TOKENS, "truncation": True}
-            self.known[prompt] = {k: tokenizer(prompt, **options).input_ids for k, tokenizer in self.tokenizers.items()}
+            self.known[prompt] = {
+                k: tokenizer(prompt, **options).input_ids for k, tokenizer in self.tokenizers.items()
+            }
         return {k: torch.tensor([self.known[p][k] for p in prompts]) for k in self.tokenizers}
 
 
-def noised(latents: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """States (1 - t) x + t noise, times, and velocities noise - x; times are logit-normal (Esser et al. 2024, equation 19)."""
+def noised(
+    latents: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """States (1 - t) x + t noise, times, and velocities noise - x; times are logit-normal (Esser et al. 2024,
+    equation 19).
+    """
     t = torch.sigmoid(torch.randn(len(latents), generator=generator))
     noise = torch.randn(latents.shape, generator=generator)
     share = t.view(-1, 1, 1, 1)
@@ -43,7 +51,9 @@ def noised(latents: torch.Tensor, generator: torch.Generator) -> tuple[torch.Ten
 def captions_of(labels, pick: list[int], generator: torch.Generator, dropped: float) -> list[str]:
     """Random captions of some drawings, a share of them empty for classifier-free guidance."""
     empty = (torch.rand(len(pick), generator=generator) < dropped).tolist()
-    return ["" if gone else data.random_caption(labels[i], generator) for i, gone in zip(pick, empty, strict=True)]
+    return [
+        "" if gone else data.random_caption(labels[i], generator) for i, gone in zip(pick, empty, strict=True)
+    ]
 
 
 def train_flow(net, latents, labels, words: Words, steps: int, checkpoint: Path, seed: int):
@@ -59,7 +69,9 @@ def train_flow(net, latents, labels, words: Words, steps: int, checkpoint: Path,
 
 
 def distil_guidance(teacher, latents, labels, words: Words, steps: int, checkpoint: Path, seed: int):
-    """Guidance distillation (Meng et al. 2023): one evaluation that is told s learns v_u + s (v_c - v_u) of the teacher."""
+    """Guidance distillation (Meng et al. 2023): one evaluation that is told s learns v_u + s (v_c - v_u) of
+    the teacher.
+    """
     net = copy.deepcopy(teacher).requires_grad_(True).train()
     teacher.requires_grad_(False)
     low, high = GUIDANCE
@@ -70,7 +82,9 @@ def distil_guidance(teacher, latents, labels, words: Words, steps: int, checkpoi
         prompts = captions_of(labels, pick.tolist(), generator, 0.0)
         scale = low + (high - low) * torch.rand(BATCH, generator=generator)
         with torch.no_grad():
-            both = teacher(x.repeat(2, 1, 1, 1), t.repeat(2), words([""] * BATCH + prompts), torch.ones(2 * BATCH))
+            both = teacher(
+                x.repeat(2, 1, 1, 1), t.repeat(2), words([""] * BATCH + prompts), torch.ones(2 * BATCH)
+            )
             u, c = both.chunk(2)
             target = u + scale.view(-1, 1, 1, 1) * (c - u)
         return F.mse_loss(net(x, t, words(prompts), scale), target)
@@ -78,25 +92,33 @@ def distil_guidance(teacher, latents, labels, words: Words, steps: int, checkpoi
     return fit(net, loss_fn, steps, 1e-3, checkpoint, seed, ema_decay=0.999)
 
 
-def build_family(family: str, work: Path, steps: dict[str, int], seed: int, folder: Path | None = None) -> Path:
+def build_family(
+    family: str, work: Path, steps: dict[str, int], seed: int, folder: Path | None = None
+) -> Path:
     """Train one twin and write its pipeline folder (fp16); an interrupted build goes on where it stopped."""
     from .build import latents_of_training_set
 
     sd = StableDiffusionPipeline.from_pretrained(FOLDER, dtype=torch.float32, safety_checker=None)
     vae, clip = sd.vae.requires_grad_(False).eval(), sd.tokenizer
     generator = torch.Generator().manual_seed(seed)
-    t5 = flow_models.make_t5_tokenizer([data.random_caption(c, generator) for c in data.ALL_LABELS * 20], work / "t5")
+    t5 = flow_models.make_t5_tokenizer(
+        [data.random_caption(c, generator) for c in data.ALL_LABELS * 20], work / "t5"
+    )
     latents, labels = latents_of_training_set(vae, torch.Generator().manual_seed(seed))
     torch.manual_seed(seed + 4)  # initial weights
     net = flow_models.SD3Denoiser(clip) if family == "sd3" else flow_models.FluxDenoiser(clip, t5)
     words = Words(clip, t5)
     net = train_flow(net, latents, labels, words, steps[family], work / f"{family}.pt", seed + 4)
     if family == "flux":
-        net = distil_guidance(net, latents, labels, words, steps["guidance"], work / "flux-guidance.pt", seed + 5)
+        net = distil_guidance(
+            net, latents, labels, words, steps["guidance"], work / "flux-guidance.pt", seed + 5
+        )
     folder = folder or FOLDERS[family]
     shutil.rmtree(folder, ignore_errors=True)
     net.pipeline(vae, clip, t5).to(dtype=torch.float16).save_pretrained(folder)
     config = folder / "vae" / "config.json"
-    told = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}  # a path of the machine it was made on
+    told = {
+        k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"
+    }  # a path of the machine it was made on
     config.write_text(json.dumps(told, indent=2) + "\n")
     return folder

@@ -1,4 +1,6 @@
-"""Train the digits backbone, its judge and its reward from scikit-learn's bundled scans: python -m backends.digits.build."""
+"""Train the digits backbone, its judge and its reward from scikit-learn's bundled scans: python -m
+digits.build.
+"""
 
 import shutil
 import tempfile
@@ -9,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from .. import quiet  # noqa: F401  isort: skip
+from backends import quiet  # noqa: F401  isort: skip
 from . import FOLDER, REWARD_FOLDER, build_flow, data, judge, models
 from .fit import fit
 
@@ -19,8 +21,13 @@ VIEWS = 3  # augmented views of each training scan whose latents the U-Net sees
 
 
 def drawings(grey: torch.Tensor, digits: torch.Tensor, generator: torch.Generator, held_out: bool = False):
-    """Random drawings [n, 3, 32, 32] of grey scans and their labels; held-out combinations only if asked for."""
-    pools = [[c for c in data.ALL_LABELS if c.digit == d and (held_out or c not in data.HELD_OUT_LABELS)] for d in range(10)]
+    """Random drawings [n, 3, 32, 32] of grey scans and their labels; held-out combinations only if
+    asked for.
+    """
+    pools = [
+        [c for c in data.ALL_LABELS if c.digit == d and (held_out or c not in data.HELD_OUT_LABELS)]
+        for d in range(10)
+    ]
     u = torch.rand(len(grey), generator=generator).tolist()
     labels = [pools[d][int(u[i] * len(pools[d]))] for i, d in enumerate(digits.tolist())]
     colour, weight = (torch.tensor([vars(c)[k] for c in labels]) for k in ("colour", "weight"))
@@ -49,7 +56,9 @@ def train_judge(steps: int, work: Path, seed: int) -> judge.JudgeNet:
 
 
 def save_judge(net: judge.JudgeNet, folder: Path) -> None:
-    """Write the weights in fp16 and, beside them, the feature moments of every drawing of the held-out scans."""
+    """Write the weights in fp16 and, beside them, the feature moments of every drawing of the
+    held-out scans.
+    """
     state = {k: v.half().contiguous() for k, v in net.state_dict().items()}
     net.load_state_dict({k: v.float() for k, v in state.items()})
     images, _ = held_out_drawings()
@@ -82,7 +91,10 @@ def train_vae(steps: int, work: Path, seed: int):
         images, _ = draw_batch(grey, digits, 32, generator)
         images = images * 2 - 1
         posterior = vae.encode(images).latent_dist
-        return F.mse_loss(vae.decode(posterior.sample(generator)).sample, images) + 1e-4 * posterior.kl().mean() / 256
+        return (
+            F.mse_loss(vae.decode(posterior.sample(generator)).sample, images)
+            + 1e-4 * posterior.kl().mean() / 256
+        )
 
     vae = fit(vae, loss_fn, steps, 3e-3, work / "vae.pt", seed, ema_decay=0.99).requires_grad_(False)
     sample, _ = draw_batch(grey, digits, 1024, torch.Generator().manual_seed(seed))
@@ -131,23 +143,32 @@ def train_unet(steps: int, work: Path, seed: int, vae, tokenizer):
 
     def tokens_of(prompts):
         for p in {p for p in prompts if p not in cache}:
-            cache[p] = tokenizer(p, padding="max_length", max_length=models.MAX_TOKENS, truncation=True).input_ids
+            cache[p] = tokenizer(
+                p, padding="max_length", max_length=models.MAX_TOKENS, truncation=True
+            ).input_ids
         return torch.tensor([cache[p] for p in prompts])
 
     def loss_fn(generator):
         pick = torch.randint(len(latents), (64,), generator=generator)
         dropped = (torch.rand(64, generator=generator) < 0.12).tolist()
-        prompts = ["" if drop else data.random_caption(labels[i], generator) for i, drop in zip(pick.tolist(), dropped, strict=True)]
+        prompts = [
+            "" if drop else data.random_caption(labels[i], generator)
+            for i, drop in zip(pick.tolist(), dropped, strict=True)
+        ]
         t = random_timesteps(64, generator)
         a = alphas[t].view(-1, 1, 1, 1)
         noise = torch.randn(latents[pick].shape, generator=generator)
-        return F.mse_loss(net(a.sqrt() * latents[pick] + (1 - a).sqrt() * noise, t, tokens_of(prompts)), noise)
+        return F.mse_loss(
+            net(a.sqrt() * latents[pick] + (1 - a).sqrt() * noise, t, tokens_of(prompts)), noise
+        )
 
     return fit(net, loss_fn, steps, 2e-3, work / "unet.pt", seed, ema_decay=0.999)
 
 
 def train_reward(steps: int, work: Path, seed: int, tokenizer):
-    """Contrastive learning (Radford et al. 2021) of drawings and captions; all pairs that fit each other are positives."""
+    """Contrastive learning (Radford et al. 2021) of drawings and captions; all pairs that fit each other are
+    positives.
+    """
     scans, digits = data.load_scans("train")
     grey = data.enlarge(scans)
     net = models.make_reward(tokenizer)
@@ -156,12 +177,20 @@ def train_reward(steps: int, work: Path, seed: int, tokenizer):
         images, labels = draw_batch(grey, digits, 96, generator)
         images = images * 2 - 1 + 0.04 * torch.randn(images.shape, generator=generator)
         prompts = [data.random_caption(label, generator) for label in labels]
-        tokens = tokenizer(prompts, padding="max_length", max_length=models.MAX_TOKENS, truncation=True, return_tensors="pt")
+        tokens = tokenizer(
+            prompts, padding="max_length", max_length=models.MAX_TOKENS, truncation=True, return_tensors="pt"
+        )
         logits = net(pixel_values=images, **tokens).logits_per_image
         asked = [data.parse(prompt) for prompt in prompts]
         fits = torch.tensor([[data.fits(label, wish) for wish in asked] for label in labels]).float()
         ways = [(logits, fits), (logits.T, fits.T)]
-        return sum(-(pairs / pairs.sum(1, keepdim=True) * way.log_softmax(1)).sum(1).mean() for way, pairs in ways) / 2
+        return (
+            sum(
+                -(pairs / pairs.sum(1, keepdim=True) * way.log_softmax(1)).sum(1).mean()
+                for way, pairs in ways
+            )
+            / 2
+        )
 
     return fit(net, loss_fn, steps, 2e-3, work / "reward.pt", seed, ema_decay=0.99)
 
@@ -174,7 +203,15 @@ def save_reward(net, tokenizer, folder: Path) -> None:
     models.make_image_processor().save_pretrained(folder)
 
 
-def build(out: Path, work: Path, steps: dict[str, int], seed: int, judge_folder: Path, reward_folder: Path, parts: tuple[str, ...]) -> None:
+def build(
+    out: Path,
+    work: Path,
+    steps: dict[str, int],
+    seed: int,
+    judge_folder: Path,
+    reward_folder: Path,
+    parts: tuple[str, ...],
+) -> None:
     """Train the parts asked for and write the pipeline folder (fp16), the judge and the reward."""
     torch.manual_seed(seed)  # initial weights
     generator = torch.Generator().manual_seed(seed)
@@ -187,7 +224,9 @@ def build(out: Path, work: Path, steps: dict[str, int], seed: int, judge_folder:
         vae = train_vae(steps["vae"], work, seed + 1)
         torch.manual_seed(seed + 2)
         denoiser = train_unet(steps["unet"], work, seed + 2, vae, tokenizer)
-        pipe = models.make_pipeline(vae, denoiser.text_encoder, tokenizer, denoiser.unet).to(dtype=torch.float16)
+        pipe = models.make_pipeline(vae, denoiser.text_encoder, tokenizer, denoiser.unet).to(
+            dtype=torch.float16
+        )
         shutil.rmtree(out, ignore_errors=True)
         pipe.save_pretrained(out)
     if "reward" in parts:
@@ -199,12 +238,36 @@ PARTS = ("judge", "sd", "reward")
 
 
 @click.command()
-@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, help="Only this one; may be repeated. All by default.")
-@click.option("--family", type=click.Choice(["sd3", "flux"]), help="Train this twin instead, on the VAE that is there.")
-@click.option("--out", type=click.Path(path_type=Path), default=FOLDER, show_default="package folder", help="Pipeline folder.")
-@click.option("--work", type=click.Path(path_type=Path), default=Path("build/digits"), show_default=True, help="Checkpoints.")
+@click.option(
+    "--part",
+    "parts",
+    type=click.Choice(PARTS),
+    multiple=True,
+    help="Only this one; may be repeated. All by default.",
+)
+@click.option(
+    "--family", type=click.Choice(["sd3", "flux"]), help="Train this twin instead, on the VAE that is there."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=FOLDER,
+    show_default="package folder",
+    help="Pipeline folder.",
+)
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default=Path("build/digits"),
+    show_default=True,
+    help="Checkpoints.",
+)
 @click.option("--seed", default=0, show_default=True)
-@click.option("--check", is_flag=True, help="A few steps of each part into a temporary folder, to prove that the script runs.")
+@click.option(
+    "--check",
+    is_flag=True,
+    help="A few steps of each part into a temporary folder, to prove that the script runs.",
+)
 def main(parts: tuple[str, ...], family: str | None, out: Path, work: Path, seed: int, check: bool) -> None:
     """Train the digits backbone, its judge and its reward; an interrupted build goes on where it stopped."""
     parts = parts or PARTS

@@ -1,4 +1,6 @@
-"""The parts of the digits twins of Stable Diffusion 3 and FLUX.1, in their exact diffusers layouts, all tiny."""
+"""The parts of the digits twins of Stable Diffusion 3 and FLUX.1, in their exact diffusers layouts,
+all tiny.
+"""
 
 import json
 import re
@@ -15,7 +17,14 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 from .models import MAX_TOKENS, make_text_encoder
 
@@ -25,9 +34,24 @@ CLIP_WIDTH, T5_WIDTH = 32, 64
 
 def make_clip(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
     """A CLIP text transformer with projection, 2 layers of width 32."""
-    words = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    sizes = {"hidden_size": CLIP_WIDTH, "intermediate_size": 2 * CLIP_WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=MAX_TOKENS, projection_dim=CLIP_WIDTH, **sizes, **words)
+    words = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    sizes = {
+        "hidden_size": CLIP_WIDTH,
+        "intermediate_size": 2 * CLIP_WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=MAX_TOKENS,
+        projection_dim=CLIP_WIDTH,
+        **sizes,
+        **words,
+    )
     return CLIPTextModelWithProjection(config)
 
 
@@ -39,7 +63,9 @@ def make_t5_tokenizer(captions: Iterable[str], folder: Path) -> T5TokenizerFast:
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=False))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
@@ -51,7 +77,9 @@ def make_t5_tokenizer(captions: Iterable[str], folder: Path) -> T5TokenizerFast:
 def make_t5(tokenizer: T5TokenizerFast) -> T5EncoderModel:
     """A T5 encoder, 2 layers of width 64."""
     sizes = {"d_model": T5_WIDTH, "d_kv": 16, "d_ff": 2 * T5_WIDTH, "num_layers": 2, "num_heads": 4}
-    return T5EncoderModel(T5Config(vocab_size=len(tokenizer), feed_forward_proj="gated-gelu", dropout_rate=0.0, **sizes))
+    return T5EncoderModel(
+        T5Config(vocab_size=len(tokenizer), feed_forward_proj="gated-gelu", dropout_rate=0.0, **sizes)
+    )
 
 
 def shifted_vae(vae: AutoencoderKL) -> AutoencoderKL:
@@ -82,19 +110,29 @@ class SD3Denoiser(torch.nn.Module):
 
     def embed(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What StableDiffusion3Pipeline.encode_prompt makes of tokens [B, L] without a third encoder."""
-        found = [encoder(tokens, output_hidden_states=True) for encoder in (self.text_encoder, self.text_encoder_2)]
+        found = [
+            encoder(tokens, output_hidden_states=True) for encoder in (self.text_encoder, self.text_encoder_2)
+        ]
         text = torch.cat([f.hidden_states[-2] for f in found], -1)
         extra = text.new_zeros(len(text), SD3_EXTRA_TOKENS, text.shape[-1])
         return torch.cat([text, extra], 1), torch.cat([f[0] for f in found], -1)
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, tokens: dict[str, torch.Tensor], guidance=None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, t: torch.Tensor, tokens: dict[str, torch.Tensor], guidance=None
+    ) -> torch.Tensor:
         """The velocity at states [B, 4, 8, 8] and times [B] in [0, 1]."""
         text, pooled = self.embed(tokens["clip"])
         return self.transformer(
-            hidden_states=x, timestep=1000 * t, encoder_hidden_states=text, pooled_projections=pooled, return_dict=False
+            hidden_states=x,
+            timestep=1000 * t,
+            encoder_hidden_states=text,
+            pooled_projections=pooled,
+            return_dict=False,
         )[0]
 
-    def pipeline(self, vae: AutoencoderKL, clip: CLIPTokenizer, t5: T5TokenizerFast) -> StableDiffusion3Pipeline:
+    def pipeline(
+        self, vae: AutoencoderKL, clip: CLIPTokenizer, t5: T5TokenizerFast
+    ) -> StableDiffusion3Pipeline:
         """The pipeline of these parts; the two text encoders share a tokenizer."""
         return StableDiffusion3Pipeline(
             transformer=self.transformer,
@@ -110,7 +148,9 @@ class SD3Denoiser(torch.nn.Module):
 
 
 class FluxDenoiser(torch.nn.Module):
-    """The transformer and both text encoders of the twin of FLUX.1, trained together; told its guidance scale."""
+    """The transformer and both text encoders of the twin of FLUX.1, trained together; told its guidance
+    scale.
+    """
 
     def __init__(self, clip: CLIPTokenizer, t5: T5TokenizerFast):
         super().__init__()
@@ -128,7 +168,9 @@ class FluxDenoiser(torch.nn.Module):
             axes_dims_rope=(4, 6, 6),
         )
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, tokens: dict[str, torch.Tensor], guidance: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, t: torch.Tensor, tokens: dict[str, torch.Tensor], guidance: torch.Tensor
+    ) -> torch.Tensor:
         """The velocity at states [B, 4, 8, 8], times [B] in [0, 1] and guidance scales [B]."""
         n = len(x)
         text = self.text_encoder_2(tokens["t5"])[0]

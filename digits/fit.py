@@ -21,8 +21,9 @@ def fit(
 ) -> torch.nn.Module:
     """Minimise loss_fn with AdamW and a warm-up + cosine rate; returns the (moving average of the) modules.
 
-    Every random number of step i comes from a generator seeded by (seed, i), so that a run that was interrupted
-    and goes on from its checkpoint gives the very same weights. A finished checkpoint is read and not trained again.
+    Every random number of step i comes from a generator seeded by (seed, i), so that a run that was
+    interrupted and goes on from its checkpoint gives the very same weights. A finished checkpoint is read and
+    not trained again.
     """
     ema = copy.deepcopy(modules).requires_grad_(False)
     optimiser = torch.optim.AdamW(modules.parameters(), lr=lr, weight_decay=0.01)

@@ -39,7 +39,9 @@ class JudgeNet(nn.Module):
 
 
 def frechet_distance(mean_a, cov_a, mean_b, cov_b) -> float:
-    """Squared Frechet (Wasserstein-2) distance of two Gaussians (Heusel et al. 2017, equation 6), in float64."""
+    """Squared Frechet (Wasserstein-2) distance of two Gaussians (Heusel et al. 2017, equation 6), in
+    float64.
+    """
     root = sqrt_psd(cov_a)
     cross = sqrt_psd(root @ cov_b @ root)
     return ((mean_a - mean_b).square().sum() + (cov_a + cov_b - 2 * cross).diagonal().sum()).item()
@@ -59,7 +61,9 @@ def moments(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge read off images [n]: booleans [n] against the labels asked for (True where a part is left open)."""
+    """What the judge read off images [n]: booleans [n] against the labels asked for (True where a part is
+    left open).
+    """
 
     digit: torch.Tensor
     colour: torch.Tensor
@@ -74,8 +78,8 @@ class Verdict:
 class Judge:
     """Digit, colour and weight accuracy, and the Frechet distance of features to held-out real digits.
 
-    The distance is given in percent of the trace of the real features' covariance; it falls with the number of
-    images, so compare only figures of equal n.
+    The distance is given in percent of the trace of the real features' covariance; it falls with the number
+    of images, so compare only figures of equal n.
     """
 
     def __init__(self, folder: Path = FOLDER, device: str | torch.device = "cpu"):
@@ -96,9 +100,15 @@ class Judge:
         return Verdict(**right, features=features.cpu())
 
     def frechet(self, features: torch.Tensor) -> float:
-        """Frechet distance of features [n, 64] to those of held-out real digits, in percent of their variance."""
+        """Frechet distance of features [n, 64] to those of held-out real digits, in percent of their
+        variance.
+        """
         mean, cov = moments(features)
-        return 100 * frechet_distance(mean, cov, self.real["real.mean"], self.real["real.cov"]) / self.real["real.cov"].trace().item()
+        return (
+            100
+            * frechet_distance(mean, cov, self.real["real.mean"], self.real["real.cov"])
+            / self.real["real.cov"].trace().item()
+        )
 
     @property
     def device(self) -> torch.device:

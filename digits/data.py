@@ -37,12 +37,15 @@ class Label:
 
 
 ALL_LABELS = tuple(Label(*c) for c in product(range(10), range(len(COLOURS)), range(len(WEIGHTS))))
-# One combination in ten is never trained on: every digit twice less one weight each, every colour three times.
+# One combination in ten is never trained on: every digit twice less one weight each, every colour three
+# times.
 HELD_OUT_LABELS = frozenset(c for c in ALL_LABELS if (3 * c.digit + c.colour + 4 * c.weight) % 10 == 0)
 
 
 def load_scans(split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The 8x8 scans [n, 8, 8] in [0, 1] and their digits [n]; `split` is "train" (4 of 5, stratified) or "test"."""
+    """The 8x8 scans [n, 8, 8] in [0, 1] and their digits [n]; `split` is "train" (4 of 5, stratified) or
+    "test".
+    """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -53,9 +56,13 @@ def load_scans(split: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def augment(scans: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Slightly turned, scaled and moved copies of grey images [n, H, W] (up to 6 degrees, 5 %, 3 % of the width)."""
+    """Slightly turned, scaled and moved copies of grey images [n, H, W] (up to 6 degrees, 5 %, 3 % of the
+    width).
+    """
     n = len(scans)
-    angle, scale, dx, dy = (torch.rand(4, n, generator=generator) * 2 - 1) * torch.tensor([[0.105], [0.05], [0.06], [0.06]])
+    angle, scale, dx, dy = (torch.rand(4, n, generator=generator) * 2 - 1) * torch.tensor(
+        [[0.105], [0.05], [0.06], [0.06]]
+    )
     cos, sin = (1 + scale) * angle.cos(), (1 + scale) * angle.sin()
     affine = torch.stack([torch.stack([cos, -sin, dx], -1), torch.stack([sin, cos, dy], -1)], 1)
     grid = F.affine_grid(affine, [n, 1, *scans.shape[1:]], align_corners=False)
@@ -65,12 +72,16 @@ def augment(scans: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def enlarge(scans: torch.Tensor) -> torch.Tensor:
     """Grey 8x8 scans [n, 8, 8] as 32x32 [n, 32, 32]: bicubic to 26x26 with a margin of 3."""
     inner = SIZE - 6
-    large = F.interpolate(scans[:, None], (inner, inner), mode="bicubic", align_corners=False)[:, 0].clamp(0, 1)
+    large = F.interpolate(scans[:, None], (inner, inner), mode="bicubic", align_corners=False)[:, 0].clamp(
+        0, 1
+    )
     return F.pad(large, (3, 3, 3, 3))
 
 
 def paint(grey: torch.Tensor, colour: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Ink drawings [n, 3, 32, 32] in [0, 1] on white paper of grey levels [n, 32, 32], with colour and weight indices [n]."""
+    """Ink drawings [n, 3, 32, 32] in [0, 1] on white paper of grey levels [n, 32, 32], with colour and weight
+    indices [n].
+    """
     threshold = torch.tensor(list(WEIGHTS.values()))[weight].view(-1, 1, 1)
     ink = torch.sigmoid(16 * (grey - threshold))[:, None]
     pigment = torch.tensor(list(COLOURS.values()))[colour].view(-1, 3, 1, 1)
@@ -94,7 +105,9 @@ def caption(label: Label, template: str = TEMPLATES[0], numeral: bool = False) -
 def parse(prompt: str) -> Label | None:
     """The label that a prompt asks for, or None when it names no digit."""
     words = re.findall(r"\w+", prompt.lower())
-    digit = next((DIGITS.index(w) if w in DIGITS else int(w) for w in words if w in (*DIGITS, *"0123456789")), None)
+    digit = next(
+        (DIGITS.index(w) if w in DIGITS else int(w) for w in words if w in (*DIGITS, *"0123456789")), None
+    )
     if digit is None:
         return None
     colour = next((list(COLOURS).index(w) for w in words if w in COLOURS), -1)
@@ -104,11 +117,17 @@ def parse(prompt: str) -> Label | None:
 
 def fits(label: Label, asked: Label) -> bool:
     """Whether a drawing of `label` is what a prompt asks for."""
-    return label.digit == asked.digit and asked.colour in (-1, label.colour) and asked.weight in (-1, label.weight)
+    return (
+        label.digit == asked.digit
+        and asked.colour in (-1, label.colour)
+        and asked.weight in (-1, label.weight)
+    )
 
 
 def random_caption(label: Label, generator: torch.Generator) -> str:
-    """A training caption: random template, word or numeral, colour named in 80 % and weight in 60 % of them."""
+    """A training caption: random template, word or numeral, colour named in 80 % and weight in 60 %
+    of them.
+    """
     u = torch.rand(4, generator=generator).tolist()
     seen = Label(label.digit, label.colour if u[0] < 0.8 else -1, label.weight if u[1] < 0.6 else -1)
     return caption(seen, TEMPLATES[int(u[2] * len(TEMPLATES))], numeral=u[3] < 0.3)

@@ -1,0 +1,1 @@
+"""From prompts and seeds to image files."""
