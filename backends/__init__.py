@@ -13,6 +13,7 @@ from .registry import (
     check_backend,
     find_family,
     load_backend,
+    resolve_dtype,
 )
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "find_family",
     "initial_noise",
     "load_backend",
+    "resolve_dtype",
 ]

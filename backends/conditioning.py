@@ -33,7 +33,9 @@ class Condition:
         return replace(self, positive={k: v[list(indices)] for k, v in self.positive.items()})
 
     def branches(self) -> "list[Condition]":
-        """The negative and the positive branch of CFG as conditions of their own; without CFG the condition itself."""
+        """The negative and the positive branch of CFG as conditions of their own; without CFG the condition
+        itself.
+        """
         if self.negative is None:
             return [self]
         negative = {k: v.expand(len(self), *v.shape[1:]) for k, v in self.negative.items()}

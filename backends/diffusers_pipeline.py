@@ -127,16 +127,18 @@ def check_combinations(config: dict) -> None:
     for name in config.get("pipeline_kwargs", {}):
         if name in RUNS_CODE:
             raise BackendError(
-                f"backend_config.pipeline_kwargs.{name}: it would run code that comes with the weights; leave it out"
+                f"backend_config.pipeline_kwargs.{name}: it would run code that comes with the weights; leave"
+                " it out"
             )
         if name in (*COMMON_OPTIONS, "dtype"):
             raise BackendError(
-                f"backend_config.pipeline_kwargs.{name}: give it as an option of its own, backend_config.{name}"
+                f"backend_config.pipeline_kwargs.{name}: give it as an option of its own,"
+                f" backend_config.{name}"
             )
     if config.get("offload") and config.get("enable_model_cpu_offload"):
         raise BackendError(
-            "backend_config: offload frees the text encoders, enable_model_cpu_offload keeps them: set one of the two"
-            " to false"
+            "backend_config: offload frees the text encoders, enable_model_cpu_offload keeps them: set one of"
+            " the two to false"
         )
 
 

@@ -14,9 +14,9 @@ Options = Mapping[str, tuple[type, str]]  # name: type and meaning
 class Size:
     """A published model's sizes, for estimates: parameters in 10^9, and GB of 16-bit activations of a row.
 
-    Activations are those at `resolution`, from layer shapes: `kept` with all of a network call kept for its backward
-    pass, `kept_blocks` with block checkpointing, `passing` without a backward pass. `text` is the number of values of
-    a prompt's embedding.
+    Activations are those at `resolution`, from layer shapes: `kept` with all of a network call kept for its
+    backward pass, `kept_blocks` with block checkpointing, `passing` without a backward pass. `text` is the
+    number of values of a prompt's embedding.
     """
 
     resolution: int
@@ -52,7 +52,9 @@ class Family:
         return self.backend.default_schedule == "flowmatch"
 
     def check_options(self, config: dict) -> None:
-        """Refuse an option that does not exist, has a value of another type, or does not go with another one."""
+        """Refuse an option that does not exist, has a value of another type, or does not go with
+        another one.
+        """
         for name, value in config.items():
             if name not in self.options:
                 known = ", ".join(self.options) or "none"

@@ -29,7 +29,9 @@ DTYPES = {
 
 
 def find_family(name: str | None) -> Family:
-    """The family of a name, or of my_module:FAMILY where the user gave that; an unknown name: BackendError."""
+    """The family of a name, or of my_module:FAMILY where the user gave that; an unknown name:
+    BackendError.
+    """
     if name is None:
         raise BackendError(f"the backbone is not named: expected one of {', '.join(NAMES)}")
     if is_code(name):
@@ -62,8 +64,8 @@ def load_backend(spec: Spec, device: torch.device | str, dtype: torch.dtype | st
     Args:
         spec: names the backbone and its options.
         device: where its networks go.
-        dtype: their number type; None or "auto" takes backend_config.torch_dtype, else float16 (FLUX: bfloat16) on
-            CUDA and float32 elsewhere.
+        dtype: their number type; None or "auto" takes backend_config.torch_dtype, else float16 (FLUX:
+            bfloat16) on CUDA and float32 elsewhere.
 
     Raises:
         BackendError: an unknown name or option, or missing weights.

@@ -9,10 +9,11 @@ from solvers.solver import to_device
 
 
 class TimestepCache:
-    """What a network gets of noise levels sigma [] or [M*B] for some rows, computed once and kept on the device.
+    """What a network gets of noise levels sigma [] or [M*B] for some rows, computed once and kept on the
+    device.
 
-    `compute(sigma [rows])` -> tensors, in float64 on the host. Noise levels that are being learned are computed anew
-    at each call.
+    `compute(sigma [rows])` -> tensors, in float64 on the host. Noise levels that are being learned are
+    computed anew at each call.
     """
 
     def __init__(

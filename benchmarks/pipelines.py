@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from backends import load_backend, resolve_dtype
+from backends import find_family, load_backend, resolve_dtype
 from backends.diffusers_pipeline import PipelineBackend
 from backends.flux import Flux
 from backends.ldm import LDM
@@ -257,7 +257,7 @@ def full_size(
     family: str, layers: int | None, resolution: int | None, device: torch.device
 ) -> PipelineBackend:
     """The full-size architecture with random weights, in half precision on an accelerator."""
-    dtype = resolve_dtype(None, device, family)
+    dtype = resolve_dtype(None, device, find_family(family))
     pipe = in_memory(family, layers, resolution or (512 if family == "ldm" else 1024), device, dtype)
     return FAMILIES[family](pipe, device, {"model_name_or_path": "random weights"}, family)
 

@@ -44,7 +44,8 @@ FROM_EQUAL = (
 SPREADS = (0.05, 0.2)  # of CMA-ES
 IMAGES = 5120  # that each recipe rolls out
 RECOMMENDED = ()  # the shipped configuration
-PUBLISHED = (  # Stable Diffusion 1.5's, in every key; as many images, and evaluations at the same numbers of images
+# Stable Diffusion 1.5's, in every key; as many images, and evaluations at the same numbers of images
+PUBLISHED = (
     "ppo.policy=mlp",
     "ppo.group_noise=independent",
     "ppo.baseline=mixed",

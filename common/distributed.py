@@ -243,5 +243,6 @@ def check_device(kind: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"device {kind!r} cannot be used: expected cpu, cuda, cuda:N or mps, as this machine has ({reason})"
+            f"device {kind!r} cannot be used: expected cpu, cuda, cuda:N or mps, as this machine has"
+            f" ({reason})"
         ) from None

@@ -1,7 +1,8 @@
-"""Backbones, solvers and rewards from a user's own file, named my_module:NAME. Loading one runs that file's code.
+"""Backbones, solvers and rewards from a user's own file, named my_module:NAME. Loading one runs that file's
+code.
 
-So a name is only followed where the user gave it, on the command line or in a configuration of theirs (allow_code),
-and never because a predictor or another data file holds it.
+So a name is only followed where the user gave it, on the command line or in a configuration of theirs
+(allow_code), and never because a predictor or another data file holds it.
 """
 
 import sys
@@ -53,7 +54,9 @@ def load_code(name: str, what: str, expected: type) -> Any:
 
 
 class NameOrCode(click.Choice):
-    """An option that takes one of some names, or my_module:NAME, which the user thereby allows to be loaded."""
+    """An option that takes one of some names, or my_module:NAME, which the user thereby allows to be
+    loaded.
+    """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if is_code(value):

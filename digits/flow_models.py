@@ -28,7 +28,8 @@ from transformers import (
 
 from .models import MAX_TOKENS, make_text_encoder
 
-SD3_EXTRA_TOKENS = 4  # where Stable Diffusion 3 has T5's tokens, of which the twin has none: zeros, as in the real one without T5
+# where Stable Diffusion 3 has T5's tokens, of which the twin has none: zeros, as in the real one without T5
+SD3_EXTRA_TOKENS = 4
 CLIP_WIDTH, T5_WIDTH = 32, 64
 
 

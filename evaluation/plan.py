@@ -188,8 +188,8 @@ def check_made_for(preset: Preset, name: str, predictor: Predictor, path: Path) 
     for key, value in needed.items():
         if recorded.get(key, value) != value:
             raise UserError(
-                f"{path} was made for {key} {recorded[key]}, but {name} needs {value}; give PREDICTOR one that"
-                " was made for it"
+                f"{path} was made for {key} {recorded[key]}, but {name} needs {value}; give PREDICTOR one"
+                " that was made for it"
             )
     check_backend(spec)
 

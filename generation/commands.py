@@ -1,4 +1,6 @@
-"""What the sampling command lines do: sample.py, and sample_sd3.py and sample_flux.py, which are made from it."""
+"""What the sampling command lines do: sample.py, and sample_sd3.py and sample_flux.py, which are made from
+it.
+"""
 
 import math
 from collections.abc import Callable
@@ -29,7 +31,9 @@ class PromptOptions:
     allow_empty: bool = False
 
     def read(self, spec: Spec) -> list[str]:
-        """The prompts; for want of any the digits', the COCO captions where their file exists, or the empty one."""
+        """The prompts; for want of any the digits', the COCO captions where their file exists, or the empty
+        one.
+        """
         if self.prompt is not None:
             return [self._checked(self.prompt)]
         if self.prompt_file is not None:

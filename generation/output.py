@@ -22,7 +22,9 @@ class Output:
     grid: bool = False
     return_inters: bool = False
     pair_by_position: bool = False
-    """Prompts pair with the positions of seeds in their list, not with the seeds (modulo the number of prompts)."""
+    """Prompts pair with the positions of seeds in their list, not with the seeds (modulo the number of
+    prompts).
+    """
 
     def prompt(self, prompts: Sequence[str], position: int, seed: int) -> str:
         """The prompt of a seed; paired by seed, a job split over ranges of seeds makes the same images."""

@@ -1,4 +1,6 @@
-"""From a command line to a sampler: SamplingRequest (what is asked) -> ResolvedRequest (what is done) -> Sampler."""
+"""From a command line to a sampler: SamplingRequest (what is asked) -> ResolvedRequest (what is done) ->
+Sampler.
+"""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -65,7 +67,9 @@ class ResolvedRequest:
     path: Path | None = None
     sigmas: Tensor | None = None
     checks_nodes: bool = False
-    """Whether the recorded nodes should be those of the schedule (they are neither learned nor a tableau's)."""
+    """Whether the recorded nodes should be those of the schedule (they are neither learned nor a
+    tableau's).
+    """
     notes: list[str] = field(default_factory=list)
 
 
@@ -87,7 +91,9 @@ def resolve(request: SamplingRequest) -> ResolvedRequest:
 
 
 def merge_spec(request: SamplingRequest, recorded: Spec, path: Path | None) -> Spec:
-    """One spec: the command line over what the predictor recorded; a contradiction is an error that names both."""
+    """One spec: the command line over what the predictor recorded; a contradiction is an error that names
+    both.
+    """
     options, schedule = split_schedule_options(request.backend_config or {})
     options |= {name: True for name in ("compile", "offload") if vars(request)[name]}
     if request.model_path is not None:
@@ -113,7 +119,8 @@ def resolve_learned(
     """The request with the solver that its predictor describes."""
     if predictor is None:
         raise UserError(
-            "--solver epd needs a learned table: give --predictor-path (such as exps/digits), or another --solver"
+            "--solver epd needs a learned table: give --predictor-path (such as exps/digits), or another"
+            " --solver"
         )
     if request.steps_match:
         raise UserError("--steps-match fits a baseline to the predictor; choose a --solver other than epd")
@@ -130,7 +137,8 @@ def with_nodes(request: SamplingRequest, spec: Spec, predictor: Predictor | None
     if request.steps_match:
         if predictor is None or request.num_steps is not None:
             raise UserError(
-                "--steps-match takes the serial depth of a predictor: give --predictor-path, and no --num-steps"
+                "--steps-match takes the serial depth of a predictor: give --predictor-path, and no"
+                " --num-steps"
             )
         depth = predictor.cost(request.finish).depth
         return replace(spec, num_steps=num_steps_for_depth(BASELINES[name], depth, request.finish))

@@ -40,7 +40,8 @@ TEXT = {  # BERT base, each layer also attends to the image
     "layer_norm_eps": 1e-12,
     "is_decoder": True,
 }
-RULES = (  # from the names of the published file to transformers'; the text encoder's and the head's are the same
+# from the names of the published file to transformers'; the text encoder's and the head's are the same
+RULES = (
     (r"^blip\.visual_encoder\.", "vision."),
     (r"^blip\.text_encoder\.", "text."),
     (r"^mlp\.layers\.", "mlp."),

@@ -23,7 +23,9 @@ TABLES = {
     "digits-sd3": "exps/digits-sd3-distilled/epd-g4.5-d4",
     "digits-flux": "exps/digits-flux-distilled/epd-g3.5-d4",
 }
-READABLE = -1.5  # mean log probability of what the prompt names: 0 to -0.5 for these, -7 where the text encoder's weights are random
+# mean log probability of what the prompt names: 0 to -0.5 for these, -7 where the text encoder's weights are
+# random
+READABLE = -1.5
 PACKAGES = ("common", "solvers", "backends", "rewards", "evaluation", "training", "benchmarks")
 DISTILLATION = (
     "bank.folder={folder}/banks",

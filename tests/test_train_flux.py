@@ -14,7 +14,8 @@ CONFIG = """
 run: {output_root: FOLDER/exps}
 data: {predictor_snapshot: FOLDER/unused.pkl}
 reward: {type: digits}
-ppo: {rollout_batch_size: 8, rloo_k: 4, rollout_chunk: 8, minibatch_size: 4, steps: 3, learning_rate: 0.01, dirichlet_concentration: 100}
+ppo: {rollout_batch_size: 8, rloo_k: 4, rollout_chunk: 8, minibatch_size: 4, steps: 3,
+  learning_rate: 0.01, dirichlet_concentration: 100}
 evaluation: {interval: 2, images: 4, batch: 4}
 """
 

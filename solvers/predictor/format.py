@@ -25,7 +25,8 @@ KEYS = {"format", *KINDS, "sigmas", "spec", "provenance"}
 def save_predictor(predictor: Predictor, path: str | Path) -> None:
     """Write a predictor as a pickle of builtins only; the file is replaced as a whole or not at all.
 
-    What load_predictor would refuse, or one table per image: PredictorError. Entries with secret names are left out.
+    What load_predictor would refuse, or one table per image: PredictorError. Entries with secret names are
+    left out.
     """
     kind = checked(predictor).kind
     document = {
@@ -66,7 +67,8 @@ def load_predictor(path: str | Path) -> Predictor:
 def _from_document(document: dict) -> Predictor:
     if document["format"] != FORMAT:
         raise PredictorError(
-            f"format {brief(document['format'])}, expected {FORMAT!r}; a newer version of this program may read it"
+            f"format {brief(document['format'])}, expected {FORMAT!r}; a newer version of this program may"
+            " read it"
         )
     check_size(document)
     unknown = set(document) - KEYS
@@ -105,7 +107,8 @@ def checked(predictor: Predictor) -> Predictor:
         broken = len(sigmas) < 2 or not sigmas.isfinite().all() or sigmas[-1] < 0
         if broken or (sigmas.diff() >= 0).any():
             raise PredictorError(
-                f"sigmas are {brief(sigmas.tolist())}, expected at least 2 nodes, strictly descending, none below 0"
+                f"sigmas are {brief(sigmas.tolist())}, expected at least 2 nodes, strictly descending, none"
+                " below 0"
             )
         predictor.solver().check(sigmas)
     predictor.solver()

@@ -21,7 +21,9 @@ Fact = tuple[str, object, object]  # what it is, as recorded, as it is
 
 
 class LearnedKind(ABC, Generic[Learned]):
-    """One kind of learned solver. `name` is its key in a predictor file, `solver_name` what the spec calls it."""
+    """One kind of learned solver. `name` is its key in a predictor file, `solver_name` what the spec calls
+    it.
+    """
 
     name: str
     solver_name: str
@@ -33,7 +35,9 @@ class LearnedKind(ABC, Generic[Learned]):
 
     @abstractmethod
     def from_lists(self, parts: Any, sigmas: Tensor | None) -> Learned:
-        """The learned solver of nested lists and the nodes of its file; anything unexpected: PredictorError."""
+        """The learned solver of nested lists and the nodes of its file; anything unexpected:
+        PredictorError.
+        """
 
     @abstractmethod
     def solver(self, learned: Learned, spec: Spec, parallel: bool, max_batch: int | None) -> Solver:

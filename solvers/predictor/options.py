@@ -17,7 +17,8 @@ MACHINE = (
     "offload",
     "enable_model_cpu_offload",
 )  # how a machine runs a backbone, never what a table was made for
-RECORDED = (  # options that a published predictor may carry into a backbone here; the backbones check their values
+# options that a published predictor may carry into a backbone here; the backbones check their values
+RECORDED = (
     "model_name_or_path",
     "revision",
     "variant",

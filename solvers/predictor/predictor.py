@@ -16,7 +16,9 @@ from .spec import Spec
 
 @dataclass(frozen=True)
 class Predictor:
-    """A learned table (or a whole tableau), what it was made for, its resolved nodes and where it comes from."""
+    """A learned table (or a whole tableau), what it was made for, its resolved nodes and where it
+    comes from.
+    """
 
     table: SolverTable | Tableau
     spec: Spec
@@ -32,7 +34,9 @@ class Predictor:
 
     @property
     def is_start(self) -> bool:
-        """Whether nothing was learned yet: a table with the same points in each interval and equal weights."""
+        """Whether nothing was learned yet: a table with the same points in each interval and equal
+        weights.
+        """
         if self.provenance.get("kind") in ("distilled", "rdpo"):
             return False
         return self.kind.is_start(self.table)
@@ -54,8 +58,8 @@ class Predictor:
             sigma_max: the first node; the recorded one by default.
 
         Raises:
-            PredictorError: the schedule needs more than its ends (discrete, or flowmatch without a shift), or an
-                end is neither given nor recorded.
+            PredictorError: the schedule needs more than its ends (discrete, or flowmatch without a shift),
+                or an end is neither given nor recorded.
         """
         if self.sigmas is not None:
             return self.sigmas

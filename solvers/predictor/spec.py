@@ -1,4 +1,6 @@
-"""The settings that a learned solver was made for, and how those of a command line or configuration merge with them."""
+"""The settings that a learned solver was made for, and how those of a command line or configuration merge
+with them.
+"""
 
 import math
 from collections.abc import Collection, Mapping
@@ -44,11 +46,15 @@ class Spec:
 
     @property
     def family(self) -> str | None:
-        """The family of the backbone: that of the digits is an option of theirs, Stable Diffusion 1 by default."""
+        """The family of the backbone: that of the digits is an option of theirs, Stable Diffusion 1 by
+        default.
+        """
         return self.backend_config.get("family", "ldm") if self.backend == "digits" else self.backend
 
     def overridden(self, asked: Mapping[str, Any]) -> "Spec":
-        """This spec with the values of `asked`, by field, that are not None; options of the backbone are merged."""
+        """This spec with the values of `asked`, by field, that are not None; options of the backbone are
+        merged.
+        """
         values = {name: value for name, value in asked.items() if value is not None}
         values["backend_config"] = {**self.backend_config, **values.get("backend_config", {})}
         return replace(self, **values)
@@ -97,7 +103,8 @@ def require_match(facts: Mapping[str, tuple[object, object]], source: object) ->
     for label, (asked, recorded) in facts.items():
         if asked is not None and recorded is not None and asked != recorded:
             raise PredictorError(
-                f"{label} is {asked!r}, but {source} was made for {recorded!r}; leave it out, or use another predictor"
+                f"{label} is {asked!r}, but {source} was made for {recorded!r}; leave it out, or use another"
+                " predictor"
             )
 
 

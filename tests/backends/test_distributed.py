@@ -29,7 +29,8 @@ with process_group("cpu") as ranks:
     seen = (out / "before").exists()
     total = torch.tensor([ranks.rank + 1])
     dist.all_reduce(total)
-    (out / f"rank{ranks.rank}").write_text(f"{ranks.world} {ranks.device} {seen} {total.item()} {dist.get_backend()}")
+    text = f"{ranks.world} {ranks.device} {seen} {total.item()} {dist.get_backend()}"
+    (out / f"rank{ranks.rank}").write_text(text)
 assert not dist.is_initialized()
 """
 

@@ -340,11 +340,13 @@ def test_changed_bytes(changes):
 # attacks
 
 FOREIGN = """
-    os.system posix.system builtins.eval builtins.exec builtins.getattr __builtin__.eval subprocess.Popen torch.load torch.hub.load
-    operator.attrgetter functools.partial collections.Counter collections.defaultdict typing.OrderedDict Collections.OrderedDict
-    torch._utils._rebuild_tensor torch._utils._import_dotted_name torch.storage.UntypedStorage torch._load_from_bytes torch.nn.Sigmoid
-    torch.nn.modules.activation.ReLU torch.nn.modules.activation.torch torch_utils.persistence._src_to_module torch.FloatStorage
-    torch_utils._reconstruct_persistent_obj solvers.load_predictor solvers.epd.epd_sampler
+    os.system posix.system builtins.eval builtins.exec builtins.getattr __builtin__.eval subprocess.Popen
+    torch.load torch.hub.load operator.attrgetter functools.partial collections.Counter
+    collections.defaultdict typing.OrderedDict Collections.OrderedDict torch._utils._rebuild_tensor
+    torch._utils._import_dotted_name torch.storage.UntypedStorage torch._load_from_bytes torch.nn.Sigmoid
+    torch.nn.modules.activation.ReLU torch.nn.modules.activation.torch
+    torch_utils.persistence._src_to_module torch.FloatStorage torch_utils._reconstruct_persistent_obj
+    solvers.load_predictor solvers.epd.epd_sampler
 """
 DOTTED = [
     ("collections", "OrderedDict.fromkeys"),

@@ -169,7 +169,7 @@ class Bank:
             with safe_open(path, "pt") as file:
                 return {
                     k: file.get_tensor(k) if k.startswith("negative.") else file.get_slice(k)[at : at + 1]
-                    for k in file.keys()
+                    for k in file.keys()  # noqa: SIM118
                 }
         except (OSError, SafetensorError) as error:
             if not path.exists():

@@ -66,9 +66,9 @@ def train(
     trainer = prepare(config, backend, ranks, run)
     predictor = load_start(config)[0]
     if not predictor.provenance.get("learned_sigmas") and (
-        note := backend.nodes_note(trainer.spec, trainer.train.nodes)
+        text := backend.nodes_note(trainer.spec, trainer.train.nodes)
     ):
-        say(note)
+        note(text)
     if (idle := ranks.world - -(-config.ppo.rollout_batch_size // config.ppo.rollout_chunk)) > 0:
         say(
             f"{idle} of {ranks.world} processes have nothing to roll out: lower ppo.rollout_chunk"

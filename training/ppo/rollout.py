@@ -16,9 +16,8 @@ from ..clock import Clock
 from .config import PPOConfig
 from .policy import ResidualPolicy, TableSample
 
-SEEDS = (
-    2**31
-)  # training noise has seeds from here to 2^32, evaluation noise below; generators tell no more than 2^32 apart
+# training noise has seeds from here to 2^32, evaluation noise below; generators distinguish no more than 2^32
+SEEDS = 2**31
 
 
 @dataclass(frozen=True)

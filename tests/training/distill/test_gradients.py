@@ -4,8 +4,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from training.distill.students.student.parameters import TableStudent
-from training.distill.students.student.student import Student
 
 from backends import Condition, load_backend
 from solvers import DPM2, SolverTable, Spec, UserError
@@ -15,6 +13,8 @@ from training.distill.baselines import errors
 from training.distill.config import LossConfig, StudentConfig, TrainConfig
 from training.distill.gradients import ChunkGradient
 from training.distill.losses import Loss
+from training.distill.students.parameters import TableStudent
+from training.distill.students.student import Student
 
 from .conftest import ALONE, Line
 from .test_bank import bank_of

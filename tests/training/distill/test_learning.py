@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
-from training.distill.students.student.parameters import TableStudent
 
 from backends import load_backend
 from digits.judge import Judge
@@ -22,6 +21,7 @@ from training.distill.config import (
     TrainConfig,
 )
 from training.distill.losses import Loss, first_broken, rollout
+from training.distill.students.parameters import TableStudent
 
 from .conftest import Line, line_velocity
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training.distill.students.student.parameters import (
+
+from solvers import EPD, DPMpp, Euler, Heun, SolverTable, Tableau, compile_tableau, polynomial, sample
+from training.distill.students.parameters import (
     TableauStudent,
     TableStudent,
     denoised_weights,
     second_moments,
     widen,
 )
-
-from solvers import EPD, DPMpp, Euler, Heun, SolverTable, Tableau, compile_tableau, polynomial, sample
 
 NODES = polynomial(4, 0.1, 10.0)
 

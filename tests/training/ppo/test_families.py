@@ -201,7 +201,8 @@ PUBLISHED = """
 run: {output_root: exps, run_name: sd15, seed: 0}
 data: {predictor_snapshot: exps/sd15/sd15-start.pkl, prompt_csv: null}
 model:
-  {dataset_name: ms_coco, guidance_type: cfg, guidance_rate: 7.5, schedule_type: discrete, schedule_rho: 1.0, num_steps: null,
+  {dataset_name: ms_coco, guidance_type: cfg, guidance_rate: 7.5, schedule_type: discrete,
+   schedule_rho: 1.0, num_steps: null,
    num_points: null, backend: ldm, resolution: 1024, backend_options: {}, sigma_min: null, sigma_max: null}
 reward:
   type: multi
@@ -217,7 +218,8 @@ reward:
     clip: {cache_dir: weights/clip}
     aesthetic: {predictor_path: weights/sac+logos+ava1-l14-linearMSE.pth, clip_path: null}
 ppo:
-  {rollout_batch_size: 8, rloo_k: 4, ppo_epochs: 1, minibatch_size: 4, learning_rate: 7.0e-5, clip_range: 0.2, kl_coef: 0.0,
+  {rollout_batch_size: 8, rloo_k: 4, ppo_epochs: 1, minibatch_size: 4, learning_rate: 7.0e-5,
+   clip_range: 0.2, kl_coef: 0.0,
    entropy_coef: 0.0, max_grad_norm: 1.0, decode_rgb: true, steps: 99999, dirichlet_concentration: 20}
 logging: {log_interval: 1, save_interval: 500}
 """

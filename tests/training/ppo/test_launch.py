@@ -45,7 +45,8 @@ SMALL = """
 run: {run_name: small}
 data: {predictor_snapshot: FOLDER/start.pkl}
 reward: {type: digits}
-ppo: {rollout_batch_size: 8, rloo_k: 2, rollout_chunk: 4, minibatch_size: 4, ppo_epochs: 2, steps: 6, learning_rate: 0.05,
+ppo: {rollout_batch_size: 8, rloo_k: 2, rollout_chunk: 4, minibatch_size: 4, ppo_epochs: 2, steps: 6,
+  learning_rate: 0.05,
   dirichlet_concentration: 30}
 evaluation: {interval: 2, images: 6, batch: 4, rewards: [judge]}
 logging: {save_interval: 2}
