@@ -91,8 +91,8 @@ def test_the_number_of_reads_does_not_grow_with_the_steps(family):
 def test_the_network_is_told_of_each_level_once(family, monkeypatch):
     """The second trajectory works out no times at all."""
     backend, told = digits(family), []
-    tell = backend._timesteps.tell
-    monkeypatch.setattr(backend._timesteps, "tell", lambda sigma: told.append(sigma) or tell(sigma))
+    compute = backend._timesteps.compute
+    monkeypatch.setattr(backend._timesteps, "compute", lambda sigma: told.append(sigma) or compute(sigma))
     solver, nodes = shipped(family)
     for _ in range(2):
         condition = backend.encode(["a red handwritten seven"], backend.default_guidance)

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from backends import BackendError
 from common.distributed import collective_errors, process_group
+from common.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -95,7 +95,7 @@ def test_the_cuda_device_that_is_asked_for_becomes_the_current_one(alone, monkey
     assert (devices.touched, devices.current) == (["cuda:1"], ["cuda:1"])
     with process_group() as ranks:
         assert ranks.device == torch.device("cuda")
-    with pytest.raises(BackendError, match="device 'cuda:2' cannot be used"), process_group("cuda:2"):
+    with pytest.raises(UserError, match="device 'cuda:2' cannot be used"), process_group("cuda:2"):
         pass
     assert devices.current == ["cuda:1"]
 
@@ -116,7 +116,7 @@ def test_a_rank_touches_its_own_device_only(alone, monkeypatch, device):
         assert ranks.device == torch.device("cuda:1")
     assert (devices.touched, devices.current, devices.backends) == (["cuda:1"], ["cuda:1"], ["nccl"])
     with (
-        pytest.raises(BackendError, match="under torchrun every rank has a device of its own"),
+        pytest.raises(UserError, match="under torchrun every rank has a device of its own"),
         process_group("cuda:0"),
     ):
         pass
@@ -144,9 +144,9 @@ def test_two_processes(tmp_path):
 
 WAITS = """
 import ctypes
-from common.distributed import tell_of_sigterm
+from common.distributed import install_sigterm_handler
 
-tell_of_sigterm()
+install_sigterm_handler()
 print("ready", flush=True)
 while True:
     ctypes.CDLL(None).sleep(60)
@@ -172,7 +172,7 @@ def test_sigterm_ends_a_process_that_waits_for_its_device_in_a_line():
 def test_a_process_that_torchrun_did_not_start_is_told(alone, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     message = "WORLD_SIZE is 2, but RANK is not set: start with torchrun, or unset WORLD_SIZE"
-    with pytest.raises(BackendError, match=message), process_group("cpu"):
+    with pytest.raises(UserError, match=message), process_group("cpu"):
         pass
 
 
