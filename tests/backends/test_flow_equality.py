@@ -12,7 +12,7 @@ from diffusers import FluxPipeline, StableDiffusion3Pipeline
 from tiny_flow import save_flux, save_sd3
 
 from backends import BackendError, initial_noise, load_backend
-from backends.diffusers_pipeline import absent_parts
+from backends.loading import absent_parts
 from digits import FOLDERS, OPTIONS
 from generation.generate import Sampler
 from solvers import Euler, Spec, flowmatch, sample

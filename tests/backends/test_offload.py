@@ -12,7 +12,7 @@ from tiny import CPU
 from tiny_flow import save_flux, save_sd3
 
 from backends import BackendError, load_backend
-from backends.diffusers_pipeline import EmbeddingCache
+from backends.embeddings import EmbeddingCache
 from common.distributed import Ranks
 from generation.generate import Output, Sampler, generate
 from solvers import BASELINES, Spec
