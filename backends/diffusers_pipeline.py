@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import quiet  # noqa: F401  isort: skip
-from diffusers import DiffusionPipeline  # isort: skip
+from diffusers import DiffusionPipeline, ModelMixin  # isort: skip
 from .base import Backend, BackendError
 from .compiled import compile_blocks, compile_errors
 from .conditioning import Condition
@@ -110,9 +110,7 @@ class PipelineBackend(Backend):
         self.offload_text_encoders()
 
     def offload_text_encoders(self) -> None:
-        """With offload, the first time: free the text encoders, and only then put the other networks on the
-        device.
-        """
+        """With offload: free the text encoders, then put the other networks on the device; once."""
         if self._embeddings.closed or not self.config.get("offload"):
             return
         self._embeddings.closed = True
@@ -146,9 +144,7 @@ class PipelineBackend(Backend):
 
 
 def check_combinations(config: dict) -> None:
-    """Refuse arguments that would run code or are options of their own, and options that contradict each
-    other.
-    """
+    """Refuse arguments that would run code or are options already, and options that contradict each other."""
     for name in config.get("pipeline_kwargs", {}):
         if name in RUNS_CODE:
             raise BackendError(
@@ -176,8 +172,8 @@ def text_encoders(pipe: DiffusionPipeline) -> dict[str, torch.nn.Module]:
     }
 
 
-def place(pipe: DiffusionPipeline, network: torch.nn.Module, device: torch.device, config: dict) -> None:
-    """Freeze all networks of a pipeline, compile one if asked to, and put them on the device.
+def place(pipe: DiffusionPipeline, network: ModelMixin, device: torch.device, config: dict) -> None:
+    """Freeze the networks of a pipeline, compile `network` with the option compile, put them on the device.
 
     With offload only the text encoders go there now; with enable_model_cpu_offload each network while it
     runs.

@@ -50,8 +50,7 @@ class Flux(PipelineBackend):
         self.network.time_text_embed.register_forward_pre_hook(self._exact_times)
 
     def _exact_times(self, embedding, inputs: tuple) -> tuple:
-        """The inputs of the time embedding with times in float32: the network rounds its own to its number
-        type, bfloat16's 8 bits.
+        """The inputs of the time embedding with times in float32, which the network would round to bfloat16.
 
         Calls that are not velocity's, as those of diffusers' pipeline on the same network, keep their own.
         """
@@ -111,7 +110,7 @@ class Flux(PipelineBackend):
 
 
 def dynamic_shift(scheduler: Any, tokens: int) -> float:
-    """mu of FLUX.1-dev's time shift: linear in the number of image tokens."""
+    """mu of FLUX.1's time shift, linear in the number of image tokens, from a scheduler's configuration."""
     if not scheduler.use_dynamic_shifting:
         raise BackendError(
             "the scheduler does not shift times dynamically, as FLUX.1-dev does; expected"

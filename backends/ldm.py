@@ -85,17 +85,15 @@ def load(config: dict, device: torch.device, dtype: torch.dtype, name: str = "ld
 
 
 def check_parts(pipe: StableDiffusionPipeline, model: str) -> None:
-    """Refuse parts that load but do not belong together: inpainting and SDXL networks, a tokenizer without
-    its files.
-    """
-    unet, words = pipe.unet.config, len(pipe.tokenizer)
+    """Refuse networks of inpainting and SDXL, and a tokenizer without its files, all of which load."""
+    unet, tokens = pipe.unet.config, len(pipe.tokenizer)
     pairs = {
         "latent channels": (unet.in_channels, pipe.vae.config.latent_channels),
         "text width": (unet.cross_attention_dim, pipe.text_encoder.config.hidden_size),
     }
     wrong = [f"{name} {a} of the U-Net but {b} of its other part" for name, (a, b) in pairs.items() if a != b]
-    if words < 512:  # each byte, inside and at the end of a word
-        wrong.append(f"a tokenizer of {words} words, whose files are missing")
+    if tokens < 512:  # each byte, inside and at the end of a word
+        wrong.append(f"a tokenizer of {tokens} words, whose files are missing")
     if wrong:
         raise BackendError(
             f"model {model!r} is not a Stable Diffusion 1.x/2.x text-to-image pipeline: {'; '.join(wrong)}"

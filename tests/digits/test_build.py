@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from digits.fit import fit
+from digits.fit import Training, fit
 
 from ..forked import start
 
@@ -36,7 +36,8 @@ class Loss:
 def train(folder, stop_at=None, seed=1, steps=STEPS, ema_decay=0.9):
     net = network()
     loss = Loss(net, stop_at)
-    return fit(net, loss, steps, 1e-2, folder / "net.pt", seed, ema_decay, SAVE_EVERY).state_dict(), loss
+    training = Training(steps, 1e-2, folder / "net.pt", seed, ema_decay, SAVE_EVERY)
+    return fit(net, loss, training).state_dict(), loss
 
 
 def equal(one, other):

@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from digits.build import draw_batch, drawings, held_out_drawings
 from digits.data import (
     ALL_LABELS,
     COLOURS,
@@ -23,6 +22,7 @@ from digits.data import (
     parse,
     random_caption,
 )
+from digits.drawings import draw_batch, drawings, held_out_drawings
 
 
 def generator(seed=0):

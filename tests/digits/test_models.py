@@ -10,7 +10,6 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from digits import FOLDER
-from digits.build import held_out_drawings
 from digits.data import (
     ALL_LABELS,
     COLOURS,
@@ -22,6 +21,7 @@ from digits.data import (
     paint,
     parse,
 )
+from digits.drawings import held_out_drawings
 from digits.judge import FOLDER as JUDGE_FOLDER
 from digits.judge import Judge, frechet_distance, moments, sqrt_psd
 from generation.generate import Sampler

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from digits import REWARD_FOLDER
-from digits.build import held_out_drawings
 from digits.data import DIGITS, Label, caption
+from digits.drawings import held_out_drawings
 from rewards import RewardError, load_reward
 from rewards.clip_model import ClipReward
 
