@@ -67,8 +67,10 @@ class Family:
         """Refuse an unknown option, a value of another type, or a contradiction between two options."""
         for name, value in config.items():
             if name not in self.options:
-                known = ", ".join(self.options) or "none"
-                raise BackendError(f"backend_config.{name}: unknown option, expected one of {known}")
+                known = (
+                    f"expected one of {', '.join(self.options)}" if self.options else "there are no options"
+                )
+                raise BackendError(f"backend_config.{name}: unknown option, {known}")
             kind, meaning = self.options[name]
             if type(value) is not kind:
                 shown = "not a text" if name == "token" else repr(value)

@@ -16,8 +16,8 @@ import sample
 import sample_sd3
 from backends import BackendError, check_backend, load_backend
 from common import prompts as prompt_files
-from generation import commands
-from generation.commands import PromptOptions
+from generation import request
+from generation.request import PromptOptions
 from solvers import Predictor, SolverTable, Spec, UserError, flowmatch, save_predictor
 
 
@@ -144,7 +144,7 @@ def test_a_schedule_option_that_contradicts_the_table_names_both(tmp_path, sd3):
 def test_the_coco_captions_are_used_where_they_are(tmp_path, monkeypatch):
     captions = tmp_path / "MS-COCO_val2014_30k_captions.csv"
     monkeypatch.setattr(prompt_files, "COCO", captions)
-    monkeypatch.setattr(commands, "COCO", captions)
+    monkeypatch.setattr(request, "COCO", captions)
     spec = Spec(dataset_name="ms_coco", backend="ldm")
     assert prompt_files.default_prompts("ms_coco") == prompt_files.TRAIN
     with pytest.raises(UserError, match="no prompts"):

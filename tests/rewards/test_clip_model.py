@@ -83,7 +83,7 @@ def test_larger_images_are_reduced_as_the_processor_does(reward):
 
 
 def test_it_reads_digits_that_it_was_never_shown(reward):
-    images, labels = drawings(20)
+    images, labels = drawings(60)
     scores = [
         reward(images, [caption(Label(d, c.colour, c.weight)) for c in labels]) for d in range(len(DIGITS))
     ]

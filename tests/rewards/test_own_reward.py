@@ -1,4 +1,4 @@
-"""A reward from a user's own file, my_module:MyReward: one class, used like the others where the user named it."""
+"""A reward of a user's own, my_module:MyReward: one class, used like the others if the user named it."""
 
 import json
 import sys
