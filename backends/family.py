@@ -67,9 +67,8 @@ class Family:
         """Refuse an unknown option, a value of another type, or a contradiction between two options."""
         for name, value in config.items():
             if name not in self.options:
-                known = (
-                    f"expected one of {', '.join(self.options)}" if self.options else "there are no options"
-                )
+                names = ", ".join(self.options)
+                known = f"expected one of {names}" if names else "there are no options"
                 raise BackendError(f"backend_config.{name}: unknown option, {known}")
             kind, meaning = self.options[name]
             if type(value) is not kind:

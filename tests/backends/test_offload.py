@@ -110,7 +110,7 @@ def test_a_prompt_too_late_is_one_line(folders):
     sampler = sampler_of(folders, "ldm", offload=True)
     assert (
         sampler.latents(PROMPTS[:1], [0]).isfinite().all()
-    )  # without being told ahead: its prompts are encoded before the network runs
+    )  # without precompute_embeddings: its prompts are encoded before the network runs
     assert sampler.latents(PROMPTS[:1], [1]).isfinite().all()
     with pytest.raises(
         BackendError,

@@ -119,9 +119,9 @@ def test_model_id_and_token_on_the_command_line(tmp_path, sd3, passed_on):
         "--outdir",
         tmp_path / "out",
     ]
-    said = run(sample_sd3.main, *common, "--backend-config", config)
+    output = run(sample_sd3.main, *common, "--backend-config", config)
     assert passed_on["token"] == "hf_1"
-    assert "hf_1" not in said
+    assert "hf_1" not in output
     assert not any(b"hf_1" in p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file())
 
 

@@ -86,7 +86,7 @@ FAMILY = Family("flow-unet", FlowUNet, load, COMMON_OPTIONS)
 def own(tmp_path, monkeypatch):
     """Write a module of the user's into the working directory; its name."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "path", [*sys.path])  # restored: loading appends the working directory
 
     def write(text: str) -> str:
         name = f"own_{abs(hash((text, str(tmp_path))))}"

@@ -40,7 +40,7 @@ PROMPTS = ["a", "b", "c"]
 def module(tmp_path, monkeypatch):
     """A module of the user's in the working directory; its name."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "path", [*sys.path])  # restored: loading appends the working directory
     name = f"own_{abs(hash(str(tmp_path)))}"
     (tmp_path / f"{name}.py").write_text(MODULE)
     return name

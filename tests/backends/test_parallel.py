@@ -72,7 +72,7 @@ def test_calls_of_several_images_hold_whole_points():
     assert memory.rows == [10, 6, 4]
 
 
-def test_one_image_that_does_not_fit_is_told_in_a_line():
+def test_one_image_that_does_not_fit_is_one_line():
     with pytest.raises(BackendError, match="out of memory with one image in a call") as error:
         sample(
             EPD(SolverTable.uniform(3, 4)),
