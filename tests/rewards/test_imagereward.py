@@ -256,7 +256,7 @@ def test_a_file_that_does_not_fit_is_refused(load, refused, change, message):
         load(change)
 
 
-def test_a_tokenizer_that_is_not_there_is_said(load, refused, tmp_path):
+def test_a_missing_tokenizer_is_refused(load, refused, tmp_path):
     with refused("has no tokenizer_config.json"):
         load({}, tokenizer=str(tmp_path))
     (tmp_path / "tokenizer_config.json").write_text("{}")
