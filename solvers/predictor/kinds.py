@@ -145,6 +145,13 @@ class TableauKind(LearnedKind[Tableau]):
     def num_intervals(self, learned):
         return 1
 
+    def facts(self, learned, spec):
+        if learned.sigmas.ndim != 1:
+            raise PredictorError(
+                f"the tableau has sigmas {list(learned.sigmas.shape)}, expected one tableau [stages]"
+            )
+        return []
+
     def curves(self, learned):
         return {"sigmas": learned.sigmas, "output": learned.output}
 
