@@ -32,11 +32,12 @@ def test_a_guidance_that_overflows(tmp_path):
 
 
 def test_a_network_or_decoder_with_a_broken_weight(tmp_path):
-    for part, what in (("unet", "latents"), ("vae", "decoded images")):
+    for part, name, what in (
+        ("unet", "conv_out.weight", "latents"),
+        ("vae", "decoder.conv_out.weight", "decoded images"),
+    ):
         backend = load_backend(Spec(backend="digits"), "cpu")
-        weight = next(
-            p for n, p in getattr(backend.pipe, part).named_parameters() if n.endswith("conv_out.weight")
-        )
+        weight = backend.pipe.components[part].get_parameter(name)
         weight.data.view(-1)[0] = float("nan")
         sampler = Sampler(backend, Euler(), "euler", polynomial(3, 0.1, 10.0), 1.0)
         output, alone = Output(tmp_path / part), Ranks(0, 1, torch.device("cpu"))
