@@ -85,7 +85,7 @@ def test_gradients(gaussian):
 
 
 def test_samples_have_the_moments_of_the_mixture(gaussian):
-    n, nodes = 2000, polynomial(40, 0.02, 4000.0)  # so high that the start is noise alone
+    n, nodes = 2000, polynomial(60, 0.02, 4000.0)  # so high that the start is noise alone
     condition = gaussian.encode(["three"] * n, 1)
     x = sample(
         Heun(), gaussian.velocity(condition), gaussian.initial_latents(range(n), nodes[0]), nodes

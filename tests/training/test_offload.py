@@ -57,7 +57,7 @@ def watched(monkeypatch) -> list[str]:
         assert not backend._embeddings.closed or backend.pipe.text_encoder is None
 
     monkeypatch.setattr(EmbeddingCache, "__call__", record_call)
-    monkeypatch.setattr(PipelineBackend, "make_room", record_room)
+    monkeypatch.setattr(PipelineBackend, "offload_text_encoders", record_room)
     return events
 
 
