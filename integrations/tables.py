@@ -63,7 +63,9 @@ def as_data(predictor: Predictor, nodes: Tensor) -> dict[str, Any]:
         table, afs, plugin = predictor.table, predictor.spec.afs, predictor.spec.max_order > 1
         between = nodes.tolist()
         starts = [n * (1 + table.num_points) - (n > 0 and afs) for n in range(table.num_intervals)]
-        starts = [-1 if n and afs and plugin else s for n, s in enumerate(starts)]  # those extrapolate from x_0
+        starts = [
+            -1 if n and afs and plugin else s for n, s in enumerate(starts)
+        ]  # those extrapolate from x_0
     lists = {"sigmas": sigmas.tolist(), "stages": stages.tolist(), "output": output.tolist()}
     return lists | {"levels": levels, "nodes": between, "starts": starts}
 

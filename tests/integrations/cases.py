@@ -1,4 +1,4 @@
-"""Pipelines of diffusers with random weights and tiny widths, each with the arguments of one call; made without a network."""
+"""Pipelines of diffusers with random weights and tiny widths, each with the arguments of one call."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,10 +27,12 @@ class Case:
         seeds = [torch.Generator().manual_seed(7 + i) for i in range(images)]
         return torch.stack([torch.randn(self.shape, generator=seed) for seed in seeds])
 
-    def latents(self, scheduler, steps: int, noise: torch.Tensor, **options) -> torch.Tensor:
-        """What the pipeline makes of noise with a scheduler."""
+    def latents(self, scheduler, steps: int, noise: torch.Tensor | None, **options) -> torch.Tensor:
+        """What the pipeline makes of noise, or of noise of its own, with a scheduler."""
         self.pipe.scheduler = scheduler
-        options = {"num_inference_steps": steps, "latents": noise.clone(), "output_type": "latent"} | self.options | options
+        start = {} if noise is None else {"latents": noise.clone()}
+        start["generator"] = torch.Generator().manual_seed(0)
+        options = {"num_inference_steps": steps, "output_type": "latent"} | start | self.options | options
         return self.pipe(**options)[0]
 
 
@@ -61,7 +63,12 @@ def sd_parts(folder) -> dict:
     torch.manual_seed(0)
     words = make_tokenizer(folder / "words")
     none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    parts = {"vae": make_vae(), "text_encoder": make_text_encoder(words), "tokenizer": words, "unet": make_unet()}
+    parts = {
+        "vae": make_vae(),
+        "text_encoder": make_text_encoder(words),
+        "tokenizer": words,
+        "unet": make_unet(),
+    }
     return parts | none | {"scheduler": noise_scheduler()}
 
 
@@ -93,14 +100,23 @@ def sdxl_parts(folder) -> dict:
 def controlnet(unet) -> d.ControlNetModel:
     """A ControlNet of a U-Net whose zero convolutions are not zero, so that it has an effect."""
     torch.manual_seed(1)
-    net = d.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8))
-    for block in [*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out]:
+    net = d.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 4, 8, 8))
+    for block in [
+        *net.controlnet_down_blocks,
+        net.controlnet_mid_block,
+        net.controlnet_cond_embedding.conv_out,
+    ]:
         torch.nn.init.normal_(block.weight, std=0.2)
     return net
 
 
 def aura_flow() -> Case:
-    sizes = {"num_mmdit_layers": 1, "num_single_dit_layers": 1, "attention_head_dim": 8, "num_attention_heads": 4}
+    sizes = {
+        "num_mmdit_layers": 1,
+        "num_single_dit_layers": 1,
+        "attention_head_dim": 8,
+        "num_attention_heads": 4,
+    }
     net = d.AuraFlowTransformer2DModel(
         sample_size=8, caption_projection_dim=32, joint_attention_dim=16, pos_embed_max_size=64, **sizes
     )
@@ -128,7 +144,12 @@ def sana() -> Case:
 
 def pixart() -> Case:
     net = d.PixArtTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, num_layers=1, cross_attention_dim=16, caption_channels=16, sample_size=8
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=1,
+        cross_attention_dim=16,
+        caption_channels=16,
+        sample_size=8,
     )
     scheduler = d.EulerDiscreteScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear")
     size = {"height": 64, "width": 64, "use_resolution_binning": False, "negative_prompt": None}
@@ -173,7 +194,9 @@ def hunyuan_dit() -> Case:
     )
     pipe = d.HunyuanDiTPipeline(None, None, None, net, scheduler, None, None, False, None, None)
     two = {f"{k}_2": v for k, v in pairs(16).items()}
-    return Case(pipe, (4, 8, 8), pairs(16) | two | {"height": 64, "width": 64, "use_resolution_binning": False})
+    return Case(
+        pipe, (4, 8, 8), pairs(16) | two | {"height": 64, "width": 64, "use_resolution_binning": False}
+    )
 
 
 def qwen_image() -> Case:
@@ -198,18 +221,21 @@ def z_image() -> Case:
 def chroma() -> Case:
     net = d.ChromaTransformer2DModel(
         in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=16, axes_dims_rope=(4, 4, 8), approximator_num_channels=16, approximator_hidden_dim=16,
-        approximator_layers=1,
+        joint_attention_dim=16, axes_dims_rope=(4, 4, 8), approximator_num_channels=16,
+        approximator_hidden_dim=16, approximator_layers=1,
     )  # fmt: skip
     pipe = d.ChromaPipeline(flow_scheduler(shift=1.0), None, None, None, net)
-    options = pairs(16) | {"prompt_attention_mask": mask().float(), "negative_prompt_attention_mask": mask().float()}
+    options = pairs(16) | {
+        "prompt_attention_mask": mask().float(),
+        "negative_prompt_attention_mask": mask().float(),
+    }
     return Case(pipe, (16, 16), options | {"height": 64, "width": 64})
 
 
 def ltx() -> Case:
     net = d.LTXVideoTransformer3DModel(
-        in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16, num_layers=1,
-        caption_channels=16,
+        in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16,
+        num_layers=1, caption_channels=16,
     )  # fmt: skip
     pipe = d.LTXPipeline(flow_scheduler(use_dynamic_shifting=True), None, None, None, net)
     return Case(pipe, (16, 8), pairs(16) | {"height": 128, "width": 128, "num_frames": 1})

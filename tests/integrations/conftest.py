@@ -3,16 +3,15 @@
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "backends")]
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "backends")]
 
-import pytest
-import torch
-from reference import table_file
-from tiny import CPU
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from reference import table_file  # noqa: E402
+from tiny import CPU  # noqa: E402
 
-from backends import load_backend
-from solvers import Spec, load_predictor
+from backends import load_backend  # noqa: E402
+from solvers import Spec, load_predictor  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,7 +23,10 @@ def single_thread():
 def digits():
     """The embedded backbones by family."""
     families = {"ldm": {}, "sd3": {"family": "sd3"}, "flux": {"family": "flux"}}
-    return {name: load_backend(Spec(backend="digits", backend_config=options), CPU) for name, options in families.items()}
+    return {
+        name: load_backend(Spec(backend="digits", backend_config=options), CPU)
+        for name, options in families.items()
+    }
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,14 @@
-"""What the drop-ins are compared with: the project's own solvers, on the velocity of a pipeline's own loop body."""
+"""The project's solvers on the velocity of a pipeline's own loop body: what drop-ins are compared with."""
 
+import logging
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils.logging import get_verbosity, set_verbosity, set_verbosity_warning
 from torch import Tensor
 
 from solvers import (
@@ -38,7 +41,7 @@ def table_file(name: str) -> Path:
 
 
 class Probe(SchedulerMixin, ConfigMixin):
-    """A scheduler of one call at one noise level, which keeps what the pipeline gives it as the network's output."""
+    """A scheduler of one call at one noise level, which keeps the network's guided output."""
 
     order = 1
     init_noise_sigma = 1.0
@@ -116,7 +119,10 @@ def random_table(kind: str, nodes: Tensor, folder: Path, backend: str) -> Path:
     path, n = folder / f"{kind}.pkl", len(nodes) - 1
     if kind in ("epd", "plugin"):
         r, w = torch.rand(n, 2).double().sort(-1).values, torch.rand(n, 2).double().softmax(-1)
-        scales = {"scale_dir": 1 + 0.05 * torch.randn(n, 2).double(), "scale_time": 1 + 0.02 * torch.randn(n, 2).double()}
+        scales = {
+            "scale_dir": 1 + 0.05 * torch.randn(n, 2).double(),
+            "scale_time": 1 + 0.02 * torch.randn(n, 2).double(),
+        }
         spec = Spec(backend=backend, num_steps=n + 1, max_order=2 if kind == "plugin" else 1)
         save_predictor(Predictor(SolverTable(r.clamp(0.05, 0.95), w, **scales), spec, nodes), path)
         return path
@@ -132,9 +138,14 @@ def random_table(kind: str, nodes: Tensor, folder: Path, backend: str) -> Path:
 
 def _moved(t: Tableau) -> Tableau:
     """All numbers but those of the first stage a little changed, with those that are 0 left so."""
-    stages, output = t.stages * (1 + 0.05 * torch.randn_like(t.stages)), t.output * (1 + 0.05 * torch.randn_like(t.output))
+    stages, output = (
+        t.stages * (1 + 0.02 * torch.randn_like(t.stages)),
+        t.output * (1 + 0.02 * torch.randn_like(t.output)),
+    )
     stages[0] = t.stages[0]
-    return Tableau(t.sigmas * (1 + 0.01 * torch.randn_like(t.sigmas)).clamp(max=1), stages, output, t.levels, t.nodes)
+    return Tableau(
+        t.sigmas * (1 + 0.01 * torch.randn_like(t.sigmas)).clamp(max=1), stages, output, t.levels, t.nodes
+    )
 
 
 def _doubled(t: Tableau) -> Tableau:
@@ -150,3 +161,19 @@ def _saved(tableau: Tableau, nodes: Tensor, path: Path, backend: str | None = No
     spec = Spec(backend=backend, solver="tableau", num_steps=len(nodes))
     save_predictor(Predictor(tableau, spec, nodes), path)
     return path
+
+
+@contextmanager
+def capture_warnings():
+    """The messages of the scheduler's logger."""
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger, before = logging.getLogger("diffusers.integrations.diffusers.epd_scheduler"), get_verbosity()
+    logger.addHandler(handler)
+    set_verbosity_warning()
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
+        set_verbosity(before)

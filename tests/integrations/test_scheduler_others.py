@@ -1,4 +1,4 @@
-"""Further pipelines of diffusers: an Euler table is the pipeline's stock scheduler, and a learned one the project's own solver."""
+"""Further pipelines of diffusers: an Euler table is the stock scheduler, a learned one our solver."""
 
 import pytest
 import torch
