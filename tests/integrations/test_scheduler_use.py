@@ -213,7 +213,7 @@ def test_another_pipeline_of_the_same_parts_takes_the_scheduler_along(case, file
 
 
 def test_half_precision_costs_no_more_than_on_the_projects_own_path(digits):
-    """The root mean square difference from float32 is at most 1.3 times that of the project's own path in bfloat16."""
+    """The error against float32 (RMSE) is at most 1.3 times that of the own path in bfloat16."""
     from test_scheduler import PROMPTS, digits_case
 
     backend, path = digits["ldm"], table_file("epd-g7.5-d4")
