@@ -164,7 +164,7 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
         held = [t.depth if self.parallel else len(t.sigmas) for t in self._tables]
         if held.count(steps) != 1:
             numbers = ", ".join(map(str, sorted(held))) or "none: make it with EPDScheduler.from_predictor"
-            problem = "which several of its tables have" if steps in held else "but its learned tables have"
+            problem = "which several of its tables have:" if steps in held else "but its learned tables have"
             raise ValueError(f"EPDScheduler: num_inference_steps={steps}, {problem} {numbers} network calls")
         return self._tables[held.index(steps)]
 
@@ -199,9 +199,10 @@ class EPDScheduler(SchedulerMixin, ConfigMixin):
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The network's input: x / sqrt(1 + sigma^2); x itself for flow matching and parallel points."""
+        stage = self.run(timestep).stages[0]
         if self.flow or self.parallel:
             return sample
-        return sample * (1 + self.table.sigmas[self.run(timestep).stages[0]] ** 2) ** -0.5
+        return sample * (1 + self.table.sigmas[stage] ** 2) ** -0.5
 
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, generator=None, return_dict: bool = True

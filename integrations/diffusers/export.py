@@ -68,13 +68,14 @@ COLUMNS = {
     "kind": "kind",
     "error (RMSE to the teacher, held out)": "heldout_rmse",
 }
-FIT = """A table fits the model, the guidance scale and the resolution that it was made for; the scheduler cannot
-check them. `num_inference_steps` counts network calls one after another. With `enable_parallel_points(pipe)` of the
-EPD-Solver repository, the points of a level go into one call and it counts the serial depth."""
+FIT = """A table fits the model, the guidance scale and the resolution that it was made for; the scheduler
+cannot check them. `num_inference_steps` counts network calls one after another. With
+`enable_parallel_points(pipe)` of the EPD-Solver repository, the points of a level go into one call and it
+counts the serial depth."""
 
 
 def model_card(scheduler: EPDScheduler, pipeline_class: str, model: Path, whole: bool) -> str:
-    """The README of a folder: what its tables were made for, what they cost, their error, and how to use them."""
+    """The README of a folder: what its tables were made for, their cost and error, and how to use them."""
     entries = [entry for _, entry in sorted(scheduler.config.made_for.items(), key=lambda item: int(item[0]))]
     bases = sorted({entry["base_model"] for entry in entries if "base_model" in entry})
     teachers = sorted({str(entry["teacher"]) for entry in entries if "teacher" in entry})

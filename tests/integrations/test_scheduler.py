@@ -107,7 +107,7 @@ def noise_nodes(config, count: int = 4) -> torch.Tensor:
     return discrete(count, NoiseSchedule(alphas_of(config)))
 
 
-@pytest.mark.parametrize("kind", ["epd", "plugin", "wide2"])
+@pytest.mark.parametrize("kind", ["plugin", "wide2"])
 @pytest.mark.parametrize("name", NAMES)
 def test_pipelines_with_a_noise_schedule(cases, name, kind, tmp_path):
     case = cases[name]
