@@ -32,6 +32,7 @@ CONFIG_KEYS = (
     "base_image_seq_len",
     "max_image_seq_len",
 )
+TABLE_FORMAT = "epd-table/1"  # as integrations/k_diffusion/sample_epd.py reads it
 FLOW_FAMILIES, NOISE_FAMILIES = ("sd3", "flux"), ("ldm",)
 FLOW_SIGMA_MIN = 0.001  # the last level of diffusers' flow-matching grid, before it is shifted
 
@@ -79,6 +80,14 @@ def _in_level_order(tableau: Tableau) -> tuple[Tensor, Tensor, Tensor, list[list
         levels.append(list(range(first, first + len(level))))
         first += len(level)
     return tableau.sigmas[order], tableau.stages[order][:, columns], tableau.output[columns], levels
+
+
+def table_data(path: str | Path, config: Mapping | None = None) -> dict[str, Any]:
+    """The JSON content of a table for k-diffusion and ComfyUI; `config` is a scheduler's, for its nodes."""
+    file, predictor = load(path)
+    nodes = predictor.nodes() if config is None else resolve_nodes(predictor, config, file)
+    data = as_data(predictor, nodes)
+    return {"format": TABLE_FORMAT} | data | {"made_for": _made_for(predictor, data)}
 
 
 def scheduler_options(paths: Sequence[str | Path], config: Mapping | None) -> dict[str, Any]:

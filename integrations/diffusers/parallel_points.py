@@ -1,8 +1,9 @@
 """The points of a level of a learned table in one network call of an unmodified diffusers pipeline.
 
-Forward hooks on the pipeline's networks turn each row of a batch into K neighbouring rows, one a point. So a
-hook need know neither the number of images nor the branches of guidance: a pipeline's arithmetic works on rows,
-and EPDScheduler.step takes the points apart. Latents stay [B, ...]; `num_inference_steps` is the serial depth.
+Forward hooks on the pipeline's networks turn each row of a batch into K neighbouring rows, one a point. So
+a hook need know neither the number of images nor the branches of guidance: a pipeline's arithmetic works on
+rows, and EPDScheduler.step takes the points apart. Latents stay [B, ...]; `num_inference_steps` is the serial
+depth.
 """
 
 import inspect

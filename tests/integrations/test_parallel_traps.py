@@ -118,16 +118,9 @@ def test_layerwise_casting(parts, tmp_path):  # noqa: F811
     assert close(*sequential_and_parallel(case, scheduler, cost))
 
 
-def test_a_compiled_network(parts, tmp_path):  # noqa: F811
-    """torch.compile gives a new module, whose hooks run before it; compiling takes a minute, so its code runs as it is."""
-    case, (scheduler, cost) = build("sd", parts), scheduler_for("sd", parts, "epd", tmp_path)
-    case.pipe.unet = torch.compile(case.pipe.unet)
-    with torch.compiler.set_stance("force_eager"):
-        assert close(*sequential_and_parallel(case, scheduler, cost))
-
-
 @pytest.mark.slow
-def test_a_compiled_network_for_real(parts, tmp_path):  # noqa: F811
+def test_a_compiled_network(parts, tmp_path):  # noqa: F811
+    """torch.compile gives a new module, whose hooks run before it; compiling takes a minute."""
     case, (scheduler, cost) = build("sd", parts), scheduler_for("sd", parts, "epd", tmp_path)
     case.pipe.unet = torch.compile(case.pipe.unet, backend="eager")
     plain, parallel = sequential_and_parallel(case, scheduler, cost)
