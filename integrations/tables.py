@@ -1,5 +1,6 @@
 """What the drop-ins need of a predictor: its compiled tableau as plain data, and what it was made for."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -210,3 +211,20 @@ def _made_for(predictor: Predictor, data: dict) -> dict[str, Any]:
         "teacher": provenance.get("teacher"),
     }
     return {key: value for key, value in entries.items() if value is not None}
+
+
+def scheduler_config(model: Path) -> dict[str, Any]:
+    """The scheduler configuration of a diffusers pipeline folder."""
+    return read_json(model / "scheduler" / "scheduler_config.json", "a diffusers pipeline folder")
+
+
+def read_json(path: Path, kind: str) -> dict[str, Any]:
+    """The content of a JSON file that belongs to a folder of some kind; its absence: PredictorError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not valid JSON"
+        raise PredictorError(f"{path}: {reason}; expected {kind}, as save_pretrained writes it") from None
+    if not isinstance(content, dict):
+        raise PredictorError(f"{path}: expected a JSON object, as in {kind}")
+    return content

@@ -9,6 +9,7 @@ from typing import Any
 from solvers import PredictorError
 from solvers.predictor.reading import printable
 
+from ..tables import read_json, scheduler_config
 from . import epd_scheduler
 from .epd_scheduler import EPDScheduler
 
@@ -31,7 +32,7 @@ def export(predictors: Sequence[str], model: Path, out: Path, pipeline: bool) ->
     """
     if out.exists():
         raise PredictorError(f"{out} exists; give a folder that does not")
-    config = read_json(model / "scheduler" / "scheduler_config.json", "a diffusers pipeline folder")
+    config = scheduler_config(model)
     index = read_json(model / "model_index.json", "a diffusers pipeline folder")
     scheduler = EPDScheduler.from_predictor(*predictors, config=config)
     folder = out / "scheduler" if pipeline else out
@@ -46,18 +47,6 @@ def export(predictors: Sequence[str], model: Path, out: Path, pipeline: bool) ->
     card = model_card(scheduler, index.get("_class_name", "DiffusionPipeline"), model, pipeline)
     (out / "README.md").write_text(card, encoding="utf-8")
     return scheduler
-
-
-def read_json(path: Path, kind: str) -> dict[str, Any]:
-    """The content of a JSON file that belongs to a folder of some kind; its absence: PredictorError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not valid JSON"
-        raise PredictorError(f"{path}: {reason}; expected {kind}, as save_pretrained writes it") from None
-    if not isinstance(content, dict):
-        raise PredictorError(f"{path}: expected a JSON object, as in {kind}")
-    return content
 
 
 COLUMNS = {

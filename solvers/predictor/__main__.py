@@ -77,5 +77,16 @@ def to_diffusers(predictors: tuple[str, ...], out: Path, model: Path, pipeline: 
     click.echo(f"wrote {out}: num_inference_steps {', '.join(sorted(scheduler.config.tables, key=int))}")
 
 
+@main.command()
+@click.argument("predictors", nargs=-1, required=True, metavar="PREDICTOR...")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--model", type=click.Path(path_type=Path), help="Pipeline folder, for predictors that record no nodes.")
+def to_comfyui(predictors: tuple[str, ...], out: Path, model: Path | None) -> None:
+    """Write PREDICTOR... as JSON tables to OUT; where that is a ComfyUI installation, with the node that reads them."""
+    export = import_module("integrations.comfyui_export").export
+    for file in export(predictors, out, model and import_module("integrations.tables").scheduler_config(model)):
+        click.echo(f"wrote {file}")
+
+
 if __name__ == "__main__":
     run_command(main)
