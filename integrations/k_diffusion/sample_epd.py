@@ -1,7 +1,7 @@
 """A learned table as a k-diffusion sampler. Self-contained: it needs torch and tqdm only."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,14 +125,17 @@ class LearnedTable:
             f"learned table: sigmas are {_brief(given)}, expected its own noise levels: {levels}"
         )
 
-    def rows_from(self, first: int) -> list[list[float]]:
-        """All rows, or those relative to stage `first`, whose gradient stands in for the earlier ones."""
+    def unit_start(self) -> bool:
+        """Whether the start enters all stages with weight 1, as in tables of steps."""
+        return all(row[0] == 1 for row in self.stages)
+
+    def rows_from(self, first: int, known: Collection[int]) -> list[list[float]]:
+        """All rows less that of stage `first`, which stands in for gradients that are not known."""
         rows = torch.tensor([*self.stages, self.output], dtype=torch.float64)
-        if first:
-            rows = rows - rows[first]
-            rows[:, 0] += 1
-            rows[:, 1 + first] += rows[:, 1 : 1 + first].sum(1)
-            rows[:, 1 : 1 + first] = 0
+        rows = rows - rows[first]
+        missing = [j for j in range(1, 1 + first) if j not in known]
+        rows[:, 1 + first] += rows[:, missing].sum(1)
+        rows[:, missing] = 0
         return rows.tolist()
 
     def steps(self) -> dict[int, int]:
@@ -169,12 +172,17 @@ def sample_epd(
         ValueError: noise levels that are not the table's.
     """
     n = table.step_of(sigmas.tolist())
-    rows, values = table.rows_from(table.starts[n]), {0: x.float()}
+    rows, values, base = [[*row] for row in (*table.stages, table.output)], {0: x.float()}, None
     steps = {stage: step - n for stage, step in table.steps().items() if step >= n}
     levels = [level for level in table.levels if level[0] >= table.starts[n]]
     with tqdm(total=len(steps), disable=disable) as bar:
         for level in levels:
-            points = [_combine(rows[s], values) for s in level]
+            if level[0] in table.starts and (
+                level[0] or table.unit_start()
+            ):  # a node: what follows is relative to it
+                base = _combine(rows[level[0]], values, base) if len(values) > 1 else values[0]
+                rows = table.rows_from(level[0], values)
+            points = [_combine(rows[s], values, base) for s in level]
             noise = [table.sigmas[s] for s in level]
             denoised = _denoise(model, points, noise, x.dtype, points_per_call, extra_args or {})
             for s, sigma, point, d in zip(level, noise, points, denoised, strict=True):
@@ -190,7 +198,7 @@ def sample_epd(
                     "denoised": denoised[0].to(x.dtype),
                 }
                 callback(known | {"sigma": sigma, "sigma_hat": sigma})
-    return _combine(rows[-1], values).to(x.dtype)
+    return _combine(rows[-1], values, base).to(x.dtype)
 
 
 def _denoise(
@@ -205,10 +213,12 @@ def _denoise(
     return denoised
 
 
-def _combine(row: list[float], values: dict[int, Tensor]) -> Tensor:
-    total = row[0] * values[0]
-    for j, weight in enumerate(row[1:], 1):
-        total = torch.add(total, values[j], alpha=weight) if weight else total
+def _combine(row: list[float], values: dict[int, Tensor], base: Tensor | None) -> Tensor:
+    """The row's weights times the start and the gradients, or what comes since the last node, the base."""
+    total = row[0] * values[0] if base is None else base
+    for j, weight in enumerate(row):
+        if weight and (j or base is not None):
+            total = total + weight * values[j]
     return total
 
 

@@ -1,4 +1,4 @@
-"""The ComfyUI node on a stub of ComfyUI's contracts, and to-comfyui; the real core where COMFYUI_PATH is set."""
+"""The ComfyUI node on a stub of its contracts, to-comfyui, and the real core where COMFYUI_PATH is set."""
 
 import asyncio
 import json
@@ -62,7 +62,7 @@ def guider(conventions, images=1, **condition) -> Guider:
 
 
 def run(node, name, guide, images=2, parallel=True, mask=None, options=None):
-    """The node's sampler on its own noise levels, on noise of a few images: latents, the noise levels, callbacks."""
+    """The node's sampler on its own noise levels: latents, the noise levels, callbacks, noise."""
     sampler, sigmas = node.execute(f"{name}.json", parallel).result
     noise = torch.randn(images, 3, 4, 4, generator=torch.Generator().manual_seed(5))
     seen = []
@@ -98,9 +98,7 @@ def test_samples_are_those_of_the_projects_own_solver(node, installation, name, 
     out, sigmas, seen, noise = run(node, name, guide, parallel=parallel)
     levels = LearnedTable.from_predictor(installation[1][name]).nodes
     assert sigmas.tolist() == pytest.approx([*levels[:-1], 0.0])
-    start = noise * (
-        1.0 if name == "flow" else (1 + sigmas[0].item() ** 2) ** 0.5
-    )  # ComfyUI's own scale of the most noise
+    start = noise * (1.0 if name == "flow" else (1 + sigmas[0].item() ** 2) ** 0.5)
     velocity = velocity_from_denoiser(lambda x, sigma: guider(Noise())(x, sigma.float()))
     expected = sample(predictor.solver(), velocity, start, predictor.sigmas)
     assert (out - expected).abs().max() < 1e-4
