@@ -57,6 +57,10 @@ TABLES = {
 }
 BEGUN = ["tableau1-g7.5-d10", "tableau2-g7.5-d10", "epd-g7.5-d10"]
 STRENGTHS = [0.9, 0.7, 0.5]
+DIGITS, INKS = (
+    ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
+    ("red", "green", "blue"),
+)
 FINE = 64  # intervals of the reference solution
 CLOSE = 5e-5  # largest difference of final latents
 MOST = 1.03  # time of a pipeline with EPDScheduler, at most, in units of that with DPM++
@@ -74,7 +78,8 @@ class Setting:
     def __init__(self, family: str, images: int, dtype: torch.dtype = torch.float32):
         spec = Spec(backend="digits", backend_config={} if family == "ldm" else {"family": family})
         self.family, self.backend = family, load_backend(spec, "cpu", dtype)
-        self.prompts = [f"a photo of {i % 10}" for i in range(images)]
+        colours = [INKS[i % 3] for i in range(images)]
+        self.prompts = [f"a bold {c} handwritten {DIGITS[i % 10]}" for i, c in enumerate(colours)]
         seeds = [torch.Generator().manual_seed(seed) for seed in range(images)]
         self.noise = torch.stack([torch.randn(self.backend.latent_shape, generator=seed) for seed in seeds])
         self.config = self.backend.pipe.scheduler.config
@@ -231,8 +236,8 @@ def keep_starts(scheduler: EPDScheduler) -> list[Tensor]:
 def times(settings: dict[str, Setting], repeats: int) -> list[dict]:
     """CPU seconds of one thread for the same images: the stock pipeline with DPM++ against EPDScheduler.
 
-    Equal "evaluations": as many network calls; equal "depth": all points of a level in one call, against as many
-    calls of DPM++. Jobs take turns, and the ratio is the median of those of neighbours.
+    Equal "evaluations": as many network calls; equal "depth": all points of a level in one call, against as
+    many calls of DPM++. Jobs take turns, and the ratio is the median of those of neighbours.
     """
     rows = []
     for family, setting in settings.items():

@@ -30,7 +30,7 @@ SHIPPED = {
     ("flux", "epd"): "epd-g3.5-d4",
 }
 GUIDANCE = {"ldm": 7.5, "sd3": 4.5, "flux": 3.5}
-PROMPTS = ["a 3", "a photo of 7"]
+PROMPTS = ["a bold red handwritten three", "a thin green seven"]
 
 
 def digits_case(backend, family: str) -> Case:
