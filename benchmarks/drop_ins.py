@@ -16,33 +16,24 @@ import click
 import diffusers
 import torch
 from diffusers import (
-    DPMSolverMultistepScheduler,
-    FluxPipeline,
-    StableDiffusion3Pipeline,
     StableDiffusionImg2ImgPipeline,
-    StableDiffusionPipeline,
 )
 from torch import Tensor
 
-from backends import load_backend
 from integrations.diffusers import EPDScheduler, disable_parallel_points, enable_parallel_points
 from integrations.k_diffusion import LearnedTable, sample_epd
 from solvers import (
     DPM2,
     Euler,
-    Predictor,
-    Spec,
     denoiser_from_velocity,
-    load_predictor,
     polynomial,
     sample,
     velocity_from_denoiser,
 )
 
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "drop_ins.json"
-PIPELINES = {"ldm": StableDiffusionPipeline, "sd3": StableDiffusion3Pipeline, "flux": FluxPipeline}
-LENGTH = {"ldm": {}, "sd3": {"max_sequence_length": 4}, "flux": {"max_sequence_length": 16}}
+from .drop_ins_setting import PIPELINES, Setting, stock_dpmpp, table_file
+
+RESULT = Path(__file__).parent / "results" / "drop_ins.json"
 TABLES = {
     "ldm": [
         "epd-g7.5-d4",
@@ -57,78 +48,9 @@ TABLES = {
 }
 BEGUN = ["tableau1-g7.5-d10", "tableau2-g7.5-d10", "epd-g7.5-d10"]
 STRENGTHS = [0.9, 0.7, 0.5]
-DIGITS, INKS = (
-    ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
-    ("red", "green", "blue"),
-)
 FINE = 64  # intervals of the reference solution
 CLOSE = 5e-5  # largest difference of final latents
 MOST = 1.03  # time of a pipeline with EPDScheduler, at most, in units of that with DPM++
-
-
-def table_file(name: str) -> Path:
-    """The distilled predictor of a name such as epd-g7.5-d4, in whatever folder under exps it lies."""
-    files = [path for path in sorted((ROOT / "exps").rglob("*.pkl")) if name in (*path.parts, path.stem)]
-    return next(path for path in files if load_predictor(path).provenance.get("kind") == "distilled")
-
-
-class Setting:
-    """A backbone of digits, diffusers' pipeline on its networks, and prompts with their noise."""
-
-    def __init__(self, family: str, images: int, dtype: torch.dtype = torch.float32):
-        spec = Spec(backend="digits", backend_config={} if family == "ldm" else {"family": family})
-        self.family, self.backend = family, load_backend(spec, "cpu", dtype)
-        colours = [INKS[i % 3] for i in range(images)]
-        self.prompts = [f"a bold {c} handwritten {DIGITS[i % 10]}" for i, c in enumerate(colours)]
-        seeds = [torch.Generator().manual_seed(seed) for seed in range(images)]
-        self.noise = torch.stack([torch.randn(self.backend.latent_shape, generator=seed) for seed in seeds])
-        self.config = self.backend.pipe.scheduler.config
-        self.pipe = self.pipeline(PIPELINES[family])
-
-    def pipeline(self, kind: type) -> diffusers.DiffusionPipeline:
-        """A pipeline of this class on the backbone's networks."""
-        more = {"requires_safety_checker": False} if self.family == "ldm" else {}
-        pipe = kind(**self.backend.pipe.components | more)
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
-
-    def scheduler(self, name: str) -> tuple[Predictor, EPDScheduler]:
-        """A shipped table, and the scheduler that holds it."""
-        return load_predictor(table_file(name)), EPDScheduler.from_predictor(
-            table_file(name), config=self.config
-        )
-
-    def guidance(self, predictor: Predictor) -> float:
-        """The scale that a table was made for."""
-        return predictor.spec.guidance_rate
-
-    def velocity(self, predictor: Predictor):
-        """The project's own velocity under the prompts."""
-        return self.backend.velocity(self.backend.encode(self.prompts, self.guidance(predictor)))
-
-    def own(self, predictor: Predictor) -> Tensor:
-        """The final latents of the project's own solver."""
-        nodes = predictor.sigmas
-        with torch.inference_mode():
-            return sample(predictor.solver(), self.velocity(predictor), self.noise * nodes[0].item(), nodes)
-
-    def call(self, scheduler, steps: int, guidance: float, **options) -> Tensor:
-        """The final latents of the pipeline, not packed."""
-        _, height, width = self.backend.latent_shape
-        factor, noise = self.backend.pipe.vae_scale_factor, self.noise
-        if self.family == "flux":
-            noise = FluxPipeline._pack_latents(noise, len(noise), *self.backend.latent_shape)
-        self.pipe.scheduler = scheduler
-        size = {"height": height * factor, "width": width * factor, "guidance_scale": guidance}
-        given = {"num_inference_steps": steps, "latents": noise, "output_type": "latent"} | LENGTH[
-            self.family
-        ]
-        out = self.pipe(self.prompts, **size | given | options)[0]
-        return (
-            FluxPipeline._unpack_latents(out, height * factor, width * factor, factor)
-            if self.family == "flux"
-            else out
-        )
 
 
 def differences(settings: dict[str, Setting]) -> list[dict]:
@@ -138,7 +60,7 @@ def differences(settings: dict[str, Setting]) -> list[dict]:
         for name in TABLES[family]:
             predictor, scheduler = setting.scheduler(name)
             cost, guidance, expected = predictor.cost(), setting.guidance(predictor), setting.own(predictor)
-            found = setting.call(scheduler, cost.evaluations, guidance)
+            actual = setting.call(scheduler, cost.evaluations, guidance)
             with tempfile.TemporaryDirectory() as folder:
                 scheduler.save_pretrained(folder)
                 size = (Path(folder) / "scheduler_config.json").stat().st_size
@@ -150,7 +72,7 @@ def differences(settings: dict[str, Setting]) -> list[dict]:
                 {
                     "family": family,
                     "table": name,
-                    "sequential": (found - expected).abs().max().item(),
+                    "sequential": (actual - expected).abs().max().item(),
                     "parallel": (parallel - expected).abs().max().item(),
                     "largest latent": expected.abs().max().item(),
                     "json bytes": size,
@@ -186,8 +108,11 @@ def half_precision(exact: Setting) -> list[dict]:
     half, calls = Setting("ldm", len(exact.prompts), torch.float16), predictor.cost().evaluations
     expected, own = exact.own(predictor), half.own(predictor)
     half.noise = half.noise.half()
-    found = half.call(scheduler, calls, half.guidance(predictor)).float()
-    return [{"path": "EPDScheduler", "rms": rms(found, expected)}, {"path": "own", "rms": rms(own, expected)}]
+    actual = half.call(scheduler, calls, half.guidance(predictor)).float()
+    return [
+        {"path": "EPDScheduler", "rms": rms(actual, expected)},
+        {"path": "own", "rms": rms(own, expected)},
+    ]
 
 
 def rms(x: Tensor, y: Tensor) -> float:
@@ -210,13 +135,13 @@ def image_to_image(setting: Setting) -> list[dict]:
                 "guidance_scale": setting.guidance(predictor),
                 "generator": torch.Generator().manual_seed(0),
             }
-            found = pipe(setting.prompts, pictures, **options)[0]
+            actual = pipe(setting.prompts, pictures, **options)[0]
             skipped = calls - min(int(calls * strength), calls)
             ends = scheduler.table.nodes[-1], scheduler.table.sigmas[skipped]
             with torch.inference_mode():
                 fine = sample(DPM2(), velocity, kept[0], polynomial(FINE + 1, *ends))
                 euler = sample(Euler(), velocity, kept[0], polynomial(calls - skipped + 1, *ends))
-            errors = {"table rms": rms(found, fine), "Euler rms": rms(euler, fine)}
+            errors = {"table rms": rms(actual, fine), "Euler rms": rms(euler, fine)}
             rows.append({"table": name, "strength": strength, "calls": calls - skipped} | errors)
     return rows
 
@@ -255,14 +180,6 @@ def times(settings: dict[str, Setting], repeats: int) -> list[dict]:
             row = {"family": family, "table": name, "equal": equal, "network calls": steps}
             rows.append(row | {"EPDScheduler s": median(table), "DPM++ s": median(multistep), "ratio": ratio})
     return rows
-
-
-def stock_dpmpp(setting: Setting) -> DPMSolverMultistepScheduler:
-    """DPM++ (2M) for a family's pipeline, with the shift of its own scheduler for flow matching."""
-    if setting.family == "ldm":
-        return DPMSolverMultistepScheduler.from_config(setting.config)
-    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
-    return DPMSolverMultistepScheduler.from_config(setting.config, **flow)
 
 
 def timed(setting: Setting, scheduler, parallel: bool, steps: int, guidance: float) -> float:

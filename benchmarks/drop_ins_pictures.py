@@ -12,7 +12,7 @@ import torch
 
 from solvers import DPM2, polynomial, sample
 
-from .drop_ins import ROOT, Setting, stock_dpmpp
+from .drop_ins_setting import ROOT, Setting, stock_dpmpp
 
 TABLE = "tableau1-g7.5-d6"
 WORKFLOW = ROOT / "integrations" / "comfyui" / "example_workflow.json"

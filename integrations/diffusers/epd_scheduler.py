@@ -281,6 +281,7 @@ class _Run:
 
     @property
     def finished(self) -> bool:
+        """Whether no call is due."""
         return self.index == len(self.calls)
 
     @property
@@ -370,6 +371,7 @@ class _Table:
 
     @property
     def depth(self) -> int:
+        """The serial depth: calls one after another with all points of a level in one."""
         return len(self.levels)
 
     @property

@@ -170,13 +170,19 @@ class _PointsHook:
         """The timesteps [K] of the points, as the pipeline passes that of the first one."""
         given = torch.as_tensor(given)
         times, train = self.scheduler.times[list(run.stages)], self.scheduler.config.num_train_timesteps
-        first = given.reshape(-1)[0].item()
-        if self.convention is None:
-            self.convention = min(TIMES, key=lambda name: abs(TIMES[name](times[0].item(), train) - first))
-        found = TIMES[self.convention](times, train)
-        if given.ndim > 1 or abs(found[0].item() - first) > 0.01 * max(1.0, abs(first)):
-            raise _refusal(f"the network's timestep is {first:.6g}, expected {found[0].item():.6g}")
-        return found.to(given.dtype if given.is_floating_point() else torch.float32)
+        if given.ndim > 1:
+            raise _refusal(
+                f"the network's timesteps have shape {list(given.shape)}, expected one for each row"
+            )
+        if run.state is None or not given.is_cuda:  # later in a run, reading it would wait for the GPU
+            first, due = given.reshape(-1)[0].item(), times[0].item()
+            if self.convention is None:
+                self.convention = min(TIMES, key=lambda name: abs(TIMES[name](due, train) - first))
+            expected = TIMES[self.convention](due, train)
+            if abs(expected - first) > 0.01 * max(1.0, abs(first)):
+                raise _refusal(f"the network's timestep is {first:.6g}, expected {expected:.6g}")
+        converted = TIMES[self.convention](times, train)
+        return converted.to(given.dtype if given.is_floating_point() else torch.float32)
 
 
 def _repeat(value: Any, rows: int, points: int) -> Any:

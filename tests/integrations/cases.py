@@ -55,8 +55,8 @@ def mask(rows: int = 1) -> torch.Tensor:
 
 def pairs(width: int, masks: str | None = "prompt_attention_mask") -> dict[str, torch.Tensor]:
     """Embeddings of a prompt and a negative prompt, with their masks."""
-    found = {"prompt_embeds": embeds(width), "negative_prompt_embeds": embeds(width, seed=4)}
-    return found | ({masks: mask(), f"negative_{masks}": mask()} if masks else {})
+    embeddings = {"prompt_embeds": embeds(width), "negative_prompt_embeds": embeds(width, seed=4)}
+    return embeddings | ({masks: mask(), f"negative_{masks}": mask()} if masks else {})
 
 
 def sd_parts(folder) -> dict:

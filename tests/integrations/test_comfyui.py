@@ -122,7 +122,7 @@ SITUATIONS = {
 
 @pytest.mark.parametrize("reason", SITUATIONS)
 def test_situations_in_which_points_run_one_after_another(node, installation, reason):
-    """They are found, and the result is that of the switch turned off."""
+    """They are detected, and the result is that of the switch turned off."""
     situation = dict(SITUATIONS[reason])
     mask, options, images = (
         situation.pop("mask", None),

@@ -176,8 +176,8 @@ def test_a_run_may_begin_at_a_node_of_an_epd_table(node, tmp_path):
     expected = sample(solver, velocity_from_denoiser(linear), x, predictor.sigmas[node:])
     seen = []
     sigmas = torch.tensor([*table.nodes[node:-1], 0.0])
-    found = sample_epd(linear, x, sigmas, callback=seen.append, disable=True, table=table)
-    assert torch.allclose(found, expected, atol=1e-5)
+    actual = sample_epd(linear, x, sigmas, callback=seen.append, disable=True, table=table)
+    assert torch.allclose(actual, expected, atol=1e-5)
     assert [known["i"] for known in seen] == list(range(3 - node))
 
 

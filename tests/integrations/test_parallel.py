@@ -31,13 +31,15 @@ KINDS = ["epd", "plugin", "tableau2", "wide2"]
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
-    found = {"sd": sd_parts(folder / "sd"), "sdxl": sdxl_parts(folder / "xl")}
-    found["controlnet"] = controlnet(found["sd"]["unet"])
+    components = {"sd": sd_parts(folder / "sd"), "sdxl": sdxl_parts(folder / "xl")}
+    components["controlnet"] = controlnet(components["sd"]["unet"])
     torch.manual_seed(3)
-    found["inpainting unet"] = UNet2DConditionModel.from_config(found["sd"]["unet"].config, in_channels=9)
-    found["sd3"] = StableDiffusion3Pipeline.from_pretrained(save_sd3(folder / "sd3")).components
-    found["flux"] = FluxPipeline.from_pretrained(save_flux(folder / "flux")).components
-    return found
+    components["inpainting unet"] = UNet2DConditionModel.from_config(
+        components["sd"]["unet"].config, in_channels=9
+    )
+    components["sd3"] = StableDiffusion3Pipeline.from_pretrained(save_sd3(folder / "sd3")).components
+    components["flux"] = FluxPipeline.from_pretrained(save_flux(folder / "flux")).components
+    return components
 
 
 def build(name: str, parts: dict) -> Case:

@@ -60,10 +60,10 @@ def test_the_three_families(digits, family, kind, tmp_path):
         expected = own_latents(predictor, velocity, noise)
     if family == "flux":
         expected, noise = (FluxPipeline._pack_latents(x, len(x), *case.shape) for x in (expected, noise))
-    found = case.latents(
+    actual = case.latents(
         EPDScheduler.from_predictor(path, config=config), predictor.cost().evaluations, noise
     )
-    assert (found - expected).abs().max() < CLOSE
+    assert (actual - expected).abs().max() < CLOSE
     assert (expected - noise).abs().max() > 1  # the solver has gone somewhere
 
 
@@ -114,11 +114,11 @@ def test_pipelines_with_a_noise_schedule(cases, name, kind, tmp_path):
     config = noise_scheduler(prediction_type="v_prediction" if name == "v_prediction" else "epsilon").config
     path = random_table(kind, noise_nodes(config), tmp_path, "ldm")
     predictor = load_predictor(path)
-    found = case.latents(
+    actual = case.latents(
         EPDScheduler.from_predictor(path, config=config), predictor.cost().evaluations, case.noise()
     )
     expected = own_latents(predictor, velocity_of(case, config), case.noise())
-    assert (found - expected).abs().max() < CLOSE * max(1.0, expected.abs().max())
+    assert (actual - expected).abs().max() < CLOSE * max(1.0, expected.abs().max())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -133,8 +133,8 @@ def test_the_modular_pipeline_of_stable_diffusion_3(digits, kind, tmp_path):
     expected = case.latents(scheduler, calls, case.noise(2))
     options = {k: v for k, v in case.options.items() if k != "guidance_scale"}
     options["negative_prompt"] = ""
-    found = modular(**options, num_inference_steps=calls, latents=case.noise(2), output="latents")
-    assert (found - expected).abs().max() < CLOSE
+    actual = modular(**options, num_inference_steps=calls, latents=case.noise(2), output="latents")
+    assert (actual - expected).abs().max() < CLOSE
 
 
 def modular_sd3(pipe, scheduler) -> ModularPipeline:

@@ -104,14 +104,14 @@ def test_image_to_image_from_a_node_is_the_rest_of_the_table(name, parts, node, 
     setting = Setting(name, parts[name], tmp_path, "epd")
     case, kept = setting.case(1, image=PICTURE, strength=(9 - 3 * node) / 9), begun(setting.scheduler)
     with capture_warnings() as messages:
-        found = case.latents(setting.scheduler, setting.calls, None)
+        actual = case.latents(setting.scheduler, setting.calls, None)
     predictor, start = setting.predictor, kept[0]
     if name == "flux":
         start = FluxPipeline._pack_latents(start, 1, 16, 8, 8)
     table = SolverTable(**{k: v[node:] for k, v in predictor.table.arrays().items()})
     rest = replace(predictor, table=table).solver(parallel=False)
     expected = sample(rest, velocity_of(setting.case(0), setting.config), start, predictor.sigmas[node:])
-    assert (found - expected).abs().max() < CLOSE * max(1.0, expected.abs().max())
+    assert (actual - expected).abs().max() < CLOSE * max(1.0, expected.abs().max())
     assert not messages
 
 
@@ -122,7 +122,7 @@ def test_image_to_image_from_elsewhere_takes_euler_steps(parts, kind, tmp_path):
     tableau, calls = setting.predictor.cost(), setting.calls
     case, kept = setting.case(1, image=PICTURE, strength=1 - 1 / calls + 1e-4), begun(setting.scheduler)
     with capture_warnings() as messages:
-        found = case.latents(setting.scheduler, calls, None)
+        actual = case.latents(setting.scheduler, calls, None)
     assert ["Euler steps come first" in message for message in messages] == [True]
     velocity, nodes = velocity_of(setting.case(0), setting.config), setting.predictor.sigmas
     join = 3 if kind == "epd" else calls
@@ -134,7 +134,7 @@ def test_image_to_image_from_elsewhere_takes_euler_steps(parts, kind, tmp_path):
         table = SolverTable(**{k: v[1:] for k, v in setting.predictor.table.arrays().items()})
         rest = replace(setting.predictor, table=table).solver(parallel=False)
         expected = sample(rest, velocity, expected, nodes[1:])
-    assert (found - expected).abs().max() < CLOSE * max(1.0, expected.abs().max())
+    assert (actual - expected).abs().max() < CLOSE * max(1.0, expected.abs().max())
 
 
 def unpacked(latents: torch.Tensor, name: str) -> torch.Tensor:
@@ -148,9 +148,9 @@ def test_inpainting_all_of_a_picture_is_text_to_image(name, parts, kind, tmp_pat
     setting = Setting(name, parts[name], tmp_path, kind)
     case = setting.case(2, image=PICTURE, mask_image=torch.ones(1, 1, 64, 64), strength=1.0)
     noise = setting.case(0).noise()
-    found = case.latents(setting.scheduler, setting.calls, unpacked(noise, name))
+    actual = case.latents(setting.scheduler, setting.calls, unpacked(noise, name))
     expected = own_latents(setting.predictor, velocity_of(setting.case(0), setting.config), noise)
-    assert (found - expected).abs().max() < CLOSE * max(1.0, expected.abs().max())
+    assert (actual - expected).abs().max() < CLOSE * max(1.0, expected.abs().max())
 
 
 @pytest.mark.parametrize("kind", ["epd", "tableau1"])
@@ -160,9 +160,9 @@ def test_inpainting_keeps_what_is_not_masked(name, parts, kind, tmp_path):
     case = setting.case(2, image=PICTURE, mask_image=mask, strength=1.0)
     noise = setting.case(0).noise()
     starts = [unpacked(noise * scale, name) for scale in (1.0, 0.9)]
-    found, other = (unpacked(case.latents(setting.scheduler, setting.calls, x), name) for x in starts)
-    assert torch.equal(found[..., 4:], other[..., 4:])  # the picture's latents, whatever the noise
-    assert (found[..., :4] - other[..., :4]).abs().max() > 1e-3
+    actual, other = (unpacked(case.latents(setting.scheduler, setting.calls, x), name) for x in starts)
+    assert torch.equal(actual[..., 4:], other[..., 4:])  # the picture's latents, whatever the noise
+    assert (actual[..., :4] - other[..., :4]).abs().max() > 1e-3
 
 
 def test_an_inpainting_network_sees_the_mask_beside_the_latents(parts, tmp_path):
@@ -172,6 +172,6 @@ def test_an_inpainting_network_sees_the_mask_beside_the_latents(parts, tmp_path)
     setting.parts, mask = setting.parts | {"unet": unet}, torch.ones(1, 1, 64, 64)
     mask[..., :32] = 0
     case = setting.case(2, image=PICTURE, mask_image=mask, strength=1.0)
-    found = case.latents(setting.scheduler, setting.calls, case.noise())
+    actual = case.latents(setting.scheduler, setting.calls, case.noise())
     expected = own_latents(setting.predictor, velocity_of(case, setting.config), case.noise())
-    assert (found - expected).abs().max() < CLOSE * max(1.0, expected.abs().max())
+    assert (actual - expected).abs().max() < CLOSE * max(1.0, expected.abs().max())

@@ -27,9 +27,9 @@ def stock(case):
 def test_an_euler_table_is_the_stock_scheduler(case, stock, tmp_path):
     scheduler, expected = stock
     table = stock_table(scheduler.sigmas, tmp_path)
-    found = case.latents(EPDScheduler.from_predictor(table, config=scheduler.config), STEPS, case.noise())
+    actual = case.latents(EPDScheduler.from_predictor(table, config=scheduler.config), STEPS, case.noise())
     size = expected.abs().max()
-    assert torch.allclose(found, expected, rtol=0, atol=CLOSE * max(1.0, size))
+    assert torch.allclose(actual, expected, rtol=0, atol=CLOSE * max(1.0, size))
     assert (expected - case.noise() * scheduler.sigmas[0]).abs().max() > 0.05  # the network has an effect
 
 
@@ -38,6 +38,6 @@ def test_a_learned_table_is_the_projects_own_solver(case, stock, tmp_path):
     nodes = torch.as_tensor(scheduler.sigmas[:-1], dtype=torch.float64)
     path = random_table("epd", nodes, tmp_path, None)
     drop_in = EPDScheduler.from_predictor(path, config=scheduler.config)
-    found = case.latents(drop_in, 3 * (len(nodes) - 1), case.noise())
+    actual = case.latents(drop_in, 3 * (len(nodes) - 1), case.noise())
     expected = own_latents(load_predictor(path), velocity_of(case, scheduler.config), case.noise())
-    assert torch.allclose(found, expected, rtol=0, atol=CLOSE * max(1.0, expected.abs().max()))
+    assert torch.allclose(actual, expected, rtol=0, atol=CLOSE * max(1.0, expected.abs().max()))

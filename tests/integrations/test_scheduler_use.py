@@ -46,9 +46,9 @@ def test_one_scheduler_holds_several_numbers_of_steps(case, files):
     scheduler = scheduler_of(*files.values())
     for path in (files["plugin"], files["epd"], files["tableau1"], files["epd"]):
         predictor = load_predictor(path)
-        found = case.latents(scheduler, predictor.cost().evaluations, case.noise())
+        actual = case.latents(scheduler, predictor.cost().evaluations, case.noise())
         expected = own_latents(predictor, velocity_of(case, CONFIG), case.noise())
-        assert (found - expected).abs().max() < CLOSE * max(1.0, expected.abs().max())
+        assert (actual - expected).abs().max() < CLOSE * max(1.0, expected.abs().max())
 
 
 def test_another_number_of_steps_names_those_it_holds(case, files):
@@ -230,7 +230,7 @@ def test_half_precision_costs_no_more_than_on_the_projects_own_path(digits):
         "prompt_embeds": half_embeds(case, PROMPTS),
         "negative_prompt_embeds": half_embeds(case, ["", ""]),
     }
-    found = drop_in.latents(
+    actual = drop_in.latents(
         EPDScheduler.from_predictor(path, config=config), 6, case.noise(2).bfloat16(), **embeds, prompt=None
     )
 
@@ -243,7 +243,7 @@ def test_half_precision_costs_no_more_than_on_the_projects_own_path(digits):
 
     with torch.no_grad():
         own = own_latents(predictor, own_velocity, case.noise(2))
-    drop_in_error, own_error = ((x.float() - exact).square().mean().sqrt() for x in (found, own))
+    drop_in_error, own_error = ((x.float() - exact).square().mean().sqrt() for x in (actual, own))
     assert drop_in_error < 1.3 * own_error
     assert own_error > 0
 
@@ -258,8 +258,8 @@ def test_afs_tables_begin_at_their_first_point(case, tmp_path):
     table = SolverTable(torch.tensor([[0.3, 0.8], [0.2, 0.6]]).double(), torch.full((2, 2), 0.5).double())
     path = tmp_path / "afs.pkl"
     save_predictor(Predictor(table, Spec(backend="ldm", afs=True), nodes), path)
-    found = case.latents(scheduler_of(path), 5, case.noise())
+    actual = case.latents(scheduler_of(path), 5, case.noise())
     predictor = load_predictor(path)
     assert isinstance(predictor.solver(), EPD)
     expected = own_latents(predictor, velocity_of(case, CONFIG), case.noise())
-    assert (found - expected).abs().max() < CLOSE * max(1.0, expected.abs().max())
+    assert (actual - expected).abs().max() < CLOSE * max(1.0, expected.abs().max())
