@@ -1,6 +1,7 @@
 """Look at predictor files and convert published ones: python -m solvers.predictor."""
 
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 
 import click
@@ -59,6 +60,31 @@ def convert(source: str, target: Path, force: bool) -> None:
         note(text)
     save_predictor(predictor, target)
     click.echo(f"wrote {target}")
+
+
+@main.command()
+@click.argument("predictors", nargs=-1, required=True, metavar="PREDICTOR...")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--model", type=click.Path(path_type=Path), required=True, help="Pipeline folder that will use them.")
+@click.option("--pipeline", is_flag=True, help="Write a copy of the whole pipeline, not its scheduler alone.")
+def to_diffusers(predictors: tuple[str, ...], out: Path, model: Path, pipeline: bool) -> None:
+    """Write PREDICTOR... as a diffusers scheduler folder OUT, with a model card."""
+    for name in predictors:
+        for text in load_predictor(resolve_predictor_path(name)).notices():
+            note(f"{name}: {text}")
+    scheduler = import_module("integrations.diffusers.export").export(predictors, model, out, pipeline)
+    click.echo(f"wrote {out}: num_inference_steps {', '.join(sorted(scheduler.config.tables, key=int))}")
+
+
+@main.command()
+@click.argument("predictors", nargs=-1, required=True, metavar="PREDICTOR...")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--model", type=click.Path(path_type=Path), help="Pipeline folder, for predictors that record no nodes.")
+def to_comfyui(predictors: tuple[str, ...], out: Path, model: Path | None) -> None:
+    """Write PREDICTOR... as JSON tables to OUT; where that is a ComfyUI installation, with the node that reads them."""
+    export = import_module("integrations.comfyui_export").export
+    for file in export(predictors, out, model and import_module("integrations.tables").scheduler_config(model)):
+        click.echo(f"wrote {file}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""One learned table inside other tools: diffusers, k-diffusion and ComfyUI."""

@@ -1,0 +1,1 @@
+../k_diffusion/sample_epd.py
