@@ -42,8 +42,8 @@ def trajectory(
 
     `velocity(x, sigma)` gets x [M*B, ...] (row m*B + b belongs to image b) and sigma [] or [M*B], float64, on
     the CPU wherever x is: noise levels are known before any network runs, so nothing waits for the device to
-    tell them. The nodes descend and end at 0 or above; else ValueError. With `detach` no gradient crosses from
-    one interval into the next.
+    tell them. The nodes descend and end at 0 or above; else ValueError. With `detach` no gradient crosses
+    from one interval into the next.
     """
     sigmas = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")
     levels = sigmas.tolist() if sigmas.ndim == 1 else []

@@ -7,22 +7,12 @@ from math import prod
 import torch
 
 from backends import DTYPES, SCHEDULES, Size, check_backend
-from solvers import (
-    BASELINES,
-    EPD,
-    Predictor,
-    Solver,
-    SolverTable,
-    Spec,
-    UserError,
-    compile_tableau,
-    num_steps_for_depth,
-    sample,
-)
+from solvers import BASELINES, Solver, Spec, UserError, num_steps_for_depth, sample
 
 from .distill.config import DistillConfig
-from .distill.students.parameters import widen
+from .distill.students import STUDENTS
 from .ppo.config import RDPOConfig
+from .start import Start
 
 SMALL = {
     "digits": (4, 8, 8),
@@ -83,27 +73,6 @@ def memory_text(spec: Spec, dtype: str, rows: int, kept: str) -> str | None:
     )
 
 
-def student_cost(config: DistillConfig, loaded: Predictor | None) -> tuple[int, int]:
-    """Serial depth and evaluations of the student; a tableau from a baseline is counted from Euler's
-    steps.
-    """
-    student = config.student
-    if student.kind == "tableau":
-        if loaded is None:
-            nodes = torch.linspace(2, 1, student.depth + 1, dtype=torch.float64)
-            start = compile_tableau(BASELINES["euler"], nodes)
-        else:
-            start = compile_tableau(loaded.solver(), loaded.sigmas)
-        if loaded is None or student.widen:
-            start = widen(start, student.num_points, student.stride, student.first_points)
-        return start.depth, start.evaluations
-    table = SolverTable.uniform(config.nodes.num_steps - 1, student.num_points)
-    found = compile_tableau(
-        EPD(table, student.afs, student.max_order), torch.linspace(2, 1, config.nodes.num_steps)
-    )
-    return found.depth, found.evaluations
-
-
 def baseline_rows(config: DistillConfig, depths: set[int], flow: bool) -> int:
     """Evaluations of all baselines of some serial depths: on the tuning pairs with each schedule, with the
     best on the held-out pairs.
@@ -120,14 +89,15 @@ def baseline_rows(config: DistillConfig, depths: set[int], flow: bool) -> int:
     return total
 
 
-def distill_estimates(config: DistillConfig, loaded: Predictor | None) -> list[str]:
+def distill_estimates(config: DistillConfig, start: Start | None) -> list[str]:
     """The lines that a dry run of distillation prints on its cost."""
     spec, train, bank = config.spec(), config.train, config.bank
     flow = check_backend(spec)[0].flow
     kept = config.teacher.intervals or config.nodes.num_steps - 1
     per_image, pairs = rows_an_evaluation(spec), bank.pairs + bank.heldout_pairs
     teacher = evaluations(BASELINES[config.teacher.solver], kept * (config.teacher.inner + 1) + 1)
-    depth, cost = student_cost(config, loaded)
+    student = STUDENTS[config.student.kind].cost(config, start)
+    depth, cost = student.depth, student.evaluations
     measured = 1 + -(-train.steps // config.evaluation.interval)
     rows = {
         "teacher": pairs * teacher,
@@ -156,12 +126,13 @@ def distill_estimates(config: DistillConfig, loaded: Predictor | None) -> list[s
     return lines + ([] if memory is None else [memory])
 
 
-def rdpo_estimates(config: RDPOConfig, spec: Spec, predictor: Predictor) -> list[str]:
+def rdpo_estimates(config: RDPOConfig, spec: Spec, start: Start) -> list[str]:
     """The lines that a dry run of RDPO prints on its cost."""
-    ppo, cost, per_image = config.ppo, predictor.cost().evaluations, rows_an_evaluation(spec)
+    ppo, per_image = config.ppo, rows_an_evaluation(spec)
+    cost = start.predictor.cost().evaluations
     measured = -(-ppo.steps // config.evaluation.interval)
     learned = ppo.steps * ppo.rollout_batch_size * cost * per_image
     held_out = (1 + measured) * config.evaluation.images * cost * per_image
     lines = [f"network rows: {learned + held_out} (rollouts {learned}, held-out evaluations {held_out})"]
-    memory = memory_text(spec, "auto", ppo.rollout_chunk * predictor.table.num_points * per_image, "passing")
+    memory = memory_text(spec, "auto", ppo.rollout_chunk * start.table.num_points * per_image, "passing")
     return lines + ([] if memory is None else [f"{memory}, and the reward's own"])
