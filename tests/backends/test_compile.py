@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 from backends import BackendError, compiled, load_backend
 from backends.compiled import compilations
 from generation.generate import Sampler
-from solvers import BASELINES, EPD, SolverTable, Spec, load_predictor, resolve_predictor_path
-from training.distill.losses import checkpointed, rollout
+from solvers import BASELINES, EPD, SolverTable, Spec, load_predictor, resolve_predictor_path, sample
+from training.distill.losses import checkpointed
 
 ROOT = Path(__file__).parents[2]
 TABLES = {
@@ -133,14 +133,9 @@ def gradient(backend, family, again=lambda velocity: velocity) -> torch.Tensor:
     predictor = predictor_of(family)
     leaves = [predictor.table.r.clone().requires_grad_(), predictor.table.w.clone().requires_grad_()]
     velocity = again(backend.velocity(backend.encode(CAPTIONS[:1], predictor.spec.guidance_rate)))
-    states = rollout(
-        EPD(SolverTable(*leaves)),
-        predictor.sigmas,
-        velocity,
-        backend.initial_latents([0], predictor.sigmas[0]),
-        False,
-    )
-    return torch.cat([g.flatten() for g in torch.autograd.grad(states[-1].square().mean().sqrt(), leaves)])
+    x = backend.initial_latents([0], predictor.sigmas[0])
+    x = sample(EPD(SolverTable(*leaves)), velocity, x, predictor.sigmas)
+    return torch.cat([g.flatten() for g in torch.autograd.grad(x.square().mean().sqrt(), leaves)])
 
 
 def test_more_shapes_than_torch_allows_by_default(tiny_folder, uncoded):

@@ -24,8 +24,9 @@ from solvers import (
 )
 from training.config import load_config
 from training.ppo import launch
-from training.ppo.config import RDPOConfig, check
-from training.ppo.setup import choose_exploration, load_start, merge_spec
+from training.ppo.checks import check
+from training.ppo.config import RDPOConfig
+from training.ppo.setup import choose_exploration, find_start, merge_spec
 from training.start_tables import stable_diffusion_noise
 
 CONFIGS = Path(__file__).parents[3] / "training" / "ppo" / "cfgs"
@@ -68,7 +69,7 @@ def downloads(tmp_path_factory):
 def test_published_means_the_published_value_of_every_key(name):
     config = load_config(RDPOConfig, CONFIGS / "published" / f"{name}.yaml")
     check(config)
-    spec = merge_spec(config, load_start(config)[0])
+    spec = merge_spec(config, find_start(config))
     assert (
         check_backend(spec)[0]
         == {"sd15": "ldm", "sd3_512": "sd3", "sd3_1024": "sd3", "flux_dev": "flux"}[name]
