@@ -13,6 +13,7 @@ from backends import load_backend
 from digits.data import training_prompts
 from solvers import Predictor, SolverTable, Spec, UserError, save_predictor
 from training.distill import launch as distill
+from training.distill import plots
 from training.ppo import launch as ppo
 from training.processes import StopRequest
 from training.run_folder import RunFolder
@@ -121,12 +122,10 @@ class Stage:
         return self.run_of(folder, name)
 
     def resume(self, run: RunFolder) -> None:
-        """Go on with a run to its end; the last table of where it had stopped is left out of comparisons."""
-        stopped = run.latest_checkpoint().stem
+        """Go on with a run to its end, without the tables of where it had stopped."""
+        for path in run.export.glob(f"*-{run.latest_checkpoint().stem}.pkl"):
+            path.unlink()
         invoke(self.main, "--resume", run.path, self.root, run.path.parent, *CPU)
-        for path in run.export.glob(f"*-{stopped}.pkl"):
-            if stopped != run.latest_checkpoint().stem:
-                path.unlink()
 
     def error(self, *arguments: object) -> str:
         """The one line with which the command refuses its arguments."""
@@ -191,5 +190,6 @@ def run_slowly(module: str, arguments: list[str], seconds: float = 0.3) -> None:
         original(self, log, bar)
 
     Trainer.evaluate_if_due = slow
+    plots.draw = lambda run, trainer, curves: None
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

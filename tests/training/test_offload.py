@@ -16,10 +16,17 @@ guidance_scale: 3.0
 nodes: {num_steps: 3}
 teacher: {inner: 1, check: 0}
 bank: {folder: FOLDER/banks, prompts: FOLDER/prompts.txt, pairs: 6, heldout_pairs: 4, shard_size: 2}
-train: {steps: 2, batch: 4, chunk: 2, checkpoint_interval: 1}
-evaluation: {interval: 1, batch: 2, baselines: [euler], schedules: [discrete], tuning_pairs: 2}
+train: {steps: 2, batch: 2, chunk: 2, checkpoint_interval: 1}
+evaluation: {interval: 1, batch: 2, baselines: [], tuning_pairs: 2}
 """
-RDPO_SETTINGS = ("ppo.steps=2", "evaluation.interval=1", "evaluation.rewards=[]")
+RDPO_SETTINGS = (
+    "ppo.steps=2",
+    "ppo.rollout_batch_size=2",
+    "ppo.rollout_chunk=2",
+    "ppo.minibatch_size=2",
+    "evaluation.interval=1",
+    "evaluation.images=2",
+)
 PROMPTS = "\n".join(f"a thin {name}" for name in ("one", "two", "three", "four", "five"))
 
 

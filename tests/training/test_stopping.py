@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from training.distill import launch
 from training.distill.gradients import ChunkGradient
 from training.ppo.rollout import Scorer
 from training.trainer import CheckpointTimer
@@ -147,6 +148,7 @@ def slow(self, indices):
 
 
 ChunkGradient.__call__ = slow
+launch.draw = lambda *_: None
 sys.argv = ["training.distill.launch", *{arguments!r}]
 run_command(launch.main)
 """
@@ -190,6 +192,7 @@ def slow_chunks(log, arguments) -> None:
         return original(self, indices)
 
     ChunkGradient.__call__ = slow
+    launch.draw = lambda *_: None
     DISTILL.main(arguments, standalone_mode=False)
 
 
