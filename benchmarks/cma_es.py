@@ -1,4 +1,4 @@
-"""CMA-ES on a solver table: the rival that RDPO has to beat with the same images."""
+"""CMA-ES on a solver table: the baseline of RDPO with the same images."""
 
 from dataclasses import dataclass
 from pathlib import Path

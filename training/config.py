@@ -170,6 +170,6 @@ def to_yaml(config: object) -> str:
 
 
 def without_secrets(values: dict) -> dict:
-    """A mapping without the entries, at any depth, whose names say that they are secret."""
+    """A mapping without the entries, at any depth, whose names are those of secrets."""
     kept = {k: v for k, v in values.items() if not str(k).lower().endswith(SECRETS)}
     return {k: without_secrets(v) if isinstance(v, dict) else v for k, v in kept.items()}

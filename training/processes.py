@@ -40,11 +40,11 @@ class StopRequest:
     """Whether this process, and so the run, was asked to stop."""
 
     def __init__(self, ranks: Ranks):
-        self.ranks, self.wanted = ranks, False
+        self.ranks, self.pending = ranks, False
 
     def any_rank(self) -> bool:
         """Whether any rank was asked to; all ranks get the same answer."""
-        return self.ranks.any_rank(self.wanted)
+        return self.ranks.any_rank(self.pending)
 
 
 @contextmanager
@@ -56,9 +56,9 @@ def stop_requests(ranks: Ranks) -> Iterator[StopRequest]:
     before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
 
     def handle(number, frame):
-        if request.wanted and number == signal.SIGINT:
+        if request.pending and number == signal.SIGINT:
             raise KeyboardInterrupt
-        request.wanted = True
+        request.pending = True
 
     for number in before:
         signal.signal(number, handle)

@@ -34,7 +34,7 @@ def split_prompts(
         training: the file to learn from.
         heldout: the file to measure with; by default the last of the training prompts are held out.
         count: how many of these are, a fifth at most.
-        own: the backbone's own prompts of both kinds, for want of a training file.
+        own: the backbone's own prompts of both kinds, used without a training file.
 
     Raises:
         ConfigError: a prompt in both files, too few to split, or no file at all.

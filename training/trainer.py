@@ -224,5 +224,5 @@ class Trainer(ABC):
         self.evaluated = state.get("evaluated", self.step)
 
     def recorded_dependencies(self, state: dict) -> dict[str, Any]:
-        """What a checkpoint says of depends_on."""
+        """The depends_on of a checkpoint."""
         return state["depends_on"]

@@ -91,7 +91,7 @@ class Stage:
     module: str
     main: click.Command
     root: str
-    """The option that says where run folders are."""
+    """The option for the folder of run folders."""
     write_config: Callable[[Path], Path]
     module_key: str
     checkpoints: tuple[str, str]

@@ -153,7 +153,7 @@ class TrainConfig:
     batch: int = 32
     """Pairs a step, over all ranks."""
     chunk: int = 32
-    """Pairs in one forward and backward pass: what memory allows, and what decides rounding."""
+    """Pairs in one forward and backward pass: what memory allows; rounding depends on it."""
     lr: float = 0.1
     """Peak learning rate; for a tableau in units of its start's error."""
     lr_floor: float = 0.02

@@ -49,7 +49,7 @@ def pairs_of(config: DistillConfig) -> tuple[Pairs, Pairs]:
 
 
 def make_teacher(config: DistillConfig, backend: Backend) -> Teacher:
-    """The teacher on the student's nodes, or on more or others where the configuration says so, refined."""
+    """The teacher on the student's nodes, or on those of the teacher section, refined."""
     kept = config.teacher.intervals or config.nodes.num_steps - 1
     every = config.teacher.inner + 1
     schedule = config.teacher.schedule or config.nodes.schedule or backend.default_schedule

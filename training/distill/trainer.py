@@ -4,6 +4,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,7 +80,7 @@ class DistillTrainer(Trainer):
         order = torch.cat(orders).tolist()
         return order[first - epochs.start * n :][:size]
 
-    def learn(self):
+    def learn(self) -> dict:
         settings, indices = self.config.train, self.batch(self.step)
         chunks = [indices[i : i + settings.chunk] for i in range(0, len(indices), settings.chunk)]
         rows = self.processes.map(lambda part: self.chunk_row(chunks[part.start])[None], len(chunks), 1)
@@ -133,7 +134,7 @@ class DistillTrainer(Trainer):
 
     # held-out error
 
-    def evaluate(self):
+    def evaluate(self) -> dict:
         """Held-out RMSE of the final state to the teacher, paired with the best baseline of the same serial
         depth.
         """
@@ -171,27 +172,29 @@ class DistillTrainer(Trainer):
         predictor = self.student.predictor({})
         return {k: v.detach().tolist() for k, v in predictor.kind.curves(predictor.table).items()}
 
-    def progress(self, record):
+    def progress(self, record: dict) -> str | None:
         return f"held-out {record['heldout']:.4f}" if "heldout" in record else None
 
     # files
 
-    def depends_on(self):
+    def depends_on(self) -> dict[str, Any]:
         return {"bank": [self.train.key, self.heldout.key], "start (student.start)": self.student.parent}
 
-    def recorded_dependencies(self, state):
+    def recorded_dependencies(self, state: dict) -> dict[str, Any]:
         earlier = {"bank": state.get("bank"), "start (student.start)": state.get("parent")}
         return state.get("depends_on", earlier)
 
-    def state(self):
+    def state(self) -> dict:
         return {**super().state(), "peak_lr": self.peak_lr, "provenance": self.provenance}
 
-    def restore(self, state):
+    def restore(self, state: dict) -> None:
         super().restore(state)
         self.peak_lr, self.provenance = state["peak_lr"], state["provenance"]
 
     def export(self, last: bool = False) -> None:
-        """Write the best table so far, by its step and as best.pkl, and if asked the last one as well."""
+        """Write the best table so far, by its step and as best.pkl, and with `last` the present one
+        as well.
+        """
         if not self.processes.first:
             return
         present = {k: v.detach().clone() for k, v in self.module.state_dict().items()}

@@ -40,7 +40,7 @@ UNUSED = {  # published keys that are accepted, and why they do nothing here
     "reward.multi.imagereward.med_config": "ImageReward's layout is known",
     **dict.fromkeys(
         ("reward.cache_dir", "reward.multi.imagereward.cache_dir", "reward.multi.clip.cache_dir"),
-        "HF_HUB_CACHE in the environment says where files of the hub are",
+        "files of the hub are where HF_HUB_CACHE in the environment points",
     ),
 }
 HIGHEST: dict[str, float] = {"run.seed": 2**31, "ppo.max_log_change": 20, "ppo.dirichlet_concentration": 1e8}

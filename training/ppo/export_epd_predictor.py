@@ -41,7 +41,7 @@ def main(
         path = next((p for p in places if p.is_file()), None)
         if path is None:
             held = ", ".join(p.name for p in sorted(run.checkpoints.glob("*.pt")))
-            raise UserError(f"--checkpoint {checkpoint}: not found; {run.checkpoints} holds {held}")
+            raise UserError(f"--checkpoint {checkpoint}: no such file; {run.checkpoints} holds {held}")
     state = run.load_checkpoint(path)
     if not {"policy", "best", "export"} <= state.keys():
         raise UserError(f"{path}: not a checkpoint of an RDPO run")

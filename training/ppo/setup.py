@@ -112,13 +112,13 @@ def prompts_of(
 def policy_of(config: RDPOConfig, start: Start) -> ResidualPolicy:
     """The policy around the start table."""
     ppo, table = config.ppo, start.table
-    asked = {"scale_dir": ppo.train_scale_dir, "scale_time": ppo.train_scale_time}
-    learned = [name in table.arrays() if asked[name] is None else asked[name] for name in SCALES]
+    chosen = {"scale_dir": ppo.train_scale_dir, "scale_time": ppo.train_scale_time}
+    learned = [name in table.arrays() if chosen[name] is None else chosen[name] for name in SCALES]
     assert ppo.dirichlet_concentration is not None  # choose_exploration has set it
     settings = PolicySettings(
         concentration=ppo.dirichlet_concentration,
         scale_std=ppo.scale_std,
-        learned_scales=tuple(name for name, chosen in zip(SCALES, learned, strict=True) if chosen),
+        learned_scales=tuple(name for name, is_learned in zip(SCALES, learned, strict=True) if is_learned),
         limit=ppo.max_log_change,
         residual=ppo.policy,
         seed=config.run.seed,

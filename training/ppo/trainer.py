@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ class RDPOTrainer(Trainer):
 
     # one step
 
-    def learn(self):
+    def learn(self) -> dict:
         """One step: rollout, advantages, update; what it logs. A step that is not finite is not applied, but
         recorded.
         """
@@ -189,7 +190,7 @@ class RDPOTrainer(Trainer):
 
     # held-out reward
 
-    def evaluate(self):
+    def evaluate(self) -> dict:
         """The mean table against the start table on fixed prompts and seeds: paired gains with 95 % intervals
         over the prompts.
 
@@ -225,19 +226,19 @@ class RDPOTrainer(Trainer):
                 record[f"gain_{name}_halfwidth"] = half
         return record
 
-    def warning(self, record):
+    def warning(self, record: dict) -> str | None:
         if self.step < self.config.evaluation.warn_after:
             return None
         return no_signal(record, self.step, self.config, self.problem.from_start)
 
-    def progress(self, record):
+    def progress(self, record: dict) -> str | None:
         if "table" in record:
             return None
         return f"reward {record.get('reward', math.nan):.4f} kl {record.get('kl', math.nan):.2f}"
 
     # files
 
-    def state(self):
+    def state(self) -> dict:
         return {
             **super().state(),
             "export": self.exported(),
@@ -246,13 +247,13 @@ class RDPOTrainer(Trainer):
             "skipped": self.skipped,
         }
 
-    def restore(self, state):
+    def restore(self, state: dict) -> None:
         super().restore(state)
         self.base_scores, self.kl_coef, self.skipped = (
             state[name] for name in ("base_scores", "kl_coef", "skipped")
         )
 
-    def depends_on(self):
+    def depends_on(self) -> dict[str, Any]:
         train, heldout = self.problem.prompts, self.heldout.prompts
         backend = self.train.backend
         return {

@@ -67,8 +67,8 @@ def test_the_optimum_of_one_interval_is_reached():
 
     def error(r):
         table = SolverTable(torch.tensor([[r]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
-        found = sample(EPD(table), line_velocity, x, torch.tensor([start, end]))
-        return (weights * (found - target)[:, 0].square()).sum().sqrt().item()
+        result = sample(EPD(table), line_velocity, x, torch.tensor([start, end]))
+        return (weights * (result - target)[:, 0].square()).sum().sqrt().item()
 
     best = minimize_scalar(error, bounds=(0.05, 0.95), method="bounded", options={"xatol": 1e-6})
     student = TableStudent(SolverTable.uniform(1, 1))
@@ -76,10 +76,10 @@ def test_the_optimum_of_one_interval_is_reached():
     for step in range(300):
         optimiser.param_groups[0]["lr"] = 0.05 * (1 - step / 300)
         optimiser.zero_grad()
-        found = sample(
+        result = sample(
             EPD(student.learned()), line_velocity, x, torch.tensor([start, end], dtype=torch.float64)
         )
-        (weights * (found - target)[:, 0].square()).sum().sqrt().backward()
+        (weights * (result - target)[:, 0].square()).sum().sqrt().backward()
         optimiser.step()
     assert error(0.5) > 1.05 * best.fun  # equal points are not the answer already
     assert abs(student.learned().r.item() - best.x) < 1e-3
@@ -130,8 +130,8 @@ def test_what_is_exported_has_the_error_that_is_recorded(trainer_of):
     trainer.export(last=True)
     predictor = load_predictor(trainer.run.export / "network-snapshot-export-best.pkl")
     condition, x, states = trainer.heldout.rows(list(range(64)))
-    found = sample(predictor.solver(), trainer.heldout.backend.velocity(condition), x, predictor.sigmas)
-    assert (found - states[-1]).abs().mean().item() == pytest.approx(
+    result = sample(predictor.solver(), trainer.heldout.backend.velocity(condition), x, predictor.sigmas)
+    assert (result - states[-1]).abs().mean().item() == pytest.approx(
         predictor.provenance["heldout_rmse"], rel=1e-6
     )
 
@@ -247,5 +247,5 @@ def test_features_of_a_clip_folder():
             .get_image_features(pixel_values=pixels)
             .pooler_output
         )
-        found = load_features(str(REWARD_FOLDER), torch.device("cpu"))(images)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        features = load_features(str(REWARD_FOLDER), torch.device("cpu"))(images)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)

@@ -186,7 +186,7 @@ def test_a_widened_tableau_is_the_same_sampler_with_idle_stages(solver, points, 
     student = TableauStudent(wide, learn_sigmas=True)
     sample(student.learned(), velocity, start_state(), NODES).square().sum().backward()
     if points > 1:
-        assert (student.row_change.grad[-1].abs() > 0).all()  # idle stages are wanted
+        assert (student.row_change.grad[-1].abs() > 0).all()  # idle stages would be used
 
 
 @pytest.mark.parametrize("first", [1, 3])

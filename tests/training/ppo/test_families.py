@@ -138,10 +138,10 @@ def test_exploration_is_wide_from_equal_points_and_narrow_from_a_learned_table(
         "--override",
         f"data.predictor_snapshot={snapshot}",
     ]
-    said = CliRunner().invoke(launch.main, arguments, catch_exceptions=False).output
-    assert f"  dirichlet_concentration: {concentration}\n" in said
-    assert f"  learning_rate: {rate}\n" in said
-    assert ("distil first" in said) == (table == "start")
+    output = CliRunner().invoke(launch.main, arguments, catch_exceptions=False).output
+    assert f"  dirichlet_concentration: {concentration}\n" in output
+    assert f"  learning_rate: {rate}\n" in output
+    assert ("distil first" in output) == (table == "start")
 
 
 @pytest.mark.parametrize("name", [*REAL, *(f"published/{name}" for name in REAL)])
@@ -254,8 +254,8 @@ def test_a_shipped_configuration_on_a_tiny_model(tmp_path, name):
         "evaluation.images=2",
         "evaluation.rewards=[]",
     ]
-    told = [part for text in overrides for part in ("--override", text)]
-    arguments = ["--config", str(CONFIGS / f"{name}.yaml"), "--output-root", str(tmp_path / "exps"), *told]
+    options = [part for text in overrides for part in ("--override", text)]
+    arguments = ["--config", str(CONFIGS / f"{name}.yaml"), "--output-root", str(tmp_path / "exps"), *options]
     result = CliRunner().invoke(launch.main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     predictor = load_predictor(resolve_predictor_path(str(next((tmp_path / "exps").iterdir()))))

@@ -102,7 +102,7 @@ class StudentKind(ABC):
 
     @abstractmethod
     def start_facts(self, config: DistillConfig, start: Start) -> dict[str, tuple[object, object]]:
-        """(asked, recorded) by key, which must be the same; a predictor of another kind: ConfigError."""
+        """(configured, recorded) by key, which must be the same; a predictor of another kind: ConfigError."""
 
     @abstractmethod
     def num_steps(self, config: DistillConfig) -> int:

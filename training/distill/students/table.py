@@ -5,10 +5,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from solvers import EPD, SolverTable, Tableau, compile_tableau
+from solvers import EPD, SolverTable, Spec, Tableau, compile_tableau
 
 from ...config import ConfigError
-from .student import SMALLEST, LearnedModule, Student, StudentKind
+from ...start import Start
+from ..config import DistillConfig
+from .student import SMALLEST, LearnedModule, Student, StudentData, StudentKind
 
 LOW_POINTS = (-2.5, -0.5)  # logits of the first and last of the points of a "low" start
 
@@ -52,7 +54,7 @@ class TableStudent(LearnedModule):
         scales = {k: 2 * h * (self.scales[k] / 2).sigmoid() + 1 - h for k, h in self.half_ranges.items() if h}
         return SolverTable.from_gaps(self.gap_logits.softmax(-1), self.weight_logits.softmax(-1), **scales)
 
-    def nodes(self):
+    def nodes(self) -> Tensor | None:
         if self.ends is None:
             return None
         first, last = torch.tensor(self.ends, dtype=torch.float64)
@@ -65,7 +67,7 @@ class TableKind(StudentKind):
 
     name, start_names, fixed_nodes = "table", ("equal", "low"), True
 
-    def check(self, config):
+    def check(self, config: DistillConfig) -> None:
         if config.student.start == "baseline":
             raise ConfigError(
                 'student.start is "baseline", which a tableau can start from; a table starts from equal, low'
@@ -74,7 +76,7 @@ class TableKind(StudentKind):
         if config.loss.start:
             raise ConfigError("loss.start holds a tableau near its start; set it to 0 for a table")
 
-    def start_facts(self, config, start):
+    def start_facts(self, config: DistillConfig, start: Start) -> dict[str, tuple[object, object]]:
         student, nodes, table = config.student, config.nodes, start.predictor.table
         if isinstance(table, Tableau):
             raise ConfigError(f"student.start {start.path} holds a tableau; set student.kind to tableau")
@@ -87,15 +89,15 @@ class TableKind(StudentKind):
             "student.max_order": (student.max_order, spec.max_order),
         }
 
-    def num_steps(self, config):
+    def num_steps(self, config: DistillConfig) -> int:
         return config.nodes.num_steps - 1
 
-    def cost(self, config, start):
+    def cost(self, config: DistillConfig, start: Start | None) -> Tableau:
         student, num_steps = config.student, config.nodes.num_steps
         table = SolverTable.uniform(num_steps - 1, student.num_points)
         return compile_tableau(EPD(table, student.afs, student.max_order), torch.linspace(2, 1, num_steps))
 
-    def make(self, config, spec, data):
+    def make(self, config: DistillConfig, spec: Spec, data: StudentData) -> Student:
         student, start = config.student, data.start
         recorded = None if start is None else start.predictor.sigmas
         nodes = data.train.backend.sigmas(spec) if recorded is None else recorded
@@ -115,7 +117,7 @@ class TableKind(StudentKind):
         return Student(module, spec, nodes, parent, config.train.parallel_points)
 
 
-def start_table(config) -> tuple[SolverTable, str]:
+def start_table(config: DistillConfig) -> tuple[SolverTable, str]:
     """The table of student.start "equal" or "low", and what to call it."""
     student, intervals = config.student, config.nodes.num_steps - 1
     table = SolverTable.uniform(intervals, student.num_points)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from backends.parallel import ParallelEvaluator
-from solvers import BASELINES, Tableau, compile_tableau
+from solvers import BASELINES, Spec, Tableau, compile_tableau
 from solvers.solver import Velocity
 
 from ...config import ConfigError
@@ -20,7 +20,7 @@ MOMENT_PAIRS = 32  # training pairs off whose states the second moments of a sta
 
 
 class TableauStudent(LearnedModule):
-    """A tableau whose rows and, if asked, noise levels are learned from a start; its levels stay.
+    """A tableau whose rows and, with `learn_sigmas`, noise levels are learned; its levels of stages stay.
 
     A stage's input is written as x_s = a_s x_0 + sum_j b_sj D_j with the denoised states D_j = x_j - sigma_j
     g_j of earlier levels (data prediction, as in DPM-Solver++, arXiv 2211.01095, section 4), and so is the
@@ -79,7 +79,7 @@ class TableauStudent(LearnedModule):
                 denoised.append(rows[s] - sigmas[s] * unit[1 + s])
         return Tableau(sigmas, torch.stack(rows[:-1]), rows[-1], self.start.levels, self.start.nodes)
 
-    def distance(self):
+    def distance(self) -> Tensor:
         return torch.cat([self.row_change.flatten(), self.log_sigma_change]).square().mean()
 
 
@@ -146,7 +146,7 @@ class TableauKind(StudentKind):
 
     name, start_names, fixed_nodes = "tableau", ("baseline",), False
 
-    def check(self, config):
+    def check(self, config: DistillConfig) -> None:
         student = config.student
         if student.start == "baseline" and student.depth is None:
             raise ConfigError(
@@ -157,7 +157,7 @@ class TableauKind(StudentKind):
                 f'student.start is {student.start!r}, but a tableau starts from "baseline" or a predictor'
             )
 
-    def start_facts(self, config, start):
+    def start_facts(self, config: DistillConfig, start: Start) -> dict[str, tuple[object, object]]:
         if start.predictor.sigmas is None:
             raise ConfigError(
                 f"student.start {start.path} does not hold its nodes, which a tableau needs; distil a table"
@@ -165,17 +165,18 @@ class TableauKind(StudentKind):
             )
         return {}
 
-    def num_steps(self, config):
+    def num_steps(self, config: DistillConfig) -> int:
         return 1
 
-    def cost(self, config, start):
+    def cost(self, config: DistillConfig, start: Start | None) -> Tableau:
         if start is not None:
             tableau = tableau_of(start)
             return widened(tableau, config.student) if config.student.widen else tableau
+        assert config.student.depth is not None  # check
         nodes = torch.linspace(2, 1, config.student.depth + 1, dtype=torch.float64)
         return widened(compile_tableau(BASELINES["euler"], nodes), config.student)
 
-    def make(self, config, spec, data):
+    def make(self, config: DistillConfig, spec: Spec, data: StudentData) -> Student:
         student, start = config.student, tableau_start(config, data)
         nodes = start.tableau.nodes
         assert nodes is not None  # compile_tableau and widen keep them
@@ -203,8 +204,8 @@ def widened(tableau: Tableau, student: StudentConfig) -> Tableau:
 
 
 def tableau_start(config: DistillConfig, data: StudentData) -> TableauStart:
-    """The tableau of the start predictor, or of the best baseline of the depth asked for, with idle stages to
-    learn.
+    """The tableau of the start predictor, or of the best baseline of the configured depth, with idle stages
+    to learn.
     """
     tuning, student, baselines = config.evaluation.tuning_pairs, config.student, data.baselines
     if data.start is not None:
@@ -215,7 +216,7 @@ def tableau_start(config: DistillConfig, data: StudentData) -> TableauStart:
         if student.widen:
             tableau = widened(tableau, student)
         return TableauStart(tableau, predictor.spec.schedule_type, data.start.parent, error)
-    assert student.depth is not None  # TableauKind.check
+    assert student.depth is not None  # check
     matched = [option for option, _ in baselines.at(student.depth).values()]
     if not matched:
         raise ConfigError(

@@ -52,8 +52,8 @@ def widen(tableau: Tableau, points: int, stride: int = 1, first: int = 1) -> Tab
     for n, level in enumerate(tableau.levels):
         own = range(position, position + len(level))
         position += len(level)
-        wanted = first if n == 0 else points if n % stride == 0 else 1
-        new = max(0, wanted - len(level))
+        stages = first if n == 0 else points if n % stride == 0 else 1
+        new = max(0, stages - len(level))
         levels.append(tuple(range(len(rows), len(rows) + len(own) + new)))
         for s in own:
             place[s] = len(rows)
