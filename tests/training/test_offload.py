@@ -4,7 +4,8 @@ same.
 
 import pytest
 
-from backends.diffusers_pipeline import EmbeddingCache, PipelineBackend
+from backends.diffusers_pipeline import PipelineBackend
+from backends.embeddings import EmbeddingCache
 from solvers import load_predictor, resolve_predictor_path
 from training.run_folder import RunFolder
 

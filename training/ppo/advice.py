@@ -1,6 +1,6 @@
 """The held-out gain of a run in words, and what to try where there is none."""
 
-from .config import PPOConfig, RDPOConfig
+from .config import PPOConfig
 
 
 def gain_text(record: dict, name: str) -> str:
@@ -9,20 +9,20 @@ def gain_text(record: dict, name: str) -> str:
     return f"{record[f'gain_{name}']:+.4f}" + ("" if half is None else f" ± {half:.4f}")
 
 
-def no_signal(record: dict, step: int, config: RDPOConfig, from_start: bool) -> str | None:
+def no_signal(record: dict, name: str, step: int, config: PPOConfig, from_start: bool) -> str | None:
     """A warning where the gain in the reward does not lie above 0 by more than half its interval; None where
     it does.
 
     Args:
         record: of the evaluation.
+        name: of the reward.
         step: after which it was.
-        config: of the run.
+        config: the run's ppo section.
         from_start: whether the run began at a table in which nothing was learned.
     """
-    name = config.reward.type
     if record[f"gain_{name}"] > record.get(f"gain_{name}_halfwidth", 0.0):
         return None
-    advice = ", ".join(f"{key}={value}" for key, value in better_settings(config.ppo, from_start).items())
+    advice = ", ".join(f"{key}={value}" for key, value in better_settings(config, from_start).items())
     remedies = [f"set {advice}"] if advice else []
     if from_start:
         remedies = [

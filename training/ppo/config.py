@@ -114,7 +114,8 @@ class RewardConfig:
         if self.type == "hps":
             return hps | self.options
         if self.type != "multi":
-            return {"weights_path": self.weights_path, **self.options}
+            weights = {} if self.weights_path is None else {"weights_path": self.weights_path}
+            return {**weights, **self.options}
         multi = self.multi
         configs = {
             "hps": hps,

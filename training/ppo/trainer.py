@@ -190,6 +190,11 @@ class RDPOTrainer(Trainer):
 
     # held-out reward
 
+    @property
+    def trained_name(self) -> str:
+        """The reward that is trained on, as records have it."""
+        return self.train.rewards[0].name
+
     def evaluate(self) -> dict:
         """The mean table against the start table on fixed prompts and seeds: paired gains with 95 % intervals
         over the prompts.
@@ -211,7 +216,7 @@ class RDPOTrainer(Trainer):
                 f"{self.run.path}: a held-out reward at step {self.step} is not finite; check the reward and"
                 " the start table"
             )
-        self.compare_with_best(record[f"gain_{self.config.reward.type}"])
+        self.compare_with_best(record[f"gain_{self.trained_name}"])
         return {**record, "table": {"r": table.r.tolist(), "w": table.w.tolist()}}
 
     def gains(self, scores: Tensor, base_scores: Tensor) -> dict[str, float]:
@@ -229,7 +234,7 @@ class RDPOTrainer(Trainer):
     def warning(self, record: dict) -> str | None:
         if self.step < self.config.evaluation.warn_after:
             return None
-        return no_signal(record, self.step, self.config, self.problem.from_start)
+        return no_signal(record, self.trained_name, self.step, self.config.ppo, self.problem.from_start)
 
     def progress(self, record: dict) -> str | None:
         if "table" in record:

@@ -127,6 +127,31 @@ def test_missing_weights_of_a_reward_are_one_line(tmp_path):
     assert "hf download" in message
 
 
+OWN_REWARD = """
+import torch
+
+from rewards import Reward
+
+
+class Brightness(Reward):
+    name, version = "brightness", "1"
+
+    def __init__(self, device):
+        self.device = device
+
+    def score(self, images, prompts):
+        return images.mean((1, 2, 3))
+"""
+
+
+def test_a_reward_of_the_users_own_is_trained_on_where_the_configuration_names_it(tmp_path, monkeypatch):
+    (tmp_path / "own_reward.py").write_text(OWN_REWARD)
+    monkeypatch.syspath_prepend(tmp_path)
+    run = RDPO.start(tmp_path, "own", "reward.type=own_reward:Brightness", "ppo.steps=1")
+    assert "gain_brightness" in run.records()[-1]
+    assert best_of(run).provenance["reward"]["name"] == "brightness"
+
+
 def test_plugin_tables_roll_out_as_they_are_exported(tmp_path):
     RDPO.write_config(tmp_path)
     spec = Spec(**vars(RDPO_SPEC) | {"max_order": 2, "afs": True})
