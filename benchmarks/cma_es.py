@@ -1,4 +1,4 @@
-"""CMA-ES on a solver table: the rival that RDPO has to beat with the same images."""
+"""CMA-ES on a solver table: the baseline of RDPO with the same images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,8 @@ from rewards import load_reward
 from solvers import Predictor, SolverTable
 from training.config import load_config
 from training.ppo.config import RDPOConfig
-from training.ppo.rollout import Plan, Scorer
-from training.ppo.setup import load_start, merge_spec, prompts_of
+from training.ppo.rollout import RolloutPlan, Scorer
+from training.ppo.setup import find_start, merge_spec, prompts_of
 
 POPULATION = 16
 
@@ -28,22 +28,17 @@ class Logits:
     @property
     def origin(self) -> list[float]:
         """The table's own point."""
-        edges = (
-            torch.nn.functional.pad(self.table.r, (1, 0)),
-            torch.nn.functional.pad(self.table.r, (0, 1), value=1.0),
-        )
-        parts = edges[1] - edges[0], self.table.w
+        parts = self.table.gaps(), self.table.w
         return torch.cat([part.clamp(min=1e-6).log().flatten() for part in parts]).tolist()
 
     def tables(self, points: list[np.ndarray]) -> SolverTable:
         """The tables [P, N, K] of P points."""
         rows, (intervals, k) = torch.from_numpy(np.stack(points)), self.table.r.shape
         gaps, weights = rows.split([intervals * (k + 1), intervals * k], -1)
-        positions = gaps.view(-1, intervals, k + 1).softmax(-1).cumsum(-1)[..., :-1].clamp(max=1.0)
-        scales = {
-            k: v.expand(len(rows), *v.shape) for k, v in self.table.arrays().items() if k not in ("r", "w")
-        }
-        return SolverTable(positions, weights.view(-1, intervals, k).softmax(-1), **scales)
+        arrays = self.table.arrays()
+        scales = {name: v.expand(len(rows), *v.shape) for name, v in arrays.items() if name not in ("r", "w")}
+        gaps, weights = gaps.view(-1, intervals, k + 1), weights.view(-1, intervals, k)
+        return SolverTable.from_gaps(gaps.softmax(-1), weights.softmax(-1), **scales)
 
 
 def rows_of(table: SolverTable, change) -> SolverTable:
@@ -62,11 +57,12 @@ def cma_es(path: Path, start: Path, seed: int, spread: float) -> Predictor:
     import cma
 
     config = load_config(RDPOConfig, path, [f"data.predictor_snapshot={start}"])
-    predictor, _ = load_start(config)
+    table_start = find_start(config)
+    predictor = table_start.predictor
     spec, ppo = predictor.spec, config.ppo
-    backend, reward = load_backend(merge_spec(config, predictor), "cpu"), load_reward("digits", {}, "cpu")
+    backend, reward = load_backend(merge_spec(config, table_start), "cpu"), load_reward("digits", {}, "cpu")
     score = Scorer(backend, predictor.sigmas, spec.guidance_rate, spec.afs, spec.max_order, [reward])
-    logits, prompts = Logits(predictor.table), prompts_of(config, "digits")[0]
+    logits, prompts = Logits(table_start.table), prompts_of(config, "digits")[0]
     strategy = cma.CMAEvolutionStrategy(
         logits.origin, spread, {"popsize": POPULATION, "seed": seed + 1, "verbose": -9}
     )
@@ -78,14 +74,14 @@ def cma_es(path: Path, start: Path, seed: int, spread: float) -> Predictor:
     ):
         points = strategy.ask()
         rewards = scores_of_points(
-            score, logits.tables(points), Plan.make(prompts, ppo, seed, step), ppo.rloo_k
+            score, logits.tables(points), RolloutPlan.make(prompts, ppo, seed, step), ppo.rloo_k
         )
         strategy.tell(points, (-rewards).tolist())
     best = logits.tables([np.asarray(strategy.result.xfavorite)])
     return Predictor(rows_of(best, lambda tensor: tensor[0]), spec, predictor.sigmas)
 
 
-def scores_of_points(score: Scorer, tried: SolverTable, plan: Plan, k: int) -> Tensor:
+def scores_of_points(score: Scorer, tried: SolverTable, plan: RolloutPlan, k: int) -> Tensor:
     """The mean reward of each table [P] on as many pairs of the plan, the same for all, as make the plan's
     number of images.
     """

@@ -20,6 +20,7 @@ from training.config import load_config, to_yaml
 from training.distill.bank import rmse_per_image
 from training.distill.config import DistillConfig
 from training.distill.launch import distill
+from training.launch import ActiveRun
 from training.run_folder import RunFolder
 
 from .bench import (
@@ -106,10 +107,9 @@ def distilled_now(backend: Backend, guidance: float, depth: int, ranks: Ranks, f
     """A tableau learned here and now from few pairs in few steps: the whole of stage 1 in a minute or two."""
     config = load_config(DistillConfig, ROOT / "training" / "distill" / "cfgs" / "digits_tableau.yaml", SHORT)
     config.guidance_scale, config.student.depth, config.bank.folder = guidance, depth, str(folder / "bank")
-    trainer = distill(
-        config, ranks, RunFolder.create(f"demo-d{depth}", to_yaml(config), ranks, folder), None, None
-    )
-    predictor = load_predictor(trainer.run.export / "network-snapshot-export-best.pkl")
+    run = RunFolder.create(f"demo-d{depth}", to_yaml(config), ranks, folder)
+    distill(config, None, ActiveRun(run, ranks))
+    predictor = load_predictor(run.export / "network-snapshot-export-best.pkl")
     return Sampler(backend, predictor.solver(), "tableau2, just now", predictor.sigmas, guidance)
 
 

@@ -73,13 +73,13 @@ class Cell:
                 {"lr": lr, "steps": 80, "batch": 32} if points == 2 else {"lr": lr, "steps": 40, "batch": 16}
             )
             pace = [f"train.{k}={v}" for k, v in paced.items()] + [f"train.chunk={paced['batch']}"]
-            pace += ["student.resolution=0.1", f"evaluation.interval={paced['steps'] // 2}"]
+            pace += ["student.moment_damping=0.1", f"evaluation.interval={paced['steps'] // 2}"]
             pace += ["teacher.check=0"]  # the narrower ones had the same teacher
             return arguments("digits_tableau", [*overrides, *start, *pace])
         stages = 1 + points * (self.depth - 1)
         # many stages at high guidance amplify what they are given: smaller steps, as in the file
         steep = self.guidance == 7.5 and stages >= 10
-        pace = [] if steep else ["train.lr=0.1", "student.resolution=0.1", "train.steps=200"]
+        pace = [] if steep else ["train.lr=0.1", "student.moment_damping=0.1", "train.steps=200"]
         return arguments("digits_tableau", [*overrides, *pace])
 
 

@@ -6,6 +6,7 @@ from math import isfinite
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 FINISHES = ("none", "euler", "denoise")
@@ -34,12 +35,15 @@ class Solver:
         raise TypeError(f"{type(self).__name__} has no step")
 
 
-def trajectory(solver: Solver, velocity: Velocity, x: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
+def trajectory(
+    solver: Solver, velocity: Velocity, x: Tensor, sigmas: Tensor, detach: bool = False
+) -> Iterator[Tensor]:
     """Integrate from x [B, ...] at sigmas[0] and yield the state at each of sigmas[1:].
 
     `velocity(x, sigma)` gets x [M*B, ...] (row m*B + b belongs to image b) and sigma [] or [M*B], float64, on
     the CPU wherever x is: noise levels are known before any network runs, so nothing waits for the device to
-    tell them. The nodes descend and end at 0 or above; else ValueError.
+    tell them. The nodes descend and end at 0 or above; else ValueError. With `detach` no gradient crosses
+    from one interval into the next.
     """
     sigmas = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")
     levels = sigmas.tolist() if sigmas.ndim == 1 else []
@@ -56,6 +60,8 @@ def trajectory(solver: Solver, velocity: Velocity, x: Tensor, sigmas: Tensor) ->
     for n in range(solver.num_steps(sigmas)):
         x, history = bound.step(velocity, x, sigmas, n, history)
         yield x
+        if detach:
+            x, history = x.detach(), tree_map_only(Tensor, Tensor.detach, history)
 
 
 def sample(

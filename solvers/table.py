@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 GAP = 1e-6  # coincident positions are put this far apart
 
@@ -71,6 +72,26 @@ class SolverTable:
             ones if self.scale_dir is None else self.scale_dir,
             ones if self.scale_time is None else self.scale_time,
         )
+
+    def gaps(self) -> Tensor:
+        """The gaps [..., N, K + 1] between 0, the ascending positions and 1; they sum to 1."""
+        before, after = pad(self.r, (1, 0)), pad(self.r, (0, 1), value=1.0)
+        return after - before
+
+    @classmethod
+    def from_gaps(
+        cls, gaps: Tensor, w: Tensor, scale_dir: Tensor | None = None, scale_time: Tensor | None = None
+    ) -> "SolverTable":
+        """The table of positions r_k = gap_0 + ... + gap_(k-1), the inverse of `gaps`.
+
+        Args:
+            gaps: [..., N, K + 1], >= 0 with sum 1 in each row.
+            w: [..., N, K], weights.
+            scale_dir: [..., N, K], direction scales; None for 1.
+            scale_time: [..., N, K], time scales; None for 1.
+        """
+        positions = gaps.cumsum(-1)[..., :-1].clamp(max=1.0)  # rounding may exceed 1
+        return cls(positions, w, scale_dir, scale_time)
 
     @classmethod
     def uniform(cls, num_intervals: int, num_points: int) -> "SolverTable":

@@ -13,7 +13,7 @@ class Clock:
     for.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
@@ -29,6 +29,6 @@ class Clock:
 
     def read(self) -> dict[str, float]:
         """Seconds by part, which then start again from 0."""
-        found = dict(self.seconds)
+        seconds = dict(self.seconds)
         self.seconds.clear()
-        return found
+        return seconds

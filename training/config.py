@@ -2,18 +2,20 @@
 one line.
 """
 
-import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from common.errors import note
+from common.plugins import is_code
 from solvers import UserError
 from solvers.predictor.options import SECRETS
 
@@ -26,6 +28,11 @@ class ConfigError(UserError):
     """
 
 
+def renamed(old: str, default: Any) -> Any:
+    """A dataclass field whose key had another name, which is still read, with a note."""
+    return field(default=default, metadata={"old": old})
+
+
 def load_config(schema: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config:
     """An instance of the dataclass `schema`: the file's values over its defaults, then `section.key=value`
     overrides.
@@ -33,9 +40,8 @@ def load_config(schema: type[Config], path: Path, overrides: Sequence[str] = ())
     Unknown keys, wrong types and missing values: ConfigError.
     """
     try:
-        config = _merge(
-            OmegaConf.structured(schema), _created(path.read_text(encoding="utf-8"), str(path)), str(path)
-        )
+        values = _use_new_names(_created(path.read_text(encoding="utf-8"), str(path)), schema, str(path))
+        config = _merge(OmegaConf.structured(schema), values, str(path))
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
@@ -47,13 +53,14 @@ def load_config(schema: type[Config], path: Path, overrides: Sequence[str] = ())
         if not equals or not key.strip():
             raise ConfigError(f"--override {text!r}: expected section.key=value")
         try:
-            config = _merge(config, OmegaConf.from_dotlist([text]), f"--override {text}")
+            option = f"--override {text}"
+            config = _merge(config, _use_new_names(OmegaConf.from_dotlist([text]), schema, option), option)
         except (yaml.YAMLError, OmegaConfBaseException, TypeError) as error:
             raise ConfigError(f"--override {text}: not a value ({_one_line(error)})") from None
     try:
         missing = OmegaConf.missing_keys(config)
         if not missing:
-            return OmegaConf.to_object(config)
+            return cast(Config, OmegaConf.to_object(config))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {error.full_key}: {_one_line(error)}") from None
     raise ConfigError(
@@ -61,14 +68,35 @@ def load_config(schema: type[Config], path: Path, overrides: Sequence[str] = ())
     )
 
 
-def _created(text: str, option: str):
+def _created(text: str, option: str) -> Any:
     try:
         return OmegaConf.create(text)
     except (OmegaConfBaseException, AssertionError) as error:
         raise ConfigError(f"{option}: expected sections of keys and values ({_one_line(error)})") from None
 
 
-def _merge(config, update, option: str):
+def _use_new_names(values: Any, schema: type, option: str) -> Any:
+    """The values of a file or override with keys of today."""
+    for section, old, new in _renamed_keys(schema):
+        part: Any = values.get(section) if OmegaConf.is_dict(values) else None
+        if OmegaConf.is_dict(part) and old in part and new not in part:
+            note(f"{option}: {section}.{old} is called {section}.{new} now")
+            part[new] = part.pop(old)
+    return values
+
+
+def _renamed_keys(schema: Any) -> list[tuple[str, str, str]]:
+    """(section, old key, key) of the renamed fields of a configuration's sections."""
+    return [
+        (section.name, key.metadata["old"], key.name)
+        for section in fields(schema)
+        if is_dataclass(section.type)
+        for key in fields(section.type)
+        if "old" in key.metadata
+    ]
+
+
+def _merge(config: Any, update: Any, option: str) -> Any:
     if not OmegaConf.is_dict(update):
         raise ConfigError(f"{option}: expected sections of keys and values")
     try:
@@ -79,7 +107,7 @@ def _merge(config, update, option: str):
         raise ConfigError(f"{option}: {key}: {_one_line(error)}{known}") from None
 
 
-def _siblings(config, key: str) -> list[str]:
+def _siblings(config: Any, key: str) -> list[str]:
     """The keys that exist beside a key."""
     for part in key.split(".")[:-1]:
         config = config[part]
@@ -100,13 +128,21 @@ def check_choices(items: Iterable[tuple[str, object, Sequence]]) -> None:
             raise ConfigError(f"{key} is {value!r}, expected one of {', '.join(valid)}{meant}")
 
 
-def value_at(config: object, key: str) -> object:
+def or_code(value: object, names: Sequence) -> tuple:
+    """The choices for a name that may be my_module:NAME of the user's own."""
+    return (*names, value) if is_code(value) else tuple(names)
+
+
+def value_at(config: object, key: str) -> Any:
     """The value of a "section.key"."""
     return functools.reduce(lambda section, name: vars(section)[name], key.split("."), config)
 
 
 def check_ranges(
-    config: object, lowest: dict[str, float], highest: dict[str, float], above_zero: Sequence[str] = ()
+    config: object,
+    lowest: Mapping[str, float],
+    highest: Mapping[str, float],
+    above_zero: Sequence[str] = (),
 ) -> None:
     """Refuse numbers of a configuration, by "section.key", that are out of range or not finite; None is left
     out.
@@ -129,10 +165,11 @@ def to_yaml(config: object) -> str:
     """A dataclass instance as YAML that load_config reads back to the same, but for secrets such as an access
     token.
     """
-    return OmegaConf.to_yaml(OmegaConf.create(without_secrets(dataclasses.asdict(config))))
+    values: dict = asdict(config)  # type: ignore[call-overload]
+    return OmegaConf.to_yaml(OmegaConf.create(without_secrets(values)))
 
 
 def without_secrets(values: dict) -> dict:
-    """A mapping without the entries, at any depth, whose names say that they are secret."""
+    """A mapping without the entries, at any depth, whose names are those of secrets."""
     kept = {k: v for k, v in values.items() if not str(k).lower().endswith(SECRETS)}
     return {k: without_secrets(v) if isinstance(v, dict) else v for k, v in kept.items()}

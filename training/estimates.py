@@ -7,43 +7,28 @@ from math import prod
 import torch
 
 from backends import DTYPES, SCHEDULES, Size, check_backend
-from solvers import (
-    BASELINES,
-    EPD,
-    Predictor,
-    Solver,
-    SolverTable,
-    Spec,
-    UserError,
-    compile_tableau,
-    num_steps_for_depth,
-    sample,
-)
+from solvers import BASELINES, Solver, Spec, UserError, num_steps_for_depth, sample
 
 from .distill.config import DistillConfig
-from .distill.students.parameters import widen
+from .distill.students import STUDENTS
 from .ppo.config import RDPOConfig
+from .start import Start
 
-SMALL = {
-    "digits": (4, 8, 8),
-    "gaussian": (4, 8, 8),
-}  # latents of the embedded backbones, whose memory needs no estimate
+SMALL = {"digits": (4, 8, 8), "gaussian": (4, 8, 8)}  # latents of the embedded backbones, too small to matter
 
 
-def latent_elements(spec: Spec) -> int:
-    """The number of values in an image's latent, from the options alone."""
+def latent_elements(spec: Spec) -> int | None:
+    """The number of values in an image's latent, from the options alone; None where it is not known."""
     if spec.backend in SMALL:
         return prod(SMALL[spec.backend])
     size, options = size_of(spec)
-    return size.channels * (options.get("resolution", size.resolution) // 8) ** 2
+    return None if size is None else size.channels * (options.get("resolution", size.resolution) // 8) ** 2
 
 
-def size_of(spec: Spec) -> tuple[Size, dict]:
-    """The published sizes of a spec's family, and the options of its backbone."""
+def size_of(spec: Spec) -> tuple[Size | None, dict]:
+    """The published sizes of a spec's family, None for one without, and the options of its backbone."""
     family, options = check_backend(spec)
-    if family.size is None:
-        raise UserError(f"backend {spec.backend}: its FAMILY has no size, which estimates need")
-    return family.size, options
+    return None if spec.backend in SMALL else family.size, options
 
 
 def rows_an_evaluation(spec: Spec) -> int:
@@ -65,14 +50,19 @@ def evaluations(solver: Solver, num_steps: int) -> int:
 
 
 def memory_text(spec: Spec, dtype: str, rows: int, kept: str) -> str | None:
-    """The memory of weights and of a call of so many rows in words, or None for the embedded backbones;
-    `kept` names a field of Size.
+    """The memory of weights and of a network call in words; None where the backbone's sizes are not known.
+
+    Args:
+        spec: names the backbone.
+        dtype: of its networks; "auto" leaves it to the backbone's options.
+        rows: in a call.
+        kept: the field of Size that holds the activations of a row.
     """
-    if spec.backend in SMALL:
-        return None
     size, options = size_of(spec)
-    asked = options.get("torch_dtype", "auto") if dtype == "auto" else dtype
-    width = 2 if asked == "auto" else DTYPES[asked].itemsize  # auto has 16 bits on a GPU
+    if size is None:
+        return None
+    chosen = options.get("torch_dtype", "auto") if dtype == "auto" else dtype
+    width = 2 if chosen == "auto" else DTYPES[chosen].itemsize  # auto has 16 bits on a GPU
     encoders = 0.0 if options.get("offload") else size.encoders
     row = vars(size)[kept] * width / 2 * (options.get("resolution", size.resolution) / size.resolution) ** 2
     total = width * (size.network + encoders) + rows * row
@@ -81,27 +71,6 @@ def memory_text(spec: Spec, dtype: str, rows: int, kept: str) -> str | None:
         f" the network and {width * encoders:.1f} GB of text encoders + activations of {rows} rows of"
         f" {row:.2g} GB in a call"
     )
-
-
-def student_cost(config: DistillConfig, loaded: Predictor | None) -> tuple[int, int]:
-    """Serial depth and evaluations of the student; a tableau from a baseline is counted from Euler's
-    steps.
-    """
-    student = config.student
-    if student.kind == "tableau":
-        if loaded is None:
-            nodes = torch.linspace(2, 1, student.depth + 1, dtype=torch.float64)
-            start = compile_tableau(BASELINES["euler"], nodes)
-        else:
-            start = compile_tableau(loaded.solver(), loaded.sigmas)
-        if loaded is None or student.widen:
-            start = widen(start, student.num_points, student.stride, student.first_points)
-        return start.depth, start.evaluations
-    table = SolverTable.uniform(config.nodes.num_steps - 1, student.num_points)
-    found = compile_tableau(
-        EPD(table, student.afs, student.max_order), torch.linspace(2, 1, config.nodes.num_steps)
-    )
-    return found.depth, found.evaluations
 
 
 def baseline_rows(config: DistillConfig, depths: set[int], flow: bool) -> int:
@@ -120,48 +89,63 @@ def baseline_rows(config: DistillConfig, depths: set[int], flow: bool) -> int:
     return total
 
 
-def distill_estimates(config: DistillConfig, loaded: Predictor | None) -> list[str]:
+def disk_text(config: DistillConfig) -> str | None:
+    """The size of the bank in words; None where that of the backbone's latents is not known."""
+    spec, bank = config.spec(), config.bank
+    pairs, elements = bank.pairs + bank.heldout_pairs, latent_elements(spec)
+    if elements is None:
+        return None
+    kept = config.teacher.intervals or config.nodes.num_steps - 1
+    states = pairs * kept * elements * (2 if bank.dtype == "float16" else 4)
+    size, _ = size_of(spec)
+    return (
+        (f"bank on disk: {states / 1e9:.3f} GB" if states > 1e8 else f"bank on disk: {states / 1e6:.3f} MB")
+        + " of states"
+        + (
+            ""
+            if size is None
+            else f" and about {2 * pairs * size.text / 1e9:.2f} GB of text embeddings at 16 bits"
+        )
+    )
+
+
+def distill_estimates(config: DistillConfig, start: Start | None) -> list[str]:
     """The lines that a dry run of distillation prints on its cost."""
     spec, train, bank = config.spec(), config.train, config.bank
-    flow = check_backend(spec)[0].flow
     kept = config.teacher.intervals or config.nodes.num_steps - 1
     per_image, pairs = rows_an_evaluation(spec), bank.pairs + bank.heldout_pairs
     teacher = evaluations(BASELINES[config.teacher.solver], kept * (config.teacher.inner + 1) + 1)
-    depth, cost = student_cost(config, loaded)
+    student = STUDENTS[config.student.kind].cost(config, start)
     measured = 1 + -(-train.steps // config.evaluation.interval)
+    depths = {student.depth, *config.evaluation.depths}
     rows = {
         "teacher": pairs * teacher,
         "its check": 2 * teacher * min(config.teacher.check, bank.heldout_pairs),
-        "baselines": baseline_rows(config, {depth, *config.evaluation.depths}, flow),
-        "training": train.steps * train.batch * cost,
-        "held-out evaluations": measured * bank.heldout_pairs * cost,
+        "baselines": baseline_rows(config, depths, check_backend(spec)[0].flow),
+        "training": train.steps * train.batch * student.evaluations,
+        "held-out evaluations": measured * bank.heldout_pairs * student.evaluations,
     }
     count = {name: per_image * value for name, value in rows.items()}
     counted = ", ".join(f"{name} {value}" for name, value in count.items())
-    states = pairs * kept * latent_elements(spec) * (2 if bank.dtype == "float16" else 4)
-    disk = (
-        f"bank on disk: {states / 1e9:.3f} GB of states"
-        if states > 1e8
-        else f"bank on disk: {states / 1e6:.3f} MB of states"
-    )
-    if spec.backend not in SMALL:
-        disk += f" and about {2 * pairs * size_of(spec)[0].text / 1e9:.2f} GB of text embeddings at 16 bits"
-    lines = [f"network rows: {sum(count.values())} ({counted}); training has a backward pass too", disk]
     at_once = config.student.num_points if train.parallel_points else 1
-    calls = (
-        at_once if train.checkpointing else cost
-    )  # all calls of a trajectory keep theirs without checkpointing
+    # without checkpointing the activations of all calls of a trajectory are kept
+    calls = at_once if train.checkpointing else student.evaluations
     kind = "kept_blocks" if config.backend.block_checkpointing else "kept"
-    memory = memory_text(spec, config.backend.dtype, train.chunk * calls * per_image, kind)
-    return lines + ([] if memory is None else [memory])
+    lines = [
+        f"network rows: {sum(count.values())} ({counted}); training has a backward pass too",
+        disk_text(config),
+        memory_text(spec, config.backend.dtype, train.chunk * calls * per_image, kind),
+    ]
+    return [line for line in lines if line is not None]
 
 
-def rdpo_estimates(config: RDPOConfig, spec: Spec, predictor: Predictor) -> list[str]:
+def rdpo_estimates(config: RDPOConfig, spec: Spec, start: Start) -> list[str]:
     """The lines that a dry run of RDPO prints on its cost."""
-    ppo, cost, per_image = config.ppo, predictor.cost().evaluations, rows_an_evaluation(spec)
+    ppo, per_image = config.ppo, rows_an_evaluation(spec)
+    cost = start.predictor.cost().evaluations
     measured = -(-ppo.steps // config.evaluation.interval)
     learned = ppo.steps * ppo.rollout_batch_size * cost * per_image
     held_out = (1 + measured) * config.evaluation.images * cost * per_image
     lines = [f"network rows: {learned + held_out} (rollouts {learned}, held-out evaluations {held_out})"]
-    memory = memory_text(spec, "auto", ppo.rollout_chunk * predictor.table.num_points * per_image, "passing")
+    memory = memory_text(spec, "auto", ppo.rollout_chunk * start.table.num_points * per_image, "passing")
     return lines + ([] if memory is None else [f"{memory}, and the reward's own"])

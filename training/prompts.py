@@ -1,6 +1,7 @@
 """Which prompts are learned from and which are kept apart to measure."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from common.prompts import read_prompts
 
@@ -14,37 +15,53 @@ def digits_prompts(train: int, heldout: int) -> tuple[list[str], list[str]]:
     return training_prompts(train), evaluation_prompts(heldout)
 
 
+class PromptFile(NamedTuple):
+    """A configuration's key and the file that it names, if it does."""
+
+    key: str
+    path: str | None
+
+
 def split_prompts(
-    told: tuple[str, str | None],
-    apart: tuple[str, str | None],
+    training: PromptFile,
+    heldout: PromptFile,
     count: int,
     own: tuple[list[str], list[str]] | None = None,
 ) -> tuple[list[str], list[str]]:
-    """Training and held-out prompts, none in both, from files given as (configuration key, path).
+    """Training and held-out prompts, none in both.
 
-    Without a file of held-out prompts they are the last `count` of the others, a fifth at most; without a
-    file of training prompts both are `own`. A prompt in both files, or too few to split: ConfigError.
+    Args:
+        training: the file to learn from.
+        heldout: the file to measure with; by default the last of the training prompts are held out.
+        count: how many of these are, a fifth at most.
+        own: the backbone's own prompts of both kinds, used without a training file.
+
+    Raises:
+        ConfigError: a prompt in both files, too few to split, or no file at all.
     """
-    if told[1] is None:
+    if training.path is None:
         if own is None:
             raise ConfigError(
-                f"{told[0]} is not set: give a text or CSV file of prompts with --override {told[0]}=FILE"
+                f"{training.key} is not set: give a text or CSV file of prompts with --override"
+                f" {training.key}=FILE"
             )
-        train, heldout = own
+        train, held = own
     else:
-        train, heldout = distinct(*told), []
-    if apart[1] is not None:
-        heldout = distinct(*apart)
-        if shared := set(train) & set(heldout):
+        train, held = distinct(training.key, training.path), []
+    if heldout.path is not None:
+        held = distinct(heldout.key, heldout.path)
+        if shared := set(train) & set(held):
             raise ConfigError(
-                f"{apart[0]} {apart[1]}: {min(shared)!r} is a training prompt too; remove it from one"
+                f"{heldout.key} {heldout.path}: {min(shared)!r} is a training prompt too; remove it from one"
             )
-    elif not heldout:
+    elif not held:
         if len(train) < 2:
-            raise ConfigError(f"{told[0]} {told[1]}: 1 prompt, expected at least 2, or {apart[0]}")
+            raise ConfigError(
+                f"{training.key} {training.path}: 1 prompt, expected at least 2, or {heldout.key}"
+            )
         count = min(count, max(1, len(train) // 5))
-        train, heldout = train[:-count], train[-count:]
-    return train, heldout
+        train, held = train[:-count], train[-count:]
+    return train, held
 
 
 def distinct(key: str, path: str) -> list[str]:

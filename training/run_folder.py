@@ -1,10 +1,6 @@
 """A run's folder: configuration, metrics, checkpoints and exports, and what it takes to go on from there."""
 
 import json
-import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
@@ -121,6 +117,7 @@ class RunFolder:
     def load_checkpoint(self, path: Path | None = None) -> dict:
         """Read a checkpoint, as data only."""
         path = path or self.latest_checkpoint()
+        assert path is not None  # find has refused a run without one
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError) as error:
@@ -142,8 +139,8 @@ class RunFolder:
         return complete_lines(self.metrics)
 
     def rewind(self, step: int, evaluated: int) -> None:
-        """Forget the metrics of steps after `step` and of evaluations after step `evaluated`, which are about
-        to be made again.
+        """Forget the metrics of steps after `step` and of evaluations after step `evaluated`, which come
+        again.
         """
         for path in (self.metrics, self.seconds):
             kept = [
@@ -152,21 +149,6 @@ class RunFolder:
                 if r["step"] <= (evaluated if "table" in r else step)
             ]
             write_atomically(path, "".join(line + "\n" for line in kept).encode())
-
-
-class CheckpointTimer:
-    """Whether a checkpoint is due because so many minutes passed since the last one; None for never."""
-
-    def __init__(self, minutes: float | None):
-        self.minutes, self.last = minutes, time.monotonic()
-
-    def due(self) -> bool:
-        """Whether the time is up."""
-        return self.minutes is not None and time.monotonic() - self.last >= 60 * self.minutes
-
-    def restart(self) -> None:
-        """Count from now."""
-        self.last = time.monotonic()
 
 
 def complete_lines(path: Path) -> list[dict]:
@@ -204,36 +186,3 @@ class Log:
     def close(self) -> None:
         if self.first:
             self.board.close()
-
-
-@contextmanager
-def stop_requests(ranks: Ranks) -> Iterator["StopRequest"]:
-    """Turn SIGTERM and the first Ctrl-C into a request to stop after the chunk in hand; a second Ctrl-C ends
-    at once.
-    """
-    request = StopRequest(ranks)
-    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-
-    def handle(number, frame):
-        if request.wanted and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        request.wanted = True
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class StopRequest:
-    """Whether this process, and so the run, was asked to stop."""
-
-    def __init__(self, ranks: Ranks):
-        self.ranks, self.wanted = ranks, False
-
-    def any_rank(self) -> bool:
-        """Whether any rank was asked to; all ranks get the same answer."""
-        return self.ranks.any_rank(self.wanted)

@@ -2,24 +2,20 @@
 training.start_tables.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 import torch
 from torch import Tensor
 
+from backends.model_ids import MODELS
 from common.errors import run_command
 from solvers import NoiseSchedule, Predictor, SolverTable, Spec, discrete, flowmatch, save_predictor
 
 NUM_POINTS = 2
-SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
-DIGITS_SHIFT, DIGITS_MU = (
-    3.0,
-    0.5 + (1.15 - 0.5) / (4096 - 256) * (16 - 256),
-)  # the twins' schedulers; FLUX's mu for 16 tokens
-FLUX = "black-forest-labs/FLUX.1-dev"
+# of the schedulers of the embedded digits: SD3's shift, and FLUX's mu for 16 tokens
+DIGITS_SHIFT, DIGITS_MU = 3.0, 0.5 + (1.15 - 0.5) / (4096 - 256) * (16 - 256)
 
 
 def stable_diffusion_noise() -> NoiseSchedule:
@@ -31,58 +27,59 @@ def stable_diffusion_noise() -> NoiseSchedule:
 
 
 @dataclass(frozen=True)
-class Start:
-    """One start table: where it goes, its settings, its nodes."""
+class StartTable:
+    """One start table: its folder under exps, its settings, its nodes."""
 
-    path: str
+    folder: str
     spec: Spec
     sigmas: Tensor
 
+    @property
+    def path(self) -> str:
+        """Its file under exps."""
+        return f"{self.folder}/start.pkl"
 
-def starts() -> list[Start]:
-    """The start tables of the backbones, with the published numbers of nodes and guidance."""
 
-    def spec(
-        steps: int, backend: str, config: dict, guidance: float, schedule: str, nodes: Tensor, **more
-    ) -> Spec:
-        return Spec(
-            dataset_name="digits" if backend == "digits" else "ms_coco",
-            backend=backend,
-            backend_config=config,
-            num_steps=steps,
-            num_points=NUM_POINTS,
-            guidance_type="cfg",
-            guidance_rate=guidance,
-            schedule_type=schedule,
-            schedule_rho=1.0,
-            sigma_min=nodes[-1].item() if schedule == "discrete" else 0.001,
-            sigma_max=nodes[0].item(),
-            **more,
-        )
-
-    noise = stable_diffusion_noise()
-    sd, sd3, flux = discrete(11, noise), flowmatch(11, shift=3.0), flowmatch(9, mu=1.15)
-    digits = discrete(6, noise)
-    table = [
-        Start("digits/start.pkl", spec(6, "digits", {}, 7.5, "discrete", digits), digits),
-        Start("sd15/start.pkl", spec(11, "ldm", {"model_name_or_path": SD15}, 7.5, "discrete", sd), sd),
-    ]
-    twins = flowmatch(6, shift=DIGITS_SHIFT), flowmatch(6, mu=DIGITS_MU)
-    shifts = {"flowmatch_shift": DIGITS_SHIFT}, {"flowmatch_mu": DIGITS_MU}
-    for family, guidance, nodes, shift in zip(("sd3", "flux"), (4.5, 3.5), twins, shifts, strict=True):
-        path = f"digits-{family}/start.pkl"
-        table.append(
-            Start(path, spec(6, "digits", {"family": family}, guidance, "flowmatch", nodes, **shift), nodes)
-        )
-    for resolution in (512, 1024):
-        config = {"model_name_or_path": SD3, "resolution": resolution}
-        path = f"sd3-{resolution}/start.pkl"
-        table.append(Start(path, spec(11, "sd3", config, 4.5, "flowmatch", sd3, flowmatch_shift=3.0), sd3))
-    config = {"model_name_or_path": FLUX, "resolution": 1024}
-    table.append(
-        Start("flux/start.pkl", spec(9, "flux", config, 3.5, "flowmatch", flux, flowmatch_mu=1.15), flux)
+def start_table(folder: str, sigmas: Tensor, settings: Spec) -> StartTable:
+    """A start table whose spec has what follows from its nodes."""
+    discrete_nodes = settings.schedule_type == "discrete"
+    spec = replace(
+        settings,
+        dataset_name="digits" if settings.backend == "digits" else "ms_coco",
+        num_steps=len(sigmas),
+        num_points=NUM_POINTS,
+        guidance_type="cfg",
+        schedule_rho=1.0,
+        sigma_min=sigmas[-1].item() if discrete_nodes else 0.001,
+        sigma_max=sigmas[0].item(),
     )
-    return table
+    return StartTable(folder, spec, sigmas)
+
+
+def starts() -> list[StartTable]:
+    """The start tables of the backbones, with the published numbers of nodes and guidance."""
+    noise = stable_diffusion_noise()
+    sd = Spec(backend="digits", guidance_rate=7.5, schedule_type="discrete")
+    sd3 = Spec(backend="sd3", guidance_rate=4.5, schedule_type="flowmatch", flowmatch_shift=3.0)
+    flux = Spec(backend="flux", guidance_rate=3.5, schedule_type="flowmatch", flowmatch_mu=1.15)
+    sd15 = replace(sd, backend="ldm", backend_config={"model_name_or_path": MODELS["ldm"]})
+    digits_sd3 = replace(
+        sd3, backend="digits", backend_config={"family": "sd3"}, flowmatch_shift=DIGITS_SHIFT
+    )
+    digits_flux = replace(flux, backend="digits", backend_config={"family": "flux"}, flowmatch_mu=DIGITS_MU)
+    tables = [
+        start_table("digits", discrete(6, noise), sd),
+        start_table("sd15", discrete(11, noise), sd15),
+        start_table("digits-sd3", flowmatch(6, shift=DIGITS_SHIFT), digits_sd3),
+        start_table("digits-flux", flowmatch(6, mu=DIGITS_MU), digits_flux),
+    ]
+    for resolution in (512, 1024):
+        options = {"model_name_or_path": MODELS["sd3"], "resolution": resolution}
+        spec = replace(sd3, backend_config=options)
+        tables.append(start_table(f"sd3-{resolution}", flowmatch(11, shift=3.0), spec))
+    options = {"model_name_or_path": MODELS["flux"], "resolution": 1024}
+    tables.append(start_table("flux", flowmatch(9, mu=1.15), replace(flux, backend_config=options)))
+    return tables
 
 
 @click.command()

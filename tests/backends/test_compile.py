@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 from backends import BackendError, compiled, load_backend
 from backends.compiled import compilations
 from generation.generate import Sampler
-from solvers import BASELINES, EPD, SolverTable, Spec, load_predictor, resolve_predictor_path
-from training.distill.losses import checkpointed, rollout
+from solvers import BASELINES, EPD, SolverTable, Spec, load_predictor, resolve_predictor_path, sample
+from training.distill.losses import checkpointed
 
 ROOT = Path(__file__).parents[2]
 TABLES = {
@@ -128,14 +128,9 @@ def gradient(backend, family, again=lambda velocity: velocity) -> torch.Tensor:
     nodes = predictor.sigmas[:3]
     leaves = [rows[:2].clone().requires_grad_() for rows in (predictor.table.r, predictor.table.w)]
     velocity = again(backend.velocity(backend.encode(CAPTIONS[:1], predictor.spec.guidance_rate)))
-    states = rollout(
-        EPD(SolverTable(*leaves)),
-        nodes,
-        velocity,
-        backend.initial_latents([0], nodes[0]),
-        False,
-    )
-    return torch.cat([g.flatten() for g in torch.autograd.grad(states[-1].square().mean().sqrt(), leaves)])
+    x = backend.initial_latents([0], nodes[0])
+    x = sample(EPD(SolverTable(*leaves)), velocity, x, nodes)
+    return torch.cat([g.flatten() for g in torch.autograd.grad(x.square().mean().sqrt(), leaves)])
 
 
 def test_more_shapes_than_torch_allows(tiny_folder, uncoded):

@@ -9,7 +9,8 @@ from click.testing import CliRunner
 from benchmarks import bench, distillation, grid
 from benchmarks.distillation import CELLS, Cell
 from training.config import load_config
-from training.distill.config import DistillConfig, check
+from training.distill.checks import check
+from training.distill.config import DistillConfig
 
 SHIPPED = distillation.ROOT / "exps" / "digits-distilled"
 

@@ -7,39 +7,32 @@ import pytest
 from backends.diffusers_pipeline import PipelineBackend
 from backends.embeddings import EmbeddingCache
 from solvers import load_predictor, resolve_predictor_path
-from training.distill import launch as distill
-from training.ppo import launch as ppo
 from training.run_folder import RunFolder
 
-from .ppo.test_launch import write_config as rdpo_config
-from .stops import invoke
+from .runs import DISTILL, ROOT, invoke
 
-DISTILL = """
+DISTILL_DIGITS = """
 backend: {name: digits}
 guidance_scale: 3.0
 nodes: {num_steps: 3}
-teacher: {inner: 1, check: 2}
+teacher: {inner: 1, check: 0}
 bank: {folder: FOLDER/banks, prompts: FOLDER/prompts.txt, pairs: 6, heldout_pairs: 4, shard_size: 2}
-train: {steps: 2, batch: 4, chunk: 2, checkpoint_interval: 1}
-evaluation: {interval: 1, batch: 2, baselines: [euler], schedules: [discrete], tuning_pairs: 2}
+train: {steps: 2, batch: 2, chunk: 2, checkpoint_interval: 1}
+evaluation: {interval: 1, batch: 2, baselines: [], tuning_pairs: 2}
 """
-RDPO = ("data.prompt_csv=FOLDER/prompts.txt", "ppo.steps=2", "evaluation.interval=1")
-
-
-def distill_config(folder):
-    path = folder / "small.yaml"
-    path.write_text(DISTILL.replace("FOLDER", str(folder)))
-    return path
-
-
-STAGES = {
-    "rdpo": (ppo.main, rdpo_config, "--output-root", "model.backend_options.offload", RDPO),
-    "distill": (distill.main, distill_config, "--exps", "backend.config.offload", ()),
-}
+RDPO_SETTINGS = (
+    "ppo.steps=2",
+    "ppo.rollout_batch_size=2",
+    "ppo.rollout_chunk=2",
+    "ppo.minibatch_size=2",
+    "evaluation.interval=1",
+    "evaluation.images=2",
+)
+PROMPTS = "\n".join(f"a thin {name}" for name in ("one", "two", "three", "four", "five"))
 
 
 @pytest.fixture
-def watched(monkeypatch) -> list[str]:
+def events(monkeypatch) -> list[str]:
     """Grows by a prompt with each that is encoded, and by "freed" when the text encoders of a backbone are
     freed.
     """
@@ -50,67 +43,48 @@ def watched(monkeypatch) -> list[str]:
         events.extend([prompt] if prompt not in cache.known else [])
         return call(cache, prompt)
 
-    def record_room(backend):
+    def record_offload(backend):
         closed = backend._embeddings.closed
         offload_text_encoders(backend)
         events.extend(["freed"] if backend._embeddings.closed and not closed else [])
         assert not backend._embeddings.closed or backend.pipe.text_encoder is None
 
     monkeypatch.setattr(EmbeddingCache, "__call__", record_call)
-    monkeypatch.setattr(PipelineBackend, "offload_text_encoders", record_room)
+    monkeypatch.setattr(PipelineBackend, "offload_text_encoders", record_offload)
     return events
 
 
-def contents(run: RunFolder) -> dict[str, bytes]:
+def results(run: RunFolder) -> dict[str, bytes]:
+    """The metrics and the best table of a run."""
     return {p.name: p.read_bytes() for p in (run.metrics, *sorted(run.export.glob("*best.pkl")))}
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_run_with_offload_is_a_run_without_and_can_be_resumed(tmp_path, watched, stage):
-    main, write, root, key, more = STAGES[stage]
-    found = {}
+def test_a_run_with_offload_is_a_run_without_and_can_be_resumed(tmp_path, events, stage):
+    runs, settings = {}, {}
     for offload in ("false", "true"):
         folder = tmp_path / offload
         folder.mkdir()
-        (folder / "prompts.txt").write_text(
-            "\n".join(f"a thin {name}" for name in ("one", "two", "three", "four", "five"))
-        )
-        overrides = [
-            part
-            for text in (*more, f"{key}={offload}")
-            for part in ("--override", text.replace("FOLDER", str(folder)))
-        ]
-        watched.clear()
-        invoke(
-            main,
-            "--config",
-            write(folder),
-            root,
-            folder / "exps",
-            "--device",
-            "cpu",
-            "--max-steps",
-            1,
-            *overrides,
-        )
-        first = list(watched)
-        run = RunFolder(next((folder / "exps").iterdir()))
-        invoke(main, "--resume", run.path, root, folder / "exps", "--device", "cpu")
-        found[offload] = contents(run)
-        best = load_predictor(resolve_predictor_path(str(run.path)))
-        assert "offload" not in best.spec.backend_config
-    assert found["true"] == found["false"]
+        stage.write_config(folder)
+        (folder / "prompts.txt").write_text(PROMPTS)
+        if stage is DISTILL:
+            (folder / "small.yaml").write_text(DISTILL_DIGITS.replace("FOLDER", str(folder)))
+            settings[offload] = (f"backend.config.offload={offload}",)
+        else:
+            start = f"data.predictor_snapshot={ROOT / 'exps/digits'}"
+            settings[offload] = (*RDPO_SETTINGS, start, f"model.backend_options.offload={offload}")
+    runs["false"] = stage.start(tmp_path / "false", "run", *settings["false"])
+    events.clear()
+    runs["true"] = stage.start(tmp_path / "true", "run", *settings["true"], more=("--max-steps", 1))
+    first = list(events)
+    stage.resume(runs["true"])
+    assert results(runs["true"]) == results(runs["false"])
+    best = load_predictor(resolve_predictor_path(str(runs["true"].path)))
+    assert "offload" not in best.spec.backend_config
     assert first.count("freed") == 1
     assert first.index("freed") == len(first) - 1  # no prompt is encoded after that
     assert len(first) == len(set(first)) == 5 + 1 + 1  # five prompts and the negative one
-
-
-def test_a_bank_that_is_complete_needs_no_encoder(tmp_path, watched):
-    (tmp_path / "prompts.txt").write_text(
-        "\n".join(f"a thin {name}" for name in ("one", "two", "three", "four", "five"))
-    )
-    arguments = ("--exps", tmp_path / "exps", "--device", "cpu", "--override", "backend.config.offload=true")
-    invoke(distill.main, "--config", distill_config(tmp_path), *arguments)
-    watched.clear()
-    invoke(distill.main, "--config", tmp_path / "small.yaml", *arguments)
-    assert watched == ["freed"]
+    if stage is DISTILL:  # a bank that is complete needs no encoder
+        events.clear()
+        again = stage.arguments(tmp_path / "true", "again", *settings["true"], "train.steps=1")
+        invoke(stage.main, *again)
+        assert events == ["freed"]

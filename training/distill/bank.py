@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +13,15 @@ from tqdm import tqdm
 
 from backends import Backend, Condition
 from backends.parallel import ParallelEvaluator
-from common.distributed import Ranks, never, rank_parts
+from common.distributed import Ranks, rank_parts
 from common.files import write_atomically
 from solvers import Solver, UserError, trajectory
 
+from ..processes import Processes
+from .config import BankConfig
+
 FORMAT = 1
+DTYPES = {"float32": torch.float32, "float16": torch.float16}  # of states on disk
 
 
 class BankError(UserError):
@@ -38,9 +41,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A solver on fine nodes [I + 1], of which every `every`-th is kept: the states there are what students
-    should reach.
-    """
+    """A solver on fine nodes [I + 1]; the states at every `every`-th node are what students should reach."""
 
     name: str
     solver: Solver
@@ -66,20 +67,14 @@ class Bank:
 
     def __init__(
         self,
-        folder: Path,
+        settings: BankConfig,
         backend: Backend,
         teacher: Teacher,
         guidance_scale: float,
         pairs: Pairs,
-        shard_size: int,
-        dtype: str,
     ):
         self.backend, self.teacher, self.guidance_scale = backend, teacher, guidance_scale
-        self.pairs, self.shard_size, self.dtype = (
-            pairs,
-            shard_size,
-            {"float32": torch.float32, "float16": torch.float16}[dtype],
-        )
+        self.pairs, self.shard_size, self.dtype = pairs, settings.shard_size, DTYPES[settings.dtype]
         self.contents = {
             "format": FORMAT,
             "backbone": f"{backend.name}: {backend.identity()}",
@@ -93,15 +88,13 @@ class Bank:
             "prompts": hashlib.sha256("\0".join(pairs.prompts).encode()).hexdigest(),
             "seeds": hashlib.sha256(repr(pairs.seeds).encode()).hexdigest(),
             "pairs": len(pairs),
-            "shard_size": shard_size,
-            "dtype": dtype,
+            "shard_size": settings.shard_size,
+            "dtype": settings.dtype,
         }
-        self.building, self.measuring = (
-            ParallelEvaluator(),
-            ParallelEvaluator(),
-        )  # how many rows a network call may have: of shards, of evaluations
+        # how many rows a network call may have, of shards and of evaluations
+        self.building, self.measuring = ParallelEvaluator(), ParallelEvaluator()
         self.key = hashlib.sha256(json.dumps(self.contents, sort_keys=True).encode()).hexdigest()[:16]
-        self.folder = folder / self.key
+        self.folder = Path(settings.folder) / self.key
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -115,7 +108,7 @@ class Bank:
         return -(-len(self) // self.shard_size)
 
     def missing(self, ranks: Ranks) -> list[int]:
-        """The shards that are not on disk; rank 0 decides for all."""
+        """The shards that are not on disk, as rank 0 sees it."""
         return ranks.broadcast([i for i in range(self.num_shards) if not self.path(i).is_file()])
 
     def missing_prompts(self, ranks: Ranks) -> list[str]:
@@ -126,23 +119,20 @@ class Bank:
         """The pairs in a shard."""
         return slice(shard * self.shard_size, (shard + 1) * self.shard_size)
 
-    def build(self, ranks: Ranks, what: str, stop_requested: Callable[[], bool] = never) -> None:
-        """Compute the shards that are not there yet, shared out over the ranks; an interrupted build goes on.
+    def build(self, processes: Processes, name: str) -> None:
+        """Compute the shards that are not there yet, shared over the ranks; an interrupted build goes on.
 
-        A stop ends it after the shard in hand: StopRequested.
+        A stop ends it after the shard in hand: StopRequested. `name` is for the progress bar.
         """
+        ranks = processes.ranks
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = self.missing(ranks)
-        if ranks.rank == 0:
+        if processes.first:
             write_atomically(self.folder / "bank.json", (json.dumps(self.contents, indent=1) + "\n").encode())
-        own, count = rank_parts(missing, ranks, stop_requested), len(missing[ranks.rank :: ranks.world])
-        for i in tqdm(
-            own,
-            desc=f"teacher, {what}",
-            total=count,
-            unit="shard",
-            disable=ranks.rank > 0 or not count or None,
-        ):
+        own = rank_parts(missing, ranks, processes.stop_requested)
+        count = len(missing[ranks.rank :: ranks.world])
+        hidden = not processes.first or not count or None
+        for i in tqdm(own, desc=f"teacher, {name}", total=count, unit="shard", disable=hidden):
             write_atomically(self.path(i), save(self._compute(i)))
         ranks.barrier()
 
@@ -151,10 +141,11 @@ class Bank:
         condition = self.backend.encode(self.pairs.prompts[rows], self.guidance_scale)
         x = self.backend.initial_latents(self.pairs.seeds[rows], self.teacher.nodes[0])
         states = self.teacher.states(self.backend, condition, x, self.building).transpose(0, 1)
-        tensors = {"states": states.to(self.dtype)} | {
-            f"positive.{k}": v for k, v in condition.positive.items()
+        tensors = {
+            "states": states.to(self.dtype),
+            **{f"positive.{k}": v for k, v in condition.positive.items()},
+            **{f"negative.{k}": v for k, v in (condition.negative or {}).items()},
         }
-        tensors |= {f"negative.{k}": v for k, v in (condition.negative or {}).items()}
         if not states.isfinite().all():
             raise BankError(
                 f"the teacher {self.teacher.name} left the finite numbers; use more inner nodes or another"
@@ -186,10 +177,10 @@ class Bank:
         """Conditions, starts [B, C, H, W] at the first node and teacher states [kept - 1, B, C, H, W] of
         pairs, on the device.
         """
-        device, found = self.backend.device, [self.row(i) for i in indices]
+        device, pairs = self.backend.device, [self.row(i) for i in indices]
         joined = {
-            k: (v if k.startswith("negative.") else torch.cat([row[k] for row in found])).to(device)
-            for k, v in found[0].items()
+            k: (v if k.startswith("negative.") else torch.cat([row[k] for row in pairs])).to(device)
+            for k, v in pairs[0].items()
         }
         positive, negative = (
             {k.removeprefix(kind): v for k, v in joined.items() if k.startswith(kind)}

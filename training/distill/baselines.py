@@ -1,9 +1,9 @@
 """Held-out errors of the classical solvers, each computed once for a bank and kept beside it."""
 
 import math
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from backends import SCHEDULES, Backend, BackendError
-from common.distributed import Ranks, distributed_map, never
 from common.files import write_atomically
 from solvers import BASELINES, Solver, Spec, UserError, baseline_of, num_steps_for_depth, sample
 
+from ..processes import Processes
 from .bank import Bank, rmse_per_image
 from .config import EvaluationConfig
 
@@ -40,27 +40,23 @@ def baseline(backend: Backend, spec: Spec, name: str, depth: int, schedule: str)
     return Baseline(name, schedule, depth, nodes, baseline_of(name, backend.flow))
 
 
-def errors(
-    bank: Bank,
-    solver: Solver,
-    nodes: Tensor,
-    count: int,
-    batch: int,
-    ranks: Ranks,
-    stop_requested: Callable[[], bool] = never,
-) -> Tensor:
-    """RMSE of final states to the teacher's on the first `count` pairs [count], the pairs shared out over the
-    ranks.
-    """
+@dataclass(frozen=True)
+class ErrorMeasure:
+    """RMSE of final states to the teacher's, in batches shared over the processes."""
 
-    def measure(part: slice) -> Tensor:
-        with torch.inference_mode():
-            condition, x, states = bank.rows(list(range(part.start, part.stop)))
-            return rmse_per_image(
-                sample(solver, bank.measuring.velocity(bank.backend, condition), x, nodes), states[-1]
-            )
+    processes: Processes
+    batch: int
 
-    return distributed_map(measure, count, batch, ranks, stop_requested)
+    def __call__(self, bank: Bank, solver: Solver, nodes: Tensor, count: int) -> Tensor:
+        """The errors of a solver on the first `count` pairs of a bank: [count], in float64."""
+
+        def measure(part: slice) -> Tensor:
+            with torch.inference_mode():
+                condition, x, states = bank.rows(list(range(part.start, part.stop)))
+                velocity = bank.measuring.velocity(bank.backend, condition)
+                return rmse_per_image(sample(solver, velocity, x, nodes), states[-1])
+
+        return self.processes.map(measure, count, self.batch)
 
 
 class Baselines:
@@ -69,22 +65,11 @@ class Baselines:
     """
 
     def __init__(
-        self,
-        train: Bank,
-        heldout: Bank,
-        spec: Spec,
-        config: EvaluationConfig,
-        ranks: Ranks,
-        stop_requested: Callable[[], bool] = never,
+        self, train: Bank, heldout: Bank, spec: Spec, config: EvaluationConfig, errors: ErrorMeasure
     ):
-        self.train, self.heldout, self.spec, self.names = train, heldout, spec, config.baselines
-        self.schedules, self.tuning, self.batch, self.ranks = (
-            config.schedules or SCHEDULES,
-            config.tuning_pairs,
-            config.batch,
-            ranks,
-        )
-        self.stop_requested = stop_requested
+        self.train, self.heldout, self.spec, self.errors = train, heldout, spec, errors
+        self.names, self.schedules = config.baselines, config.schedules or SCHEDULES
+        self.tuning = config.tuning_pairs
 
     def at(self, depth: int) -> dict[str, tuple[Baseline, Tensor]]:
         """By name: the baseline of a serial depth and its held-out errors, best on the tuning pairs first."""
@@ -105,26 +90,31 @@ class Baselines:
     def cached(self, bank: Bank, option: Baseline, count: int) -> Tensor:
         """The errors of a baseline on the first pairs of a bank, from the bank's folder if they are known."""
         kind = option.name if option.solver == BASELINES[option.name] else f"{option.name}-flow"
-        path = (
-            bank.folder
-            / "errors"
-            / f"{kind}-{option.schedule}-depth{option.depth}-{count}-batch{self.batch}.safetensors"
-        )
-        known = None
-        if self.ranks.rank == 0 and path.is_file():
-            with suppress(OSError, SafetensorError):  # made again below
-                known = load_file(path)
-            known = (
-                known["errors"] if known is not None and torch.equal(known["nodes"], option.nodes) else None
-            )
-        known = self.ranks.broadcast(known)  # one rank decides for all
+        name = f"{kind}-{option.schedule}-depth{option.depth}-{count}-batch{self.errors.batch}.safetensors"
+        path, processes = bank.folder / "errors" / name, self.errors.processes
+        known = processes.ranks.broadcast(read_errors(path, option.nodes) if processes.first else None)
         if known is not None:
             return known
-        found = errors(bank, option.solver, option.nodes, count, self.batch, self.ranks, self.stop_requested)
-        if self.ranks.rank == 0:
+        values = self.errors(bank, option.solver, option.nodes, count)
+        if processes.first:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, save({"nodes": option.nodes, "errors": found}))
-        return found
+            write_atomically(path, save({"nodes": option.nodes, "errors": values}))
+        return values
+
+
+def read_errors(path: Path, nodes: Tensor) -> Tensor | None:
+    """The errors in a file; None where there are none, or of other nodes."""
+    if not path.is_file():
+        return None
+    with suppress(OSError, SafetensorError):  # a damaged file is written again
+        known = load_file(path)
+        return known["errors"] if torch.equal(known["nodes"], nodes) else None
+    return None
+
+
+def standard_error(values: Tensor) -> float:
+    """Standard error of the mean of independent values."""
+    return (values.std() / len(values) ** 0.5).item()
 
 
 def mean_error(values: Tensor) -> float:

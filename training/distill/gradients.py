@@ -12,12 +12,10 @@ from solvers import UserError
 from .bank import Bank
 from .config import LossConfig, TrainConfig
 from .losses import Loss, checkpointed, point_by_point
-from .students.student import Student
+from .students import Student
 
-FLOAT16_SCALE, LOWER = (
-    2.0**12,
-    4.0,
-)  # gradients of an RMSE over 16 x 128 x 128 latents are near 4e-6, float16's smallest normal is 6e-5
+# gradients of an RMSE over 16 x 128 x 128 latents are near 4e-6, float16's smallest normal is 6e-5
+FLOAT16_SCALE, LOWER = 2.0**12, 4.0
 
 
 def term_names(weights: LossConfig) -> list[str]:
@@ -94,8 +92,9 @@ class ChunkGradient:
         if self.points_apart:
             velocity = point_by_point(velocity, len(x))
         loss, terms, broken = self.loss(*self.student.solver(), velocity, x, states[self.kept])
-        found = torch.autograd.grad(loss.sum() * scale, self.parameters, allow_unused=True)
-        flat = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, found, strict=True)]
+        gradients = torch.autograd.grad(loss.sum() * scale, self.parameters, allow_unused=True)
+        pairs = zip(self.parameters, gradients, strict=True)
+        flat = [torch.zeros_like(p) if g is None else g for p, g in pairs]
         scores = [loss.detach().sum(), *[terms[name].detach().sum() for name in self.terms]]
         row = [
             *[g.flatten().cpu().double() / scale for g in flat],

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from backends import Backend
-from solvers import Solver
+from solvers import Solver, trajectory
 from solvers.solver import Velocity
 
 from ..config import ConfigError
@@ -41,15 +40,17 @@ class Loss:
         terms: dict[str, Tensor] = {}
         broken = -1
         if self.config.stepwise:
-            states = rollout(solver, nodes, velocity, x, detach=True)
+            states = list(trajectory(solver, velocity, x, nodes, detach=True))
             terms["stepwise"] = self.errors(states, targets).mean(0)
             broken = first_broken(states)
         if any((self.config.trajectory, self.config.final, self.config.decoded, self.config.feature)):
-            states = rollout(solver, nodes, velocity, x, detach=False)
+            states = list(trajectory(solver, velocity, x, nodes))
             errors = self.errors(states, targets)
-            terms |= {"trajectory": errors.mean(0)} if self.config.trajectory else {}
-            terms |= {"final": errors[-1]} if self.config.final else {}
-            terms |= self.image_terms(states[-1], targets[-1])
+            if self.config.trajectory:
+                terms["trajectory"] = errors.mean(0)
+            if self.config.final:
+                terms["final"] = errors[-1]
+            terms.update(self.image_terms(states[-1], targets[-1]))
             broken = first_broken(states) if broken < 0 else broken
         weights = vars(self.config)
         total = sum(weights[name] * term for name, term in terms.items())
@@ -57,11 +58,8 @@ class Loss:
 
     def errors(self, states: list[Tensor], targets: Tensor) -> Tensor:
         """Normalised root mean square errors [n, B]."""
-        found = [
-            rmse_per_image(x, y) / scale
-            for x, y, scale in zip(states, targets, self.scales.to(targets.device), strict=True)
-        ]
-        return torch.stack(found)
+        rows = zip(states, targets, self.scales.to(targets.device), strict=True)
+        return torch.stack([rmse_per_image(x, y) / scale for x, y, scale in rows])
 
     def image_terms(self, x: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The terms that need decoded images."""
@@ -69,28 +67,14 @@ class Loss:
             return {}
         image = checkpoint(self.backend.decode, x, use_reentrant=False)
         with torch.no_grad():
-            wanted = self.backend.decode(target)
-        terms = {"decoded": rmse_per_image(image, wanted)} if self.config.decoded else {}
+            teacher_image = self.backend.decode(target)
+        terms = {"decoded": rmse_per_image(image, teacher_image)} if self.config.decoded else {}
         if self.config.feature and self.features is not None:
             with torch.no_grad():
-                reference = self.features(wanted)
-            found = checkpoint(self.features, image, use_reentrant=False)
-            terms["feature"] = rmse_per_image(found, reference) / reference.double().square().mean().sqrt()
+                reference = self.features(teacher_image)
+            features = checkpoint(self.features, image, use_reentrant=False)
+            terms["feature"] = rmse_per_image(features, reference) / reference.double().square().mean().sqrt()
         return terms
-
-
-def rollout(solver: Solver, nodes: Tensor, velocity: Velocity, x: Tensor, detach: bool) -> list[Tensor]:
-    """The states after each step of a solver; with `detach` no gradient crosses from one interval into the
-    next.
-    """
-    states: list[Tensor] = []
-    bound, history = solver.bind(nodes), ()
-    for n in range(solver.num_steps(nodes)):
-        x, history = bound.step(velocity, x, nodes, n, history)
-        states.append(x)
-        if detach:
-            x, history = x.detach(), tree_map(lambda h: h.detach() if isinstance(h, Tensor) else h, history)
-    return states
 
 
 def first_broken(states: list[Tensor]) -> int:

@@ -3,11 +3,13 @@
 from torch import Tensor
 
 from ..run_folder import RunFolder
-from .baselines import Baseline
-from .trainer import Trainer, standard_error
+from .baselines import Baseline, standard_error
+from .trainer import DistillTrainer
 
 
-def draw(run: RunFolder, trainer: Trainer, curves: dict[int, dict[str, tuple[Baseline, Tensor]]]) -> None:
+def draw(
+    run: RunFolder, trainer: DistillTrainer, curves: dict[int, dict[str, tuple[Baseline, Tensor]]]
+) -> None:
     """Write table.png and error.png into the run's folder."""
     import matplotlib
 
@@ -45,7 +47,7 @@ def flat(values) -> list[float]:
 
 def draw_error(
     run: RunFolder,
-    trainer: Trainer,
+    trainer: DistillTrainer,
     evaluations: list[dict],
     curves: dict[int, dict[str, tuple[Baseline, Tensor]]],
 ) -> None:
@@ -69,9 +71,11 @@ def draw_error(
             label=f"best baseline ({evaluations[0]['baseline']})",
         )
     left.set(xlabel="step", ylabel="held-out RMSE to the teacher", yscale="log")
-    right.set_prop_cycle(cycler(linestyle=["-", "--", ":"]) * cycler(color=plt.get_cmap("tab10").colors[:5]))
-    for name in dict.fromkeys(n for found in curves.values() for n in found):
-        points = [(d, found[name][1]) for d, found in sorted(curves.items()) if name in found]
+    right.set_prop_cycle(
+        cycler(linestyle=["-", "--", ":"]) * cycler(color=[plt.get_cmap("tab10")(i) for i in range(5)])
+    )
+    for name in dict.fromkeys(n for baselines in curves.values() for n in baselines):
+        points = [(d, baselines[name][1]) for d, baselines in sorted(curves.items()) if name in baselines]
         right.errorbar(
             [d for d, _ in points],
             [e.mean() for _, e in points],
@@ -89,7 +93,7 @@ def draw_error(
         marker="*",
         ms=12,
         color="black",
-        label=f"student ({cost.evaluations} evaluations)",
+        label=f"student (NFE {cost.evaluations})",
     )
     right.set(xlabel="serial depth", ylabel="held-out RMSE to the teacher", yscale="log")
     for axis in (left, right):

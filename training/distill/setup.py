@@ -2,31 +2,26 @@
 student, loss.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from backends import Backend
-from backends.parallel import ParallelEvaluator
-from common.distributed import Ranks, never
 from common.prompts import default_prompts
-from solvers import Predictor, baseline_of, compile_tableau
+from solvers import baseline_of
 
 from ..config import ConfigError
-from ..prompts import digits_prompts, split_prompts
+from ..processes import Processes
+from ..prompts import PromptFile, digits_prompts, split_prompts
 from ..run_folder import RunFolder
+from ..start import Start
 from .bank import Bank, Pairs, Teacher, refined, twice_as_fine
-from .baselines import Baselines, errors
+from .baselines import Baselines, ErrorMeasure, standard_error
 from .config import DistillConfig
 from .losses import Loss, load_features
-from .students.parameters import second_moments, widen
-from .students.student import Student, TableauStart, load_start, table_student, tableau_student
-from .trainer import Trainer, standard_error
-
-SHOWN = 32  # training pairs from which a tableau learns what its start's states look like
+from .students import STUDENTS, Student, StudentData
+from .trainer import DistillTrainer, Problem
 
 
 def pairs_of(config: DistillConfig) -> tuple[Pairs, Pairs]:
@@ -36,7 +31,10 @@ def pairs_of(config: DistillConfig) -> tuple[Pairs, Pairs]:
     own = digits_prompts(bank.pairs, bank.heldout_pairs) if digits else None
     file = None if digits else bank.prompts or str(default_prompts(config.dataset_name))
     prompts, heldout = split_prompts(
-        ("bank.prompts", file), ("bank.heldout_prompts", bank.heldout_prompts), bank.heldout_pairs, own
+        PromptFile("bank.prompts", file),
+        PromptFile("bank.heldout_prompts", bank.heldout_prompts),
+        bank.heldout_pairs,
+        own,
     )
     return (
         Pairs(
@@ -51,7 +49,7 @@ def pairs_of(config: DistillConfig) -> tuple[Pairs, Pairs]:
 
 
 def make_teacher(config: DistillConfig, backend: Backend) -> Teacher:
-    """The teacher on the student's nodes, or on more or others where the configuration says so, refined."""
+    """The teacher on the student's nodes, or on those of the teacher section, refined."""
     kept = config.teacher.intervals or config.nodes.num_steps - 1
     every = config.teacher.inner + 1
     schedule = config.teacher.schedule or config.nodes.schedule or backend.default_schedule
@@ -60,68 +58,35 @@ def make_teacher(config: DistillConfig, backend: Backend) -> Teacher:
     except ValueError as error:
         raise ConfigError(f"nodes: {error}") from None
     name = f"{config.teacher.solver}, {kept * every} intervals of {schedule}"
-    return Teacher(
-        name, baseline_of(config.teacher.solver, backend.flow), refined(coarse, fine, every), every
-    )
+    solver = baseline_of(config.teacher.solver, backend.flow)
+    return Teacher(name, solver, refined(coarse, fine, every), every)
 
 
 def targets_kept(config: DistillConfig, kept: int) -> list[int]:
     """Which of a bank's `kept` states are the student's targets, step by step; the last for each where only
     that counts.
     """
-    intervals = 1 if config.student.kind == "tableau" else config.nodes.num_steps - 1
+    steps = STUDENTS[config.student.kind].num_steps(config)
     if config.needs_states:
-        return list(range(kept // intervals - 1, kept, kept // intervals))
-    return [kept - 1] * intervals
+        return list(range(kept // steps - 1, kept, kept // steps))
+    return [kept - 1] * steps
 
 
 def check_nodes(student: Student, teacher: Teacher, kept: list[int], needs_states: bool) -> None:
     """Refuse a teacher that does not go through the student's nodes, or not from end to end."""
-    ends = student.nodes[[0, -1]], teacher.nodes[[0, -1]]
+    nodes = student.fixed_nodes
+    ends = nodes[[0, -1]], teacher.nodes[[0, -1]]
     if not torch.allclose(*ends, rtol=1e-6, atol=0):
-        mine, theirs = (" to ".join(f"{sigma:.6g}" for sigma in pair) for pair in ends)
+        student_ends, teacher_ends = (" to ".join(f"{sigma:.6g}" for sigma in pair) for pair in ends)
         raise ConfigError(
-            f"nodes: the student runs from {mine}, but the teacher from {theirs}; choose schedules with the"
-            " same ends"
+            f"nodes: the student runs from {student_ends}, but the teacher from {teacher_ends}; choose"
+            " schedules with the same ends"
         )
-    if needs_states and not torch.allclose(teacher.kept[1:][kept], student.nodes[1:], rtol=1e-6, atol=0):
+    if needs_states and not torch.allclose(teacher.kept[1:][kept], nodes[1:], rtol=1e-6, atol=0):
         raise ConfigError(
             "teacher: its nodes do not contain the student's; leave teacher.schedule and"
             " teacher.intervals out"
         )
-
-
-def tableau_start(
-    config: DistillConfig, train: Bank, baselines: Baselines, loaded: tuple[Predictor, str] | None
-) -> TableauStart:
-    """The tableau of the predictor given, or of the best baseline of the depth asked for, with idle stages to
-    learn.
-    """
-    tuning, student = config.evaluation.tuning_pairs, config.student
-    if loaded is not None:
-        predictor, parent = loaded
-        nodes = predictor.sigmas
-        shared = config.evaluation.batch, baselines.ranks, baselines.stop_requested
-        error = errors(train, predictor.solver(), nodes, tuning, *shared).mean().item()
-        tableau = compile_tableau(predictor.solver(), nodes)
-        if student.widen:
-            tableau = widen(tableau, student.num_points, student.stride, student.first_points)
-        return TableauStart(tableau, predictor.spec.schedule_type, parent, error)
-    found = [option for option, _ in baselines.at(student.depth).values()]
-    if not found:
-        raise ConfigError(
-            f"student.depth {student.depth}: no baseline of evaluation.baselines has this serial depth"
-        )
-    best = found[0]
-    tableau = widen(
-        compile_tableau(best.solver, best.nodes), student.num_points, student.stride, student.first_points
-    )
-    return TableauStart(
-        tableau,
-        best.schedule,
-        f"{best.name} on {best.schedule} nodes",
-        baselines.cached(train, best, tuning).mean().item(),
-    )
 
 
 def state_scales(bank: Bank, kept: list[int]) -> Tensor:
@@ -130,122 +95,102 @@ def state_scales(bank: Bank, kept: list[int]) -> Tensor:
     return states[kept].double().flatten(1).square().mean(1).sqrt().cpu()
 
 
-def make_banks(
-    config: DistillConfig, backend: Backend, ranks: Ranks, stop_requested: Callable[[], bool] = never
-) -> tuple[Bank, Bank]:
+def make_banks(config: DistillConfig, backend: Backend, processes: Processes) -> tuple[Bank, Bank]:
     """The training and the held-out bank, complete on disk."""
-    settings, teacher = config.bank, make_teacher(config, backend)
+    teacher, ranks = make_teacher(config, backend), processes.ranks
     train, heldout = (
-        Bank(
-            Path(settings.folder),
-            backend,
-            teacher,
-            config.guidance_scale,
-            pairs,
-            settings.shard_size,
-            settings.dtype,
-        )
-        for pairs in pairs_of(config)
+        Bank(config.bank, backend, teacher, config.guidance_scale, pairs) for pairs in pairs_of(config)
     )
     backend.precompute_embeddings(
         list(dict.fromkeys(train.missing_prompts(ranks) + heldout.missing_prompts(ranks))),
         config.guidance_scale,
     )
-    train.build(ranks, "training pairs", stop_requested)
-    heldout.build(ranks, "held-out pairs", stop_requested)
+    train.build(processes, "training pairs")
+    heldout.build(processes, "held-out pairs")
     return train, heldout
 
 
-def make_student(config: DistillConfig, train: Bank, baselines: Baselines) -> tuple[Student, float]:
-    """The student of a configuration and the unit of its learning rate: for a tableau, the error of its
-    start.
-    """
-    backend, loaded = train.backend, load_start(config)
-    spec = config.spec(schedule=config.nodes.schedule or backend.default_schedule)
-    if config.student.kind == "table":
-        recorded = None if loaded is None else loaded[0].sigmas
-        return (
-            table_student(config, spec, backend.sigmas(spec) if recorded is None else recorded, loaded),
-            1.0,
-        )
-    start = tableau_start(config, train, baselines, loaded)
-    shown, chunk = min(SHOWN, len(train)), min(config.train.chunk, SHOWN)
-    gram = torch.zeros(start.tableau.evaluations + 1, start.tableau.evaluations + 1, dtype=torch.float64)
-    points = ParallelEvaluator()
-    with torch.no_grad():
-        for i in range(0, shown, chunk):
-            condition, x, _ = train.rows(list(range(i, min(i + chunk, shown))))
-            gram += second_moments(start.tableau, points.velocity(backend, condition), x) * len(x) / shown
-    return tableau_student(config, spec, start, baselines.ranks.broadcast(gram)), start.error
+def make_student(config: DistillConfig, data: StudentData) -> Student:
+    """The student of a configuration, at its start."""
+    spec = config.spec(schedule=config.nodes.schedule or data.train.backend.default_schedule)
+    return STUDENTS[config.student.kind].make(config, spec, data)
 
 
-def prepare(
-    config: DistillConfig,
-    backend: Backend,
-    ranks: Ranks,
-    run: RunFolder,
-    say: Callable[[str], None],
-    stop_requested: Callable[[], bool] = never,
-) -> tuple[Trainer, Baselines]:
-    """Everything that a run needs, in order: banks, baselines, student, loss; StopRequested if asked to stop
-    before all is there.
+def check_teacher(config: DistillConfig, heldout: Bank, measure: ErrorMeasure) -> dict:
+    """Compare the teacher with one of twice as many intervals, where the configuration asks for it; what the
+    provenance records of it.
     """
-    train, heldout = make_banks(config, backend, ranks, stop_requested)
-    provenance = {
+    if not config.teacher.check:
+        return {}
+    teacher, count = heldout.teacher, min(config.teacher.check, len(heldout))
+    values = measure(heldout, teacher.solver, twice_as_fine(teacher.nodes), count)
+    error, se = values.mean().item(), standard_error(values)
+    measure.processes.echo(
+        f"teacher: {teacher.name}; it differs by RMSE {error:.5f} ± {1.96 * se:.5f} from twice as many"
+        " intervals"
+    )
+    return {"teacher_rmse_to_twice_as_fine": error}
+
+
+def provenance_of(config: DistillConfig, train: Bank, heldout: Bank, teacher_error: dict) -> dict:
+    """What a predictor records of where it comes from."""
+    settings = config.train
+    judge = config.loss.feature and config.loss.feature_network == "judge"
+    return {
         "kind": "distilled",
         "teacher": train.teacher.name,
         "bank": [train.key, heldout.key],
         "loss": asdict(config.loss),
+        "train": {
+            "steps": settings.steps,
+            "batch": settings.batch,
+            "lr": settings.lr,
+            "seed": settings.seed,
+        },
+        "learned_sigmas": config.student.learn_sigmas,
+        **teacher_error,
+        **({"trained_on_the_judge": True} if judge else {}),
     }
-    provenance |= {"train": {k: getattr(config.train, k) for k in ("steps", "batch", "lr", "seed")}}
-    provenance |= {"learned_sigmas": config.student.learn_sigmas}
-    if config.teacher.check:
-        teacher, count = train.teacher, min(config.teacher.check, len(heldout))
-        found = errors(
-            heldout,
-            teacher.solver,
-            twice_as_fine(teacher.nodes),
-            count,
-            config.evaluation.batch,
-            ranks,
-            stop_requested,
-        )
-        error, se = found.mean().item(), standard_error(found)
-        say(
-            f"teacher: {train.teacher.name}; it differs by RMSE {error:.5f} ± {1.96 * se:.5f} from twice as"
-            " many intervals"
-        )
-        provenance |= {"teacher_rmse_to_twice_as_fine": error}
-    baselines = Baselines(train, heldout, config.spec(), config.evaluation, ranks, stop_requested)
-    student, unit = make_student(config, train, baselines)
+
+
+def make_loss(config: DistillConfig, train: Bank, kept: list[int]) -> Loss:
+    """The loss of a configuration on a bank."""
+    features = None
+    if config.loss.feature:
+        assert config.loss.feature_network is not None  # checked with the configuration
+        features = load_features(config.loss.feature_network, train.backend.device)
+    return Loss(config.loss, train.backend, state_scales(train, kept), features)
+
+
+def prepare(
+    config: DistillConfig, start: Start | None, backend: Backend, run: RunFolder, processes: Processes
+) -> tuple[DistillTrainer, Baselines]:
+    """Everything that a run needs, in order: banks, baselines, student, loss.
+
+    Args:
+        config: of the run.
+        start: the predictor of student.start, where that names one.
+        backend: the frozen backbone.
+        run: where it writes.
+        processes: its ranks, and whether it was asked to stop.
+
+    Raises:
+        StopRequested: asked to stop before all is there.
+    """
+    train, heldout = make_banks(config, backend, processes)
+    measure = ErrorMeasure(processes, config.evaluation.batch)
+    teacher_error = check_teacher(config, heldout, measure)
+    baselines = Baselines(train, heldout, config.spec(), config.evaluation, measure)
+    student = make_student(config, StudentData(train, baselines, start))
     kept = targets_kept(config, len(train.teacher.kept) - 1)
     check_nodes(student, train.teacher, kept, config.needs_states)
-    features = load_features(config.loss.feature_network, ranks.device) if config.loss.feature else None
-    provenance |= (
-        {"trained_on_the_judge": True}
-        if features is not None and config.loss.feature_network == "judge"
-        else {}
-    )
     cost, count = student.cost(), sum(p.numel() for p in student.parameters())
-    say(
-        f"student: serial depth {cost.depth}, {cost.evaluations} evaluations an image, {count} parameters,"
-        f" from {student.parent}"
+    processes.echo(
+        f"student: serial depth {cost.depth}, NFE {cost.evaluations} an image, {count} parameters, from"
+        f" {student.parent}"
     )
-    rivals = baselines.at(cost.depth) if config.evaluation.baselines else {}
-    loss = Loss(config.loss, backend, state_scales(train, kept), features)
-    return (
-        Trainer(
-            config,
-            ranks,
-            run,
-            student,
-            loss,
-            train,
-            heldout,
-            rivals,
-            kept,
-            config.train.lr * unit,
-            provenance,
-        ),
-        baselines,
-    )
+    loss = make_loss(config, train, kept)
+    matched = baselines.at(cost.depth) if config.evaluation.baselines else {}
+    provenance = provenance_of(config, train, heldout, teacher_error)
+    problem = Problem(train, heldout, kept, loss, matched, provenance)
+    return DistillTrainer(config, student, problem, run, processes), baselines

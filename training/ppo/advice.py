@@ -1,8 +1,4 @@
-"""What a run says of its held-out gain, and what to try where there is none."""
-
-import torch
-
-from solvers import SolverTable
+"""The held-out gain of a run in words, and what to try where there is none."""
 
 from .config import PPOConfig
 
@@ -13,51 +9,48 @@ def gain_text(record: dict, name: str) -> str:
     return f"{record[f'gain_{name}']:+.4f}" + ("" if half is None else f" ± {half:.4f}")
 
 
-def no_signal(record: dict, name: str, step: int, config: PPOConfig, start: SolverTable) -> str | None:
-    """A warning where the gain in a reward does not lie above 0 by more than half its interval; None where it
-    does.
+def no_signal(record: dict, name: str, step: int, config: PPOConfig, from_start: bool) -> str | None:
+    """A warning where the gain in the reward does not lie above 0 by more than half its interval; None where
+    it does.
+
+    Args:
+        record: of the evaluation.
+        name: of the reward.
+        step: after which it was.
+        config: the run's ppo section.
+        from_start: whether the run began at a table in which nothing was learned.
     """
     if record[f"gain_{name}"] > record.get(f"gain_{name}_halfwidth", 0.0):
         return None
-    from_equal = equal_points(start)
-    advice = ", ".join(f"{key}={value}" for key, value in better_settings(config, from_equal).items())
+    advice = ", ".join(f"{key}={value}" for key, value in better_settings(config, from_start).items())
     remedies = [f"set {advice}"] if advice else []
-    if from_equal:
+    if from_start:
         remedies = [
             "distil the start table first (training.distill.launch): its points are equally spaced",
             *remedies,
         ]
     remedy = (
-        ", or ".join(remedies) or "raise ppo.steps, or check that the reward tells images of one prompt apart"
+        ", or ".join(remedies)
+        or "raise ppo.steps, or check that the reward differs between images of one prompt"
     )
     return f"no signal: after {step} steps the gain in {name} is {gain_text(record, name)}; {remedy}"
 
 
-def better_settings(config: PPOConfig, from_equal: bool) -> dict[str, str | float | int]:
+def better_settings(config: PPOConfig, from_start: bool) -> dict[str, str | float | int]:
     """The settings that gained on the digits (README, "RDPO"), where a run has others.
 
     A distilled table gains from narrow exploration and many images a step; equal points only from wide
     exploration.
     """
-    if from_equal:
-        return (
-            {}
-            if config.dirichlet_concentration <= 100
-            else {"ppo.dirichlet_concentration": 100, "ppo.learning_rate": 0.03}
-        )
-    known = {
+    concentration = config.dirichlet_concentration
+    assert concentration is not None  # choose_exploration has set it
+    if from_start:
+        wide = concentration <= 100
+        return {} if wide else {"ppo.dirichlet_concentration": 100, "ppo.learning_rate": 0.03}
+    known: dict[str, tuple[str | float | int, bool]] = {
         "ppo.policy": ("table", config.policy == "table"),
         "ppo.learning_rate": (0.01, config.learning_rate == 0.01),
-        "ppo.dirichlet_concentration": (1000, config.dirichlet_concentration >= 1000),
+        "ppo.dirichlet_concentration": (1000, concentration >= 1000),
         "ppo.rollout_batch_size": (64, config.rollout_batch_size >= 64),
     }
     return {key: value for key, (value, already) in known.items() if not already}
-
-
-def equal_points(table: SolverTable) -> bool:
-    """Whether all points are equally spaced, as in a start table in which nothing was learned (0.335 and
-    0.665 in the published ones).
-    """
-    return torch.allclose(
-        table.r, SolverTable.uniform(table.num_intervals, table.num_points).r, rtol=0, atol=0.01
-    )

@@ -1,18 +1,9 @@
-"""What an RDPO run can be told: the published keys with their names, new ones with a meaning each, checked
-before anything loads.
-"""
+"""RDPO configuration: the published keys with their names, new ones with a meaning each."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
-
-import backends
-from backends import SCHEDULES
-from rewards import NAMES as REWARDS
-from rewards import TRAINABLE
-
-from ..config import ConfigError, check_choices, check_ranges, value_at
 
 
 @dataclass
@@ -85,7 +76,7 @@ class AestheticConfig:
 
 @dataclass
 class MultiConfig:
-    """What reward.type: multi sums."""
+    """The weighted sum of reward.type: multi."""
 
     weights: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("hps", "pickscore", "imagereward", "clip", "aesthetic"), 1.0)
@@ -104,9 +95,9 @@ class MultiConfig:
 @dataclass
 class RewardConfig:
     type: str = "hps"
-    """The reward that is trained on."""
+    """The reward that is trained on: one of ours, or my_module:NAME."""
     weights_path: str | None = None
-    """Its weights (HPSv2's for multi), where they are not embedded or found by name."""
+    """Its weights (HPSv2's for multi), where they are not embedded or on the hub."""
     batch_size: int = 2
     """Images scored at a time."""
     enable_amp: bool = True
@@ -117,13 +108,14 @@ class RewardConfig:
     options: dict[str, Any] = field(default_factory=dict)
     """More options of the reward, by name."""
 
-    def chosen(self) -> dict[str, Any]:
+    def load_options(self) -> dict[str, Any]:
         """The options that load_reward gets."""
         hps = {"weights_path": self.weights_path, "version": self.hps_version, "amp": self.enable_amp}
         if self.type == "hps":
             return hps | self.options
         if self.type != "multi":
-            return {"weights_path": self.weights_path, **self.options}
+            weights = {} if self.weights_path is None else {"weights_path": self.weights_path}
+            return {**weights, **self.options}
         multi = self.multi
         configs = {
             "hps": hps,
@@ -150,9 +142,7 @@ class PPOConfig:
     rloo_k: int = 2
     """Siblings a group: tables tried on the same prompt."""
     rollout_chunk: int = 64
-    """Images sampled at a time on a rank; it decides rounding, so that a result does not depend on the number
-    of ranks.
-    """
+    """Images sampled at a time on a rank; rounding depends on it, and so not on the number of ranks."""
     ppo_epochs: int = 1
     minibatch_size: int = 2
     """Images of one update, over all ranks."""
@@ -226,94 +216,3 @@ class RDPOConfig:
     ppo: PPOConfig = field(default_factory=PPOConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
-
-
-LOWEST = {
-    "run.seed": 0,
-    "reward.batch_size": 1,
-    "ppo.rollout_batch_size": 1,
-    "ppo.rloo_k": 2,
-    "ppo.rollout_chunk": 1,
-    "ppo.ppo_epochs": 1,
-    "ppo.minibatch_size": 1,
-    "ppo.learning_rate": 0,
-    "ppo.clip_range": 0,
-    "ppo.kl_coef": 0,
-    "ppo.entropy_coef": 0,
-    "ppo.max_grad_norm": 0,
-    "ppo.steps": 1,
-    "evaluation.interval": 1,
-    "evaluation.images": 2,
-    "evaluation.batch": 1,
-    "evaluation.patience": 0,
-    "evaluation.warn_after": 1,
-    "logging.log_interval": 1,
-    "logging.save_interval": 1,
-}
-ABOVE_ZERO = (
-    "ppo.dirichlet_concentration",
-    "ppo.max_log_change",
-    "ppo.scale_std",
-    "ppo.kl_target",
-    "logging.save_minutes",
-)
-WITHOUT_MEANING = {  # published keys that are accepted, and why they do nothing here
-    "reward.multi.imagereward.med_config": "ImageReward's layout is known",
-    **dict.fromkeys(
-        ("reward.cache_dir", "reward.multi.imagereward.cache_dir", "reward.multi.clip.cache_dir"),
-        "HF_HUB_CACHE in the environment says where files of the hub are",
-    ),
-}
-HIGHEST = {"run.seed": 2**31, "ppo.max_log_change": 20, "ppo.dirichlet_concentration": 1e8}
-
-
-def check(config: RDPOConfig) -> None:
-    """Refuse values out of range and batches that do not divide, in one line that names the key."""
-    ppo = config.ppo
-    check_choices(
-        [
-            ("model.backend", config.model.backend, (None, *backends.NAMES)),
-            ("model.guidance_type", config.model.guidance_type, (None, "cfg")),
-            ("model.schedule_type", config.model.schedule_type, (None, *SCHEDULES)),
-            ("reward.type", config.reward.type, TRAINABLE),
-            *[("evaluation.rewards", name, REWARDS) for name in config.evaluation.rewards],
-            ("ppo.policy", ppo.policy, ("table", "mlp")),
-            ("ppo.group_noise", ppo.group_noise, ("shared", "independent")),
-            ("ppo.baseline", ppo.baseline, ("prompt", "mixed")),
-        ]
-    )
-    check_ranges(config, LOWEST, HIGHEST, ABOVE_ZERO)
-    if ppo.rollout_batch_size % ppo.rloo_k:
-        raise ConfigError(
-            f"ppo.rollout_batch_size is {ppo.rollout_batch_size}, expected a multiple of ppo.rloo_k"
-            f" ({ppo.rloo_k})"
-        )
-    if ppo.minibatch_size > ppo.rollout_batch_size:
-        raise ConfigError(
-            f"ppo.minibatch_size is {ppo.minibatch_size}, expected at most ppo.rollout_batch_size"
-            f" ({ppo.rollout_batch_size})"
-        )
-    if not ppo.decode_rgb:
-        raise ConfigError("ppo.decode_rgb is False; rewards score images, never latents: leave it out")
-    trained = {config.reward.type}
-    if config.reward.type == "multi":
-        trained |= {name for name, weight in config.reward.multi.weights.items() if weight > 0}
-    if both := trained & set(config.evaluation.rewards):
-        raise ConfigError(
-            f"evaluation.rewards holds {min(both)!r}, which is trained on; it is always measured"
-        )
-
-
-def config_notes(config: RDPOConfig) -> list[str]:
-    """What is said of keys that a configuration sets and that do nothing here."""
-    said = [
-        f"{key} is not used: {why}"
-        for key, why in WITHOUT_MEANING.items()
-        if value_at(config, key) is not None
-    ]
-    if config.model.resolution is not None and config.model.backend == "ldm":
-        said.append(
-            f"model.resolution {config.model.resolution} is not used: ldm has the model's own, else"
-            " model.backend_options.resolution"
-        )
-    return said

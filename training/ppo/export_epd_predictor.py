@@ -11,10 +11,10 @@ from common.files import write_atomically
 from solvers import UserError, save_predictor
 
 from ..config import load_config
+from ..launch import check_float64
 from ..run_folder import RunFolder
 from .config import RDPOConfig
-from .setup import load_start, policy_of
-from .trainer import predictor_of
+from .setup import find_start, policy_of, predictor_of
 
 
 @click.command()
@@ -41,19 +41,20 @@ def main(
         path = next((p for p in places if p.is_file()), None)
         if path is None:
             held = ", ".join(p.name for p in sorted(run.checkpoints.glob("*.pt")))
-            raise UserError(f"--checkpoint {checkpoint}: not found; {run.checkpoints} holds {held}")
+            raise UserError(f"--checkpoint {checkpoint}: no such file; {run.checkpoints} holds {held}")
     state = run.load_checkpoint(path)
     if not {"policy", "best", "export"} <= state.keys():
         raise UserError(f"{path}: not a checkpoint of an RDPO run")
     check_device(device or "cpu")
-    if device is not None and device.startswith("mps"):
-        raise UserError("--device mps: it has no float64, in which tables are computed; give cpu or cuda")
+    check_float64(device)
     config = load_config(RDPOConfig, run.config)
-    policy = policy_of(config, load_start(config)[0]).to(device or "cpu")
-    best, told = checkpoint is None, state["export"]
-    step = state["best"]["step"] if best else state["step"]
-    found = {"step": step} | ({"heldout_gain": state["best"]["gain"]} if best else {})
-    predictor = predictor_of(policy, state["best"]["state"] if best else state["policy"], told, found)
+    policy = policy_of(config, find_start(config)).to(device or "cpu")
+    if path is None:
+        best = state["best"]
+        step, learned, measured = best["step"], best["state"], {"heldout_gain": best["gain"]}
+    else:
+        step, learned, measured = state["step"], state["policy"], {}
+    predictor = predictor_of(policy, learned, state["export"], {"step": step, **measured})
     folder = output_dir or run.export
     target = folder / f"network-snapshot-export-step{step:06d}.pkl"
     save_predictor(predictor, target)
@@ -61,7 +62,7 @@ def main(
         metrics = [r for r in run.records() if r["step"] == step]
         manifest = {
             "run_dir": str(run.path),
-            "checkpoint": "best" if best else path.name,
+            "checkpoint": "best" if path is None else path.name,
             "step": step,
             "metrics": metrics,
         }

@@ -1,5 +1,6 @@
 """The residual Dirichlet policy over solver tables (EPD-Solver, arXiv 2512.22796, stage 2), in float64."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -9,11 +10,12 @@ from solvers import SolverTable
 
 SMALLEST = 1e-12  # a share of the simplex that was drawn is raised to this, so that its density is finite
 SMALLEST_SHARE = 1e-6  # a segment or weight of a start table is raised to this
+SCALES = ("scale_dir", "scale_time")
 
 
 class TableSample(NamedTuple):
-    """Sampled tables: segments [..., N, K + 1] of the positions, weights [..., N, K], scales [..., N, K]
-    where learned.
+    """Sampled tables: segments [..., N, K + 1], which are the gaps between positions, weights [..., N, K],
+    scales [..., N, K] where learned.
     """
 
     segments: Tensor
@@ -23,12 +25,12 @@ class TableSample(NamedTuple):
 
     def table(self) -> SolverTable:
         """As a table; a first dimension means one table an image."""
-        positions = self.segments.cumsum(-1)[..., :-1].clamp(max=1.0)
-        return SolverTable(positions, self.weights, self.scale_dir, self.scale_time)
+        return SolverTable.from_gaps(self.segments, self.weights, self.scale_dir, self.scale_time)
 
     def select(self, rows: slice | list[int]) -> "TableSample":
         """The tables of some images."""
-        return TableSample(*(None if part is None else part[rows] for part in self))
+        scales = (None if part is None else part[rows] for part in (self.scale_dir, self.scale_time))
+        return TableSample(self.segments[rows], self.weights[rows], *scales)
 
 
 class LogNormal(NamedTuple):
@@ -36,6 +38,10 @@ class LogNormal(NamedTuple):
 
     loc: Tensor
     std: Tensor
+
+    def sample(self, batch: int) -> Tensor:
+        """Scales [batch, N, K] from the global random numbers."""
+        return torch.exp(self.loc + self.std * torch.randn(batch, *self.loc.shape, dtype=torch.float64))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density summed over intervals and points."""
@@ -49,8 +55,8 @@ class LogNormal(NamedTuple):
 
     def kl(self, other: "LogNormal") -> Tensor:
         """KL(self || other), summed."""
-        mine, theirs = (torch.distributions.Normal(p.loc, p.std) for p in (self, other))
-        return torch.distributions.kl_divergence(mine, theirs).sum((-2, -1))
+        p, q = (torch.distributions.Normal(d.loc, d.std) for d in (self, other))
+        return torch.distributions.kl_divergence(p, q).sum((-2, -1))
 
 
 class TableDistribution:
@@ -89,16 +95,9 @@ class TableDistribution:
         """`batch` tables, which depend on the distribution and the seed alone."""
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            shares = [_inside(d.sample((batch,))) for d in (self.pos, self.weight)]
-            scales = {
-                name: (
-                    None
-                    if s is None
-                    else torch.exp(s.loc + s.std * torch.randn(batch, *s.loc.shape, dtype=torch.float64))
-                )
-                for name, s in self.scales.items()
-            }
-        return TableSample(*shares, **scales)
+            segments, weights = (_inside(d.sample(torch.Size([batch]))) for d in (self.pos, self.weight))
+            scales = [None if s is None else s.sample(batch) for s in self.scales.values()]
+        return TableSample(segments, weights, *scales)
 
     def log_prob(
         self,
@@ -124,13 +123,17 @@ class TableDistribution:
     def kl(self, other: "TableDistribution") -> Tensor:
         """KL(self || other)."""
         pairs = ((self.pos, other.pos), (self.weight, other.weight))
-        total = sum(torch.distributions.kl_divergence(p, q).sum(-1) for p, q in pairs)
-        return sum((s.kl(other.scales[name]) for name, s in self.scales.items() if s is not None), total)
+        total, more = (torch.distributions.kl_divergence(p, q).sum(-1) for p, q in pairs)
+        total = total + more
+        for s, s_other in zip(self.scales.values(), other.scales.values(), strict=True):
+            if s is not None and s_other is not None:
+                total = total + s.kl(s_other)
+        return total
 
     def mean(self) -> SolverTable:
         """The table of mean shares and median scales: what is exported."""
-        scales = {name: None if s is None else s.loc.exp() for name, s in self.scales.items()}
-        return TableSample(self.pos.mean, self.weight.mean, **scales).table()
+        scales = [None if s is None else s.loc.exp() for s in self.scales.values()]
+        return TableSample(self.pos.mean, self.weight.mean, *scales).table()
 
 
 def _inside(shares: Tensor) -> Tensor:
@@ -147,9 +150,26 @@ def dirichlet_from_table(table: SolverTable, concentration: float) -> tuple[Tens
     """
     if not 0 < concentration < float("inf"):
         raise ValueError(f"dirichlet_concentration is {concentration}, expected a number above 0")
-    edges = nn.functional.pad(table.r, (1, 0)), nn.functional.pad(table.r, (0, 1), value=1.0)
-    parts = [part.double().clamp(min=SMALLEST_SHARE) for part in (edges[1] - edges[0], table.w)]
-    return tuple(concentration * part / part.sum(-1, keepdim=True) for part in parts)
+    gaps, w = (part.double().clamp(min=SMALLEST_SHARE) for part in (table.gaps(), table.w))
+    return concentration * gaps / gaps.sum(-1, keepdim=True), concentration * w / w.sum(-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """How a policy explores around a start table."""
+
+    concentration: float
+    """Sum of the concentrations of each simplex at the start."""
+    scale_std: float = 0.05
+    """Standard deviation of the logarithm of a learned scale."""
+    learned_scales: tuple[str, ...] = ()
+    """Of scale_dir and scale_time, those that are drawn; others stay the start's."""
+    limit: float = 3.0
+    """Largest change of a log concentration."""
+    residual: str = "table"
+    """table (one number a concentration) or mlp (published)."""
+    seed: int = 0
+    """Of the initial weights of an mlp."""
 
 
 class ResidualPolicy(nn.Module):
@@ -159,31 +179,24 @@ class ResidualPolicy(nn.Module):
     its base.
     """
 
-    def __init__(
-        self,
-        start: SolverTable,
-        concentration: float,
-        scale_std: float,
-        scales: tuple[bool, bool],
-        limit: float,
-        residual: nn.Module,
-    ):
+    base_log_alpha_pos: Tensor
+    base_log_alpha_weight: Tensor
+
+    def __init__(self, start: SolverTable, settings: PolicySettings, residual: nn.Module):
         super().__init__()
         table = SolverTable.sorted(**start.arrays())
-        alpha_pos, alpha_weight = dirichlet_from_table(table, concentration)
+        alpha_pos, alpha_weight = dirichlet_from_table(table, settings.concentration)
         self.register_buffer("base_log_alpha_pos", alpha_pos.log())
         self.register_buffer("base_log_alpha_weight", alpha_weight.log())
-        self.limit, self.residual, self.scale_std = limit, residual, scale_std
-        self.fixed = {}
-        self.drawn = []
-        for name, learned in zip(("scale_dir", "scale_time"), scales, strict=True):
+        self.limit, self.residual, self.scale_std = settings.limit, residual, settings.scale_std
+        self.fixed: dict[str, Tensor] = {}
+        self.drawn: list[str] = []
+        for name in SCALES:
             value = table.arrays().get(name)
-            if learned:
+            if name in settings.learned_scales:
                 self.drawn.append(name)
-                self.register_buffer(
-                    f"base_log_{name}",
-                    (torch.ones_like(table.r) if value is None else value).clamp(min=SMALLEST_SHARE).log(),
-                )
+                median = (torch.ones_like(table.r) if value is None else value).clamp(min=SMALLEST_SHARE)
+                self.register_buffer(f"base_log_{name}", median.log())
             elif value is not None:
                 self.fixed[name] = value
 
@@ -194,23 +207,21 @@ class ResidualPolicy(nn.Module):
         change = self.limit * torch.tanh(change / self.limit)
         pos, weight, *scales = change.split([points + 1, points, *[points] * len(self.drawn)], -1)
         std = torch.full_like(weight, self.scale_std)
-        found = {
-            name: LogNormal(getattr(self, f"base_log_{name}") + self.scale_std * s, std)
+        log_normals = {
+            name: LogNormal(self.get_buffer(f"base_log_{name}") + self.scale_std * s, std)
             for name, s in zip(self.drawn, scales, strict=True)
         }
         return TableDistribution(
-            (self.base_log_alpha_pos + pos).exp(), (self.base_log_alpha_weight + weight).exp(), **found
+            (self.base_log_alpha_pos + pos).exp(), (self.base_log_alpha_weight + weight).exp(), **log_normals
         )
 
     def base(self) -> TableDistribution:
         """The distribution around the start table."""
-        found = {
-            name: LogNormal(
-                getattr(self, f"base_log_{name}"), torch.full_like(self.base_log_alpha_weight, self.scale_std)
-            )
-            for name in self.drawn
-        }
-        return TableDistribution(self.base_log_alpha_pos.exp(), self.base_log_alpha_weight.exp(), **found)
+        std = torch.full_like(self.base_log_alpha_weight, self.scale_std)
+        log_normals = {name: LogNormal(self.get_buffer(f"base_log_{name}"), std) for name in self.drawn}
+        return TableDistribution(
+            self.base_log_alpha_pos.exp(), self.base_log_alpha_weight.exp(), **log_normals
+        )
 
     def with_fixed_scales(self, table: SolverTable) -> SolverTable:
         """A drawn or mean table with the start's scales that are not learned."""
@@ -254,23 +265,13 @@ class MLPResidual(nn.Module):
         return self.head(x)
 
 
-def make_policy(
-    kind: str,
-    start: SolverTable,
-    concentration: float,
-    scale_std: float,
-    scales: tuple[bool, bool],
-    limit: float,
-    seed: int,
-) -> ResidualPolicy:
-    """A policy around a start table; kind "table" or "mlp" (whose initial weights depend on the seed
-    alone).
-    """
-    outputs = 2 * start.num_points + 1 + sum(scales) * start.num_points
-    if kind == "table":
+def make_policy(start: SolverTable, settings: PolicySettings) -> ResidualPolicy:
+    """A policy around a start table."""
+    outputs = 2 * start.num_points + 1 + len(settings.learned_scales) * start.num_points
+    if settings.residual == "table":
         residual: nn.Module = TableResidual(start.num_intervals, outputs)
     else:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(settings.seed)
             residual = MLPResidual(start.num_intervals, outputs)
-    return ResidualPolicy(start, concentration, scale_std, scales, limit, residual)
+    return ResidualPolicy(start, settings, residual)

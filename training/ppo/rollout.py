@@ -8,13 +8,12 @@ from torch import Tensor
 
 from backends import Backend
 from backends.parallel import ParallelEvaluator
-from common.distributed import Ranks, distributed_map, never
 from rewards import Reward
 from solvers import EPD, SolverTable, sample
 
 from ..clock import Clock
+from ..processes import Processes
 from .config import PPOConfig
-from .policy import ResidualPolicy, TableSample
 
 # training noise has seeds from here to 2^32, evaluation noise below; generators distinguish no more than 2^32
 SEEDS = 2**31
@@ -75,14 +74,14 @@ class Scorer:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a step tries: the prompt of each group, the noise of each image."""
+class RolloutPlan:
+    """The images of a step: the prompt and the noise seed of each, group after group."""
 
     prompts: list[str]
     seeds: list[int]
 
     @classmethod
-    def make(cls, prompts: list[str], config: PPOConfig, seed: int, step: int) -> "Plan":
+    def make(cls, prompts: list[str], config: PPOConfig, seed: int, step: int) -> "RolloutPlan":
         """Prompts in a new order each epoch; both follow from the seed and the step alone."""
         groups, k = config.rollout_batch_size // config.rloo_k, config.rloo_k
         chosen = []
@@ -105,35 +104,40 @@ def stream(seed: int, step: int, purpose: int) -> int:
     return (seed * 1_000_003 + step) * 4 + purpose
 
 
-def scores_of(
+def rollout_scores(
     score: Scorer,
-    policy: ResidualPolicy,
-    draw: TableSample,
-    plan: Plan,
+    table_of: Callable[[slice], SolverTable],
+    plan: RolloutPlan,
     chunk: int,
-    ranks: Ranks,
-    stop_requested: Callable[[], bool] = never,
+    processes: Processes,
 ) -> Tensor:
-    """Scores [B, rewards] of all images of a step; the ranks take chunks in turn and share the results."""
+    """Scores [B, rewards] of all images of a step.
+
+    Args:
+        score: from prompts, seeds and tables to scores.
+        table_of: the tables [b, N, K] of some images.
+        plan: the prompts and seeds of the images.
+        chunk: images at a time on a rank.
+        processes: the ranks, which take chunks in turn.
+    """
 
     def measure(part: slice) -> Tensor:
-        return score(
-            policy.with_fixed_scales(draw.select(part).table()), plan.prompts[part], plan.seeds[part]
+        return score(table_of(part), plan.prompts[part], plan.seeds[part])
+
+    return processes.map(measure, len(plan.seeds), chunk)
+
+
+@dataclass
+class HeldOut:
+    """Prompts and seeds that are never trained on, and what is measured on them."""
+
+    score: Scorer
+    prompts: list[str]
+    seeds: list[int]
+    batch: int = 64
+
+    def scores(self, table: SolverTable, processes: Processes) -> Tensor:
+        """Scores [n, rewards] of one table; the ranks take batches in turn."""
+        return processes.map(
+            lambda part: self.score(table, self.prompts[part], self.seeds[part]), len(self.seeds), self.batch
         )
-
-    return distributed_map(measure, len(plan.seeds), chunk, ranks, stop_requested)
-
-
-def evaluate_table(
-    score: Scorer,
-    table: SolverTable,
-    prompts: list[str],
-    seeds: list[int],
-    batch: int,
-    ranks: Ranks,
-    stop_requested: Callable[[], bool] = never,
-) -> Tensor:
-    """Scores [n, rewards] of one table on fixed prompts and seeds; the ranks take batches in turn."""
-    return distributed_map(
-        lambda part: score(table, prompts[part], seeds[part]), len(seeds), batch, ranks, stop_requested
-    )

@@ -2,56 +2,58 @@
 policy.
 """
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from backends import Backend, check_backbone_known, check_backend
+import torch
+
+from backends import Backend, check_backend
 from backends.parallel import ParallelEvaluator
-from common.distributed import Ranks
 from common.prompts import default_prompts
 from rewards import check_reward, load_reward
-from solvers import Predictor, Spec, Tableau, load_predictor, resolve_predictor_path
+from solvers import Predictor, Spec, Tableau, UserError, resolve_predictor_path
 from solvers.predictor.options import split_schedule_options
 
 from ..config import ConfigError, without_secrets
-from ..prompts import digits_prompts, split_prompts
+from ..processes import Processes
+from ..prompts import PromptFile, digits_prompts, split_prompts
 from ..run_folder import RunFolder
+from ..start import Start, load_start
 from .config import PPOConfig, RDPOConfig
-from .policy import ResidualPolicy, make_policy
-from .rollout import Scorer
-from .trainer import Trainer
+from .policy import SCALES, PolicySettings, ResidualPolicy, make_policy
+from .rollout import HeldOut, Scorer
+from .trainer import Problem, RDPOTrainer
 
 DISTILL_CONFIGS = Path(__file__).parents[1] / "distill" / "cfgs"
 EVALUATION_SEED = 3_000_000
 START_KINDS = ("distilled", "start", "best")  # of a folder of tables, what RDPO starts from
 
 
-def load_start(config: RDPOConfig) -> tuple[Predictor, str]:
-    """The start table and what to call it; one that does not say its backend, or a tableau: ConfigError."""
-    path = resolve_predictor_path(config.data.predictor_snapshot, kinds=START_KINDS)
-    predictor = load_predictor(path)
-    if isinstance(predictor.table, Tableau):
+def find_start(config: RDPOConfig) -> Start:
+    """The start table, loaded once for the run; a tableau, or one of an unknown backbone: an error."""
+    start = load_start(resolve_predictor_path(config.data.predictor_snapshot, kinds=START_KINDS))
+    if isinstance(start.predictor.table, Tableau):
         raise ConfigError(
-            f"data.predictor_snapshot {path} holds a tableau; RDPO learns tables: choose one distilled with"
-            " student.kind: table"
+            f"data.predictor_snapshot {start.path} holds a tableau; RDPO learns tables: choose one distilled"
+            " with student.kind: table"
         )
-    check_backbone_known(predictor.spec, path)
-    return predictor, f"{path.name} sha256:{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]}"
+    return start
 
 
-def merge_spec(config: RDPOConfig, predictor: Predictor) -> Spec:
+def merge_spec(config: RDPOConfig, start: Start) -> Spec:
     """The spec of the run: the configuration over the start table's; a contradiction names both."""
-    source, model = config.data.predictor_snapshot, config.model
-    table = predictor.table
-    recorded = replace(predictor.spec, num_steps=table.num_intervals + 1, num_points=table.num_points)
+    source, model, table = start.path, config.model, start.table
+    recorded = replace(start.predictor.spec, num_steps=table.num_intervals + 1, num_points=table.num_points)
     options, schedule = split_schedule_options(model.backend_options)
-    asked = {name: vars(model).get(name) for name in vars(recorded)}
-    asked |= {name: value for name, value in schedule.items() if asked[name] is None}
+    settings = {name: vars(model).get(name) for name in vars(recorded)}
+    asked = settings | {name: value for name, value in schedule.items() if settings[name] is None}
     if model.resolution is not None and (model.backend or recorded.backend) != "ldm":
         options["resolution"] = model.resolution
-    labels = {name: f"model.{name}" for name in vars(recorded)}
-    labels |= {"backend_config.resolution": "model.resolution", "backend_config.family": "model.family"}
+    labels = {
+        **{name: f"model.{name}" for name in vars(recorded)},
+        "backend_config.resolution": "model.resolution",
+        "backend_config.family": "model.family",
+    }
     free = unused_settings(recorded.overridden(asked | {"backend_config": {}}))
     spec = recorded.merged(asked | {"backend_config": options}, source, labels, free)
     if spec.backend is None:
@@ -78,109 +80,132 @@ def choose_exploration(ppo: PPOConfig, from_equal: bool) -> None:
         ppo.learning_rate = rate
 
 
-def start_notes(config: RDPOConfig, name: str) -> list[str]:
-    """What is said of the table that a run starts from; `name` is the configuration's."""
-    predictor, parent = load_start(config)
-    said = [f"{config.data.predictor_snapshot}: {text}" for text in predictor.notes]
-    if predictor.is_start:
-        command = (
-            f"./launch.sh distill {name}"
-            if (DISTILL_CONFIGS / f"{name}.yaml").is_file()
-            else "./launch.sh distill NAME"
+def start_notes(start: Start, name: str) -> list[str]:
+    """Notes on the table that a run starts from; `name` is the configuration's."""
+    notes = [f"{start.path}: {text}" for text in start.predictor.notes]
+    if start.predictor.is_start:
+        known = (DISTILL_CONFIGS / f"{name}.yaml").is_file()
+        notes.append(
+            f"nothing was learned yet in the start table {start.path} ({start.parent}); distil first:"
+            f" ./launch.sh distill {name if known else 'NAME'}"
         )
-        said.append(
-            f"nothing was learned yet in the start table {config.data.predictor_snapshot} ({parent}); distil"
-            f" first: {command}"
-        )
-    return said
+    return notes
 
 
 def prompts_of(
-    config: RDPOConfig, backend_name: str, dataset_name: str | None = None
+    config: RDPOConfig, backend_name: str | None, dataset_name: str | None = None
 ) -> tuple[list[str], list[str]]:
     """Training and held-out prompts; no prompt is in both."""
     own = None
     if backend_name == "digits":
         train, heldout = digits_prompts(10**4, config.evaluation.images)
         own = list(dict.fromkeys(train)), heldout
-    chosen = config.data.prompt_csv or (None if own else str(default_prompts(dataset_name)))
-    files = ("data.prompt_csv", chosen), ("evaluation.prompt_csv", config.evaluation.prompt_csv)
-    return split_prompts(*files, config.evaluation.images, own)
-
-
-def policy_of(config: RDPOConfig, predictor: Predictor) -> ResidualPolicy:
-    """The policy around the start table."""
-    ppo, table = config.ppo, predictor.table
-    learned = []
-    for name in ("scale_dir", "scale_time"):
-        asked = getattr(ppo, f"train_{name}")
-        learned.append(getattr(table, name) is not None if asked is None else asked)
-    scales = (learned[0], learned[1])
-    return make_policy(
-        ppo.policy,
-        table,
-        ppo.dirichlet_concentration,
-        ppo.scale_std,
-        scales,
-        ppo.max_log_change,
-        config.run.seed,
+    path = config.data.prompt_csv or (None if own else str(default_prompts(dataset_name)))
+    return split_prompts(
+        PromptFile("data.prompt_csv", path),
+        PromptFile("evaluation.prompt_csv", config.evaluation.prompt_csv),
+        config.evaluation.images,
+        own,
     )
 
 
-def prepare(config: RDPOConfig, backend: Backend, ranks: Ranks, run: RunFolder) -> Trainer:
-    """Everything that a run needs."""
-    predictor, parent = load_start(config)
-    spec = merge_spec(config, predictor)
+def policy_of(config: RDPOConfig, start: Start) -> ResidualPolicy:
+    """The policy around the start table."""
+    ppo, table = config.ppo, start.table
+    chosen = {"scale_dir": ppo.train_scale_dir, "scale_time": ppo.train_scale_time}
+    learned = [name in table.arrays() if chosen[name] is None else chosen[name] for name in SCALES]
+    assert ppo.dirichlet_concentration is not None  # choose_exploration has set it
+    settings = PolicySettings(
+        concentration=ppo.dirichlet_concentration,
+        scale_std=ppo.scale_std,
+        learned_scales=tuple(name for name, is_learned in zip(SCALES, learned, strict=True) if is_learned),
+        limit=ppo.max_log_change,
+        residual=ppo.policy,
+        seed=config.run.seed,
+    )
+    return make_policy(table, settings)
+
+
+def predictor_of(policy: ResidualPolicy, state: dict, exported: dict, measured: dict) -> Predictor:
+    """The mean table of a policy's state as a predictor; leaves the policy in that state.
+
+    Args:
+        policy: of the run.
+        state: its state; the empty one of a run that was stopped before its first evaluation: UserError.
+        exported: RDPOTrainer.exported, as in a checkpoint.
+        measured: what the provenance records of this state.
+    """
+    if not state:
+        raise UserError(
+            "the run has no best policy yet: it was stopped before its first evaluation; go on with --resume"
+        )
+    policy.load_state_dict(state)
+    with torch.no_grad():
+        table = policy.with_fixed_scales(policy().mean())
+    provenance = exported["provenance"] | measured
+    return Predictor(table, Spec(**exported["spec"]), exported["nodes"], provenance)
+
+
+def prepare(
+    config: RDPOConfig, start: Start, backend: Backend, run: RunFolder, processes: Processes
+) -> RDPOTrainer:
+    """Everything that a run needs.
+
+    Args:
+        config: of the run.
+        start: its start table.
+        backend: the frozen backbone.
+        run: where it writes.
+        processes: its ranks.
+    """
+    predictor, device = start.predictor, processes.ranks.device
+    spec, count = merge_spec(config, start), config.evaluation.images
     nodes = backend.sigmas(spec) if predictor.sigmas is None else predictor.sigmas
     guidance = backend.default_guidance if spec.guidance_rate is None else spec.guidance_rate
     train, heldout = prompts_of(config, backend.name, spec.dataset_name)
-    heldout = heldout[: config.evaluation.images]
+    heldout = heldout[:count]
     backend.fingerprint()  # with offload it is kept before the text encoders are freed
     backend.precompute_embeddings(list(dict.fromkeys([*train, *heldout])), guidance)
-    trained = load_reward(config.reward.type, config.reward.chosen(), ranks.device)
-    measured = [trained, *(load_reward(name, {}, ranks.device) for name in config.evaluation.rewards)]
+    trained = load_reward(config.reward.type, config.reward.load_options(), device)
+    measured = [trained, *(load_reward(name, {}, device) for name in config.evaluation.rewards)]
     scorer = Scorer(backend, nodes, guidance, spec.afs, spec.max_order, [trained], config.reward.batch_size)
-    count = config.evaluation.images
-    provenance = {
-        "kind": "rdpo",
-        "parent": parent,
-        "reward": trained.protocol(),
-        "seed": config.run.seed,
-        "ppo": dict(vars(config.ppo)),
-    }
-    return Trainer(
-        config,
-        ranks,
-        run,
-        policy_of(config, predictor),
+    problem = Problem(
         scorer,
-        replace(scorer, rewards=measured, points=ParallelEvaluator()),
         train,
-        [heldout[i % len(heldout)] for i in range(count)],
-        list(range(EVALUATION_SEED, EVALUATION_SEED + count)),
+        HeldOut(
+            replace(scorer, rewards=measured, points=ParallelEvaluator()),
+            [heldout[i % len(heldout)] for i in range(count)],
+            list(range(EVALUATION_SEED, EVALUATION_SEED + count)),
+            config.evaluation.batch,
+        ),
         replace(spec, guidance_rate=float(guidance), backend_config=without_secrets(spec.backend_config)),
-        provenance | {"learned_sigmas": predictor.provenance.get("learned_sigmas", False)},
+        {
+            "kind": "rdpo",
+            "parent": start.parent,
+            "reward": trained.protocol(),
+            "seed": config.run.seed,
+            "ppo": dict(vars(config.ppo)),
+            "learned_sigmas": predictor.provenance.get("learned_sigmas", False),
+        },
+        predictor.is_start,
     )
+    return RDPOTrainer(config, policy_of(config, start), problem, run, processes)
 
 
 def check_rewards(config: RDPOConfig) -> list[str]:
     """Refuse rewards that could not be loaded, before anything is; what will be fetched, in words."""
     return [
-        *check_reward(config.reward.type, config.reward.chosen()),
+        *check_reward(config.reward.type, config.reward.load_options()),
         *(n for r in config.evaluation.rewards for n in check_reward(r, {})),
     ]
 
 
-def calls_of(config: RDPOConfig, predictor: Predictor) -> str:
+def step_cost(config: RDPOConfig, spec: Spec, predictor: Predictor) -> str:
     """What a step costs, in words."""
     cost, ppo = predictor.cost(), config.ppo
     groups = ppo.rollout_batch_size // ppo.rloo_k
-    spec = merge_spec(config, predictor)
-    twice = (
-        ", twice with guidance"
-        if spec.guidance_rate != 1 and check_backend(spec)[0].backend.cfg_doubles_rows
-        else ""
-    )
+    doubled = spec.guidance_rate != 1 and check_backend(spec)[0].backend.cfg_doubles_rows
+    twice = ", twice with guidance" if doubled else ""
     return (
         f"a step: {ppo.rollout_batch_size} images ({groups} groups of {ppo.rloo_k}), {cost.evaluations}"
         f" evaluations each ({ppo.rollout_batch_size * cost.evaluations} network rows{twice}), serial depth"

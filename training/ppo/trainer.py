@@ -1,26 +1,27 @@
-"""RDPO: roll out, compare siblings, update the policy, and measure its mean table on what it never sees."""
+"""RDPO: roll out tables, compare siblings, update the policy by PPO, measure its mean table on held-out
+prompts.
+"""
 
 import hashlib
 import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from common.distributed import Ranks, StopRequested, never
 from common.statistics import clustered_halfwidth
-from solvers import Predictor, Spec, UserError
+from solvers import Spec, UserError
 
-from ..run_folder import CheckpointTimer, RunFolder, StopRequest
-from .advantages import BASELINES, normalize_advantages
+from ..processes import Processes
+from ..run_folder import RunFolder
+from ..trainer import Intervals, Trainer
 from .advice import no_signal
 from .config import RDPOConfig
-from .loss import ppo_loss
+from .loss import BASELINES, adapt_kl_coef, normalize_advantages, ppo_loss
 from .policy import ResidualPolicy, TableSample
-from .rollout import Plan, Scorer, evaluate_table, scores_of, stream
+from .rollout import HeldOut, RolloutPlan, Scorer, rollout_scores, stream
 
 SKIPS = 3  # steps in a row without a finite reward that end a run
 
@@ -30,40 +31,42 @@ class Diverged(UserError):
 
 
 @dataclass
-class Best:
-    """The best policy so far by held-out reward, and since how many evaluations."""
+class Problem:
+    """What a policy learns from and is measured on."""
 
-    step: int = -1
-    gain: float = -math.inf
-    stale: int = 0
-    state: dict = field(default_factory=dict)
-
-
-@dataclass
-class Trainer:
-    """One run: the policy, what it is tried on, and where it is written."""
-
-    config: RDPOConfig
-    ranks: Ranks
-    run: RunFolder
-    policy: ResidualPolicy
     train: Scorer
-    heldout: Scorer
     prompts: list[str]
-    heldout_prompts: list[str]
-    heldout_seeds: list[int]
+    heldout: HeldOut
     spec: Spec
+    """Of the predictors that are exported."""
     provenance: dict
+    from_start: bool = False
+    """Whether nothing was learned yet in the table that the policy is centred on."""
 
-    def __post_init__(self):
-        self.optimiser = torch.optim.AdamW(
-            self.policy.parameters(), lr=self.config.ppo.learning_rate, weight_decay=0.0
-        )
-        self.step, self.skipped, self.kl_coef = 0, 0, self.config.ppo.kl_coef
-        self.best, self.base_scores = Best(), None
-        self.evaluated = -1  # the last step that was evaluated
-        self.stop_requested: Callable[[], bool] = never
-        self.timer = CheckpointTimer(self.config.logging.save_minutes)
+
+class RDPOTrainer(Trainer):
+    """An RDPO run."""
+
+    title, module_key = "RDPO", "policy"
+    measure, higher_is_better = "gain", True
+    kept_checkpoints = 3
+
+    def __init__(
+        self,
+        config: RDPOConfig,
+        policy: ResidualPolicy,
+        problem: Problem,
+        run: RunFolder,
+        processes: Processes,
+    ):
+        self.config, self.policy, self.problem = config, policy, problem
+        self.train, self.heldout = problem.train, problem.heldout
+        self.skipped, self.kl_coef = 0, config.ppo.kl_coef
+        self.base_scores: Tensor | None = None
+        assert config.ppo.learning_rate is not None  # choose_exploration has set it
+        optimiser = torch.optim.AdamW(policy.parameters(), lr=config.ppo.learning_rate, weight_decay=0.0)
+        super().__init__(run, processes, policy, optimiser, intervals_of(config))
+        self.clock = problem.train.clock
 
     # one step
 
@@ -72,13 +75,17 @@ class Trainer:
         recorded.
         """
         ppo, seed = self.config.ppo, self.config.run.seed
-        plan = Plan.make(self.prompts, ppo, seed, self.step)
+        plan = RolloutPlan.make(self.problem.prompts, ppo, seed, self.step)
         with torch.no_grad():
             distribution = self.policy()
             draw = distribution.sample(ppo.rollout_batch_size, stream(seed, self.step, 2))
             old_log_prob = distribution.log_prob(*draw)
-        scores = scores_of(
-            self.train, self.policy, draw, plan, ppo.rollout_chunk, self.ranks, self.stop_requested
+        scores = rollout_scores(
+            self.train,
+            lambda part: self.policy.with_fixed_scales(draw.select(part).table()),
+            plan,
+            ppo.rollout_chunk,
+            self.processes,
         )
         rewards = scores[:, 0].view(-1, ppo.rloo_k)
         self.step += 1
@@ -87,59 +94,64 @@ class Trainer:
         self.skipped = 0
         raw = BASELINES[ppo.baseline](rewards)
         advantages = normalize_advantages(raw, centre=ppo.baseline == "mixed").flatten()
-        record = {"step": self.step, "reward": rewards.mean().item(), "reward_std": rewards.std().item()}
-        record |= {
+        with self.clock.part("update"):
+            update = self.update(draw, old_log_prob, advantages)
+        return {
+            "step": self.step,
+            "reward": rewards.mean().item(),
+            "reward_std": rewards.std().item(),
             "reward_within_std": rewards.var(1).mean().sqrt().item(),
             "reward_between_std": spread(rewards.mean(1)),
+            "advantage_std": raw.square().mean().sqrt().item(),  # before it is scaled
+            **{f"head_{name}": scores[:, i].mean().item() for i, name in enumerate(self.train.names)},
+            **update,
+            **self.drift(),
         }
-        record |= {"advantage_std": raw.square().mean().sqrt().item()}  # before it is scaled
-        record |= {f"head_{name}": scores[:, i].mean().item() for i, name in enumerate(self.train.names)}
-        with self.train.clock.part("update"):
-            record |= self.update(draw, old_log_prob, advantages)
-        return record | self.describe()
 
     def update(self, draw: TableSample, old_log_prob: Tensor, advantages: Tensor) -> dict:
         """Epochs of minibatches of the clipped surrogate; every rank does the same, so nothing is
         exchanged.
         """
-        ppo, batch, found = self.config.ppo, len(advantages), []
+        ppo, batch = self.config.ppo, len(advantages)
+        parts: list[dict] = []
         order = torch.Generator().manual_seed(stream(self.config.run.seed, self.step - 1, 3))
-        for epoch in range(ppo.ppo_epochs):
-            shuffled = torch.randperm(batch, generator=order)
-            for rows in shuffled.split(ppo.minibatch_size):
+        for _ in range(ppo.ppo_epochs):
+            for rows in torch.randperm(batch, generator=order).split(ppo.minibatch_size):
                 distribution = self.policy()
                 log_prob = distribution.log_prob(*draw.select(rows.tolist()))
                 loss, diagnostics = ppo_loss(log_prob, old_log_prob[rows], advantages[rows], ppo.clip_range)
-                if epoch == 0 and not found and abs(diagnostics["ratio"] - 1) > 1e-9:
+                if not parts and abs(diagnostics["ratio"] - 1) > 1e-9:
                     raise AssertionError(f"the first ratio of a step is {diagnostics['ratio']}, not 1")
                 kl, entropy = distribution.kl(self.policy.base()), distribution.entropy()
                 total = loss + self.kl_coef * kl - ppo.entropy_coef * entropy
                 self.optimiser.zero_grad()
                 total.backward()
-                norm = torch.nn.utils.clip_grad_norm_(
-                    self.policy.parameters(), ppo.max_grad_norm or math.inf
-                ).item()
-                if not math.isfinite(norm):
-                    raise Diverged(
-                        f"{self.run.path}: the gradient of step {self.step} is not finite; lower"
-                        " ppo.learning_rate"
-                    )
-                self.optimiser.step()
-                parts = {
+                terms = {
                     "policy_loss": loss.item(),
                     "loss": total.item(),
                     "kl": kl.item(),
                     "entropy": entropy.item(),
-                    "grad_norm": norm,
+                    "grad_norm": self.clip_gradient(),
                 }
-                found.append(diagnostics | parts)
-        record = {name: sum(f[name] for f in found) / len(found) for name in found[0]}
+                self.optimiser.step()
+                parts.append(diagnostics | terms)
+        record = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
         record["kl_coef"] = self.kl_coef
         if ppo.kl_target is not None:
-            self.kl_coef = adapt_kl_coef(self.kl_coef, found[-1]["kl"], ppo.kl_target)
+            self.kl_coef = adapt_kl_coef(self.kl_coef, parts[-1]["kl"], ppo.kl_target)
         return record
 
-    def skip(self, plan: Plan, draw: TableSample, rewards: Tensor, log_prob: Tensor) -> dict:
+    def clip_gradient(self) -> float:
+        """Clip the gradient of all parameters together; its norm before. Not finite: Diverged."""
+        limit = self.config.ppo.max_grad_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), limit).item()
+        if not math.isfinite(norm):
+            raise Diverged(
+                f"{self.run.path}: the gradient of step {self.step} is not finite; lower ppo.learning_rate"
+            )
+        return norm
+
+    def skip(self, plan: RolloutPlan, draw: TableSample, rewards: Tensor, log_prob: Tensor) -> dict:
         """Record a step that is not finite; too many in a row end the run."""
         self.skipped += 1
         bad = (~(rewards.flatten().isfinite() & log_prob.isfinite())).nonzero()[:, 0].tolist()
@@ -147,12 +159,14 @@ class Trainer:
         record = {
             "step": self.step,
             "skipped": f"rewards or log probabilities of {len(bad)} of {len(log_prob)} images are not finite",
+            "prompts": [plan.prompts[i] for i in bad],
+            "seeds": [plan.seeds[i] for i in bad],
+            "positions": draw.table().r[image].tolist(),
+            "weights": draw.weights[image].tolist(),
         }
-        record |= {"prompts": [plan.prompts[i] for i in bad], "seeds": [plan.seeds[i] for i in bad]}
-        record |= {"positions": draw.table().r[image].tolist(), "weights": draw.weights[image].tolist()}
         if self.skipped >= SKIPS:
             self.save()
-            if self.ranks.rank == 0:
+            if self.processes.first:
                 self.run.log(record)
             raise Diverged(
                 f"{self.run.path}: rewards or log probabilities were not finite in {SKIPS} steps in a row"
@@ -161,7 +175,7 @@ class Trainer:
             )
         return record
 
-    def describe(self) -> dict:
+    def drift(self) -> dict:
         """Where the policy is: concentration sums and how far its mean table is from the start's."""
         with torch.no_grad():
             distribution, base = self.policy(), self.policy.base()
@@ -176,6 +190,11 @@ class Trainer:
 
     # held-out reward
 
+    @property
+    def trained_name(self) -> str:
+        """The reward that is trained on, as records have it."""
+        return self.train.rewards[0].name
+
     def evaluate(self) -> dict:
         """The mean table against the start table on fixed prompts and seeds: paired gains with 95 % intervals
         over the prompts.
@@ -187,189 +206,87 @@ class Trainer:
             table, start = (
                 self.policy.with_fixed_scales(d.mean()) for d in (self.policy(), self.policy.base())
             )
-        measure = (
-            self.heldout_prompts,
-            self.heldout_seeds,
-            self.config.evaluation.batch,
-            self.ranks,
-            self.stop_requested,
-        )
         if self.base_scores is None:
-            self.base_scores = evaluate_table(self.heldout, start, *measure)
+            self.base_scores = self.heldout.scores(start, self.processes)
         same = all(torch.equal(value, table.arrays()[name]) for name, value in start.arrays().items())
-        scores = self.base_scores if same else evaluate_table(self.heldout, table, *measure)
-        record: dict = {"step": self.step}
-        for i, name in enumerate(self.heldout.names):
-            gain = scores[:, i] - self.base_scores[:, i]
-            record |= {f"heldout_{name}": scores[:, i].mean().item(), f"gain_{name}": gain.mean().item()}
-            half = clustered_halfwidth(gain.tolist(), self.heldout_prompts)
-            record |= {} if half is None else {f"gain_{name}_halfwidth": half}
+        scores = self.base_scores if same else self.heldout.scores(table, self.processes)
+        record = {"step": self.step, **self.gains(scores, self.base_scores)}
         if not all(math.isfinite(v) for v in record.values()):
             raise Diverged(
                 f"{self.run.path}: a held-out reward at step {self.step} is not finite; check the reward and"
                 " the start table"
             )
-        trained = record[f"gain_{self.config.reward.type}"]
-        if trained > self.best.gain:
-            state = {k: v.detach().clone() for k, v in self.policy.state_dict().items()}
-            self.best = Best(self.step, trained, 0, state)
-        else:
-            self.best.stale += 1
-        self.evaluated = self.step
-        return record | {"table": {"r": table.r.tolist(), "w": table.w.tolist()}}
+        self.compare_with_best(record[f"gain_{self.trained_name}"])
+        return {**record, "table": {"r": table.r.tolist(), "w": table.w.tolist()}}
+
+    def gains(self, scores: Tensor, base_scores: Tensor) -> dict[str, float]:
+        """Mean held-out scores and paired gains, reward by reward."""
+        record: dict[str, float] = {}
+        for i, name in enumerate(self.heldout.score.names):
+            gain = scores[:, i] - base_scores[:, i]
+            record[f"heldout_{name}"] = scores[:, i].mean().item()
+            record[f"gain_{name}"] = gain.mean().item()
+            half = clustered_halfwidth(gain.tolist(), self.heldout.prompts)
+            if half is not None:
+                record[f"gain_{name}_halfwidth"] = half
+        return record
 
     def warning(self, record: dict) -> str | None:
-        """What to say when nothing has been learned for long."""
         if self.step < self.config.evaluation.warn_after:
             return None
-        return no_signal(
-            record, self.config.reward.type, self.step, self.config.ppo, self.policy.base().mean()
-        )
+        return no_signal(record, self.trained_name, self.step, self.config.ppo, self.problem.from_start)
+
+    def progress(self, record: dict) -> str | None:
+        if "table" in record:
+            return None
+        return f"reward {record.get('reward', math.nan):.4f} kl {record.get('kl', math.nan):.2f}"
 
     # files
 
     def state(self) -> dict:
-        """Everything that the rest of the run depends on; all random numbers and the order of prompts follow
-        from the seed and the step.
-        """
         return {
-            "depends_on": self.depends_on(),
+            **super().state(),
             "export": self.exported(),
-            "step": self.step,
-            "policy": self.policy.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "best": asdict(self.best),
             "base_scores": self.base_scores,
-            "evaluated": self.evaluated,
             "kl_coef": self.kl_coef,
             "skipped": self.skipped,
         }
 
-    def save(self) -> None:
-        """Write a checkpoint."""
-        if self.ranks.rank == 0:
-            self.run.save_checkpoint(self.step, self.state(), keep=3)
-            self.timer.restart()
-
-    def save_if_due(self, now: bool = False) -> None:
-        """Write a checkpoint where one is due now, or by the time since the last; it changes nothing but what
-        a crash costs.
-        """
-        if now or self.timer.due():
-            self.save()
-
     def restore(self, state: dict) -> None:
-        """Go on from a checkpoint."""
-        for name, value in self.depends_on().items():
-            if state["depends_on"].get(name) != value:
-                raise UserError(
-                    f"{self.run.path}: its {name} changed since its checkpoint; restore it, or start a"
-                    " new run"
-                )
-        self.policy.load_state_dict(state["policy"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.best, self.base_scores = state["step"], Best(**state["best"]), state["base_scores"]
-        self.kl_coef, self.skipped = state["kl_coef"], state["skipped"]
-        self.evaluated = state.get(
-            "evaluated", self.step
-        )  # absent from earlier checkpoints, which were written after evaluations
+        super().restore(state)
+        self.base_scores, self.kl_coef, self.skipped = (
+            state[name] for name in ("base_scores", "kl_coef", "skipped")
+        )
 
-    def depends_on(self) -> dict:
-        """What must be the same when a run goes on."""
-        prompts = hashlib.sha256("\0".join([*self.prompts, "", *self.heldout_prompts]).encode()).hexdigest()
+    def depends_on(self) -> dict[str, Any]:
+        train, heldout = self.problem.prompts, self.heldout.prompts
         backend = self.train.backend
         return {
-            "start table": self.provenance["parent"],
+            "start table": self.problem.provenance["parent"],
             "nodes": self.train.nodes.tolist(),
-            "prompts": prompts,
+            "prompts": hashlib.sha256("\0".join([*train, "", *heldout]).encode()).hexdigest(),
             "backbone": f"{backend.fingerprint()} in {backend.dtype} on {backend.device.type}",
-            "rewards": json.dumps([reward.protocol() for reward in self.heldout.rewards], sort_keys=True),
+            "rewards": json.dumps([r.protocol() for r in self.heldout.score.rewards], sort_keys=True),
         }
 
     def exported(self) -> dict:
-        """What a predictor of this run says beside its table."""
-        return {"spec": vars(self.spec), "nodes": self.train.nodes, "provenance": self.provenance}
-
-    # the loop
-
-    def fit(self, last_step: int, stop: StopRequest, log, say) -> bool:
-        """Learn up to a step; False if asked to stop before. Evaluations fall on fixed steps.
-
-        A step or evaluation that a stop interrupts is abandoned: the state before it is saved, and a resumed
-        run does it again.
-        """
-        self.stop_requested = stop.any_rank
-        bar = tqdm(
-            total=self.config.ppo.steps,
-            initial=self.step,
-            desc="RDPO",
-            unit="step",
-            disable=self.ranks.rank > 0 or None,
-        )
-        with bar:
-            try:
-                self.learn_until(last_step, log, say, bar)
-                finished = True
-            except StopRequested:
-                finished = False
-        self.save()
-        return finished
-
-    def learn_until(self, last_step: int, log, say, bar: tqdm) -> None:
-        """Steps and evaluations up to a step; StopRequested if asked to stop before."""
-        settings = self.config.logging
-        self.evaluate_if_due(log, say)
-        self.save_if_due(now=self.step == 0)
-        while self.step < last_step and not 0 < self.config.evaluation.patience <= self.best.stale:
-            record = self.learn()
-            if self.step % settings.log_interval == 0 or "skipped" in record:
-                log(record, self.train.clock.read())
-            bar.update()
-            bar.set_postfix_str(
-                f"reward {record.get('reward', math.nan):.4f} kl {record.get('kl', math.nan):.2f}"
-            )
-            self.save_if_due()
-            self.evaluate_if_due(log, say)
-            if self.stop_requested():
-                raise StopRequested
-            self.save_if_due(now=self.step % settings.save_interval == 0)
-
-    def evaluate_if_due(self, log, say) -> None:
-        """Evaluate and log where this step calls for it and has not been evaluated yet."""
-        due = self.step % self.config.evaluation.interval == 0 or self.step == self.config.ppo.steps
-        if not due or self.evaluated == self.step:
-            return
-        record = self.evaluate()
-        log(record, self.train.clock.read())
-        if self.step > 0 and (warning := self.warning(record)):
-            say(warning)
+        """What a predictor of this run holds beside its table."""
+        problem = self.problem
+        return {"spec": asdict(problem.spec), "nodes": self.train.nodes, "provenance": problem.provenance}
 
 
-def predictor_of(policy: ResidualPolicy, state: dict, exported: dict, found: dict) -> Predictor:
-    """The mean table of a policy's state, with the scales and the solver that were rolled out; leaves the
-    policy in that state.
-
-    The empty state of a run that was stopped before its first evaluation: UserError.
-    """
-    if not state:
-        raise UserError(
-            "the run has no best policy yet: it was stopped before its first evaluation; go on with --resume"
-        )
-    policy.load_state_dict(state)
-    with torch.no_grad():
-        table = policy.with_fixed_scales(policy().mean())
-    return Predictor(table, Spec(**exported["spec"]), exported["nodes"], exported["provenance"] | found)
+def intervals_of(config: RDPOConfig) -> Intervals:
+    """When a run of a configuration evaluates, writes and ends."""
+    return Intervals(
+        steps=config.ppo.steps,
+        evaluation=config.evaluation.interval,
+        checkpoint=config.logging.save_interval,
+        checkpoint_minutes=config.logging.save_minutes,
+        patience=config.evaluation.patience,
+        log=config.logging.log_interval,
+    )
 
 
 def spread(values: Tensor) -> float:
     """Standard deviation, 0 for a single value."""
     return values.std().item() if len(values) > 1 else 0.0
-
-
-def adapt_kl_coef(kl_coef: float, kl: float, target: float) -> float:
-    """Twice the coefficient when KL is more than half above its target, half when it is as far below (PPO,
-    section 4).
-    """
-    if kl > 1.5 * target:
-        return max(kl_coef, 1e-4) * 2
-    return kl_coef / 2 if kl < target / 1.5 else kl_coef

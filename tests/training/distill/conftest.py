@@ -9,6 +9,7 @@ from common.distributed import Ranks
 from solvers import NoiseSchedule
 from training.distill.config import DistillConfig
 from training.distill.setup import prepare
+from training.processes import Processes
 from training.run_folder import RunFolder
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -71,6 +72,6 @@ def trainer_of(tmp_path, prompts):
         run = RunFolder(tmp_path / name)
         for folder in (run.config.parent, run.metrics.parent, run.checkpoints, run.export):
             folder.mkdir(parents=True)
-        return prepare(config, backend, ALONE, run, lambda text: None)[0]
+        return prepare(config, None, backend, run, Processes(ALONE))[0]
 
     return make

@@ -7,10 +7,13 @@ from backends import load_backend
 from solvers import DPM2, Spec, flowmatch, sample
 from solvers.schedules import logsnr, polynomial, time_uniform
 from training.distill.bank import Bank, BankError, Pairs, Teacher, refined, twice_as_fine
-from training.distill.baselines import errors
+from training.distill.baselines import ErrorMeasure
+from training.distill.config import BankConfig
+from training.processes import Processes
 
 from .conftest import ALONE, Line
 
+PROCESSES = Processes(ALONE)
 PAIRS = Pairs([f"prompt {i % 3}" for i in range(10)], list(range(100, 110)))
 
 
@@ -21,13 +24,14 @@ def teacher_of(nodes, every=4):
 
 def bank_of(folder, backend, guidance=1.0, pairs=PAIRS, dtype="float32", every=4):
     nodes = polynomial(4, backend.sigma_min, backend.sigma_max)
-    return Bank(folder, backend, teacher_of(nodes, every), guidance, pairs, 4, dtype)
+    settings = BankConfig(folder=str(folder), shard_size=4, dtype=dtype)
+    return Bank(settings, backend, teacher_of(nodes, every), guidance, pairs)
 
 
 def test_rows_are_the_teachers_states(tmp_path):
     backend = load_backend(Spec(backend="gaussian"), "cpu")
     bank = bank_of(tmp_path, backend, 3.0)
-    bank.build(ALONE, "pairs")
+    bank.build(PROCESSES, "pairs")
     condition, x, states = bank.rows([9, 0, 5])
     assert torch.equal(x, backend.initial_latents([109, 100, 105], bank.teacher.nodes[0]))
     assert states.shape == (3, 3, 4, 8, 8)
@@ -41,14 +45,14 @@ def test_rows_are_the_teachers_states(tmp_path):
 
 def test_a_bank_is_built_once_and_an_interrupted_one_goes_on(tmp_path):
     backend = Line()
-    bank_of(tmp_path, backend).build(ALONE, "pairs")
+    bank_of(tmp_path, backend).build(PROCESSES, "pairs")
     calls = backend.calls
     again = bank_of(tmp_path, backend)
-    again.build(ALONE, "pairs")
+    again.build(PROCESSES, "pairs")
     assert backend.calls == calls
     before = again.path(1).read_bytes()
     again.path(1).unlink()
-    again.build(ALONE, "pairs")
+    again.build(PROCESSES, "pairs")
     assert backend.calls == calls + calls // 3  # one of three shards
     assert again.path(1).read_bytes() == before
 
@@ -80,7 +84,7 @@ def test_the_fingerprint_of_weights_changes_with_them():
 
 def test_a_damaged_shard_is_named(tmp_path):
     bank = bank_of(tmp_path, Line())
-    bank.build(ALONE, "pairs")
+    bank.build(PROCESSES, "pairs")
     bank.path(2).write_bytes(bank.path(2).read_bytes()[:50])
     with pytest.raises(BankError, match=r"shard-00002.*remove the file"):
         bank.rows([9])
@@ -88,7 +92,7 @@ def test_a_damaged_shard_is_named(tmp_path):
 
 def test_a_shard_that_another_rank_wrote_elsewhere_is_named(tmp_path):
     bank = bank_of(tmp_path, Line())
-    bank.build(ALONE, "pairs")
+    bank.build(PROCESSES, "pairs")
     bank.path(2).unlink()
     with pytest.raises(
         BankError, match=r"shard-00002.*: does not exist; bank.folder must be on storage that all ranks share"
@@ -99,8 +103,8 @@ def test_a_shard_that_another_rank_wrote_elsewhere_is_named(tmp_path):
 
 def test_half_precision_halves_the_states(tmp_path):
     full, half = bank_of(tmp_path, Line()), bank_of(tmp_path, Line(), dtype="float16")
-    full.build(ALONE, "pairs")
-    half.build(ALONE, "pairs")
+    full.build(PROCESSES, "pairs")
+    half.build(PROCESSES, "pairs")
     assert half.rows([0])[2].dtype == torch.float32
     torch.testing.assert_close(half.rows([0, 3])[2], full.rows([0, 3])[2], rtol=1e-3, atol=1e-3)
 
@@ -132,10 +136,11 @@ def test_a_schedule_that_does_not_contain_the_nodes_is_refused():
 def test_fineness_falls_with_the_order_of_the_teacher(tmp_path):
     coarse, fine = bank_of(tmp_path, Line(), every=4), bank_of(tmp_path, Line(), every=16)
     for bank in (coarse, fine):
-        bank.build(ALONE, "pairs")
-    found = [
-        errors(b, b.teacher.solver, twice_as_fine(b.teacher.nodes), 10, 4, ALONE).mean().item()
-        for b in (coarse, fine)
+        bank.build(PROCESSES, "pairs")
+    measure = ErrorMeasure(PROCESSES, 4)
+    errors = [
+        measure(bank, bank.teacher.solver, twice_as_fine(bank.teacher.nodes), 10).mean().item()
+        for bank in (coarse, fine)
     ]
-    ratio = found[0] / found[1]
+    ratio = errors[0] / errors[1]
     assert 8 < ratio < 40  # second order: 16

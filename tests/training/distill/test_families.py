@@ -5,17 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 from solvers import load_predictor, resolve_predictor_path
-from training.distill import launch
+
+from ..runs import DISTILL, invoke, overrides
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "backends"))
 from tiny import save_tiny
 from tiny_flow import save_flux, save_sd3
 
 SAVE = {"sd15": save_tiny, "sd3_1024": save_sd3, "flux_dev": save_flux}
-CONFIGS = Path(__file__).parents[3] / "training" / "distill" / "cfgs"
 
 
 @pytest.mark.parametrize("name", SAVE)
@@ -24,31 +23,24 @@ def test_a_shipped_configuration_on_a_tiny_model(tmp_path, name):
     options = {"model_name_or_path": SAVE[name](tmp_path / "model"), "resolution": 64}
     if name != "sd15":
         options["max_sequence_length"] = 8
-    overrides = [f"backend.config.{k}={v}" for k, v in options.items()]
-    overrides += [
+    settings = [
+        *[f"backend.config.{k}={v}" for k, v in options.items()],
         "backend.dtype=float32",
         f"bank.folder={tmp_path / 'banks'}",
         f"bank.prompts={tmp_path / 'prompts.txt'}",
         "nodes.num_steps=3",
-    ]
-    overrides += [
         "bank.pairs=4",
         "bank.heldout_pairs=2",
         "bank.shard_size=2",
         "train.steps=2",
         "train.batch=2",
         "evaluation.tuning_pairs=2",
+        "evaluation.baselines=[euler]",
+        "evaluation.interval=2",
+        "teacher.check=2",
     ]
-    overrides += ["evaluation.baselines=[euler]", "evaluation.interval=2", "teacher.check=2"]
-    arguments = [
-        "--config",
-        str(CONFIGS / f"{name}.yaml"),
-        "--exps",
-        str(tmp_path / "exps"),
-        *[p for o in overrides for p in ("--override", o)],
-    ]
-    result = CliRunner().invoke(launch.main, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    config = DISTILL.configs / f"{name}.yaml"
+    invoke(DISTILL.main, "--config", config, "--exps", tmp_path / "exps", *overrides(*settings))
     run = next((tmp_path / "exps").iterdir())
     predictor = load_predictor(resolve_predictor_path(str(run)))
     last = load_predictor(run / "export" / "network-snapshot-export-step000002.pkl")

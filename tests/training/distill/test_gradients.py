@@ -9,15 +9,15 @@ from backends import Condition, load_backend
 from solvers import DPM2, SolverTable, Spec, UserError
 from training.distill import gradients
 from training.distill.bank import Bank, Pairs, Teacher, refined
-from training.distill.baselines import errors
-from training.distill.config import LossConfig, StudentConfig, TrainConfig
+from training.distill.baselines import ErrorMeasure
+from training.distill.config import BankConfig, LossConfig, StudentConfig, TrainConfig
 from training.distill.gradients import ChunkGradient
 from training.distill.losses import Loss
-from training.distill.students.parameters import TableStudent
-from training.distill.students.student import Student
+from training.distill.students import Student
+from training.distill.students.table import TableStudent
 
-from .conftest import ALONE, Line
-from .test_bank import bank_of
+from .conftest import Line
+from .test_bank import PROCESSES, bank_of
 from .test_learning import configuration
 
 
@@ -45,14 +45,14 @@ class Small(Line):
         self.limits, self.failures, self.rows = (forward, backward), 0, []
 
     def velocity(self, condition):
-        honest = super().velocity(condition)
+        network = super().velocity(condition)
 
         def velocity(x, sigma):
             self.rows.append(len(x))
             if len(x) > self.limits[0]:
                 self.failures += 1
                 raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate much")
-            return Backward.apply(honest(x, sigma), self.limits[1])
+            return Backward.apply(network(x, sigma), self.limits[1])
 
         return velocity
 
@@ -67,12 +67,12 @@ def test_chunks_are_halved_where_memory_ends(trainer_of, checkpointing, forward,
     trainer = trainer_of(config, Line())
     whole = trainer.chunk_row(list(range(16)))
     trainer.train.backend = small = Small(forward, backward)
-    found = trainer.chunk_row(list(range(16)))
-    torch.testing.assert_close(found, whole, rtol=1e-9, atol=1e-12)
-    assert torch.equal(found, whole) or pairs < 16
+    halved = trainer.chunk_row(list(range(16)))
+    torch.testing.assert_close(halved, whole, rtol=1e-9, atol=1e-12)
+    assert torch.equal(halved, whole) or pairs < 16
     assert (trainer.chunk_row.pairs, trainer.chunk_row.points_apart) == (pairs, apart)
     failures = small.failures
-    assert torch.equal(trainer.chunk_row(list(range(16))), found)
+    assert torch.equal(trainer.chunk_row(list(range(16))), halved)
     assert small.failures == failures  # it remembers
 
 
@@ -94,16 +94,12 @@ def test_an_interval_that_broke_is_named_from_whichever_part():
 
 def test_banks_and_baselines_are_halved_where_memory_ends(tmp_path):
     whole, small = bank_of(tmp_path / "whole", Line()), bank_of(tmp_path / "small", Small(3, 99))
-    found = []
+    values = []
     for bank in (whole, small):
-        bank.build(ALONE, "pairs")
-        found.append(
-            (
-                bank.rows(list(range(10)))[2],
-                errors(bank, bank.teacher.solver, bank.teacher.nodes[::2], 10, 5, ALONE),
-            )
-        )
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        bank.build(PROCESSES, "pairs")
+        errors = ErrorMeasure(PROCESSES, 5)(bank, bank.teacher.solver, bank.teacher.nodes[::2], 10)
+        values.append((bank.rows(list(range(10)))[2], errors))
+    assert all(torch.equal(a, b) for a, b in zip(*values, strict=True))
     assert {n for n in small.backend.rows if n <= 3} <= {2, 3}
     assert small.backend.failures == 2  # one in the bank, one in the errors
 
@@ -128,10 +124,9 @@ def bank(tmp_path_factory):
     nodes, fine = (twin.sigmas(Spec(num_steps=n)) for n in (6, 21))
     teacher = Teacher("dpm2", DPM2(), refined(nodes, fine, 4), 4)
     captions = ["a red handwritten seven", "a thin six", "a bold blue two", "a green four"]
-    bank = Bank(
-        tmp_path_factory.mktemp("banks"), twin, teacher, 4.5, Pairs(captions, list(range(4))), 4, "float32"
-    )
-    bank.build(ALONE, "pairs")
+    settings = BankConfig(folder=str(tmp_path_factory.mktemp("banks")), shard_size=4)
+    bank = Bank(settings, twin, teacher, 4.5, Pairs(captions, list(range(4))))
+    bank.build(PROCESSES, "pairs")
     return bank
 
 
@@ -154,7 +149,7 @@ def gradient_of(bank, dtype: str, weight: float) -> dict[str, torch.Tensor]:
     """The gradient of a table on four pairs, over the weight of the loss."""
     backend = load_backend(Spec(backend="digits", backend_config={"family": "sd3"}), "cpu", dtype)
     module = TableStudent(SolverTable.uniform(5, 2), scale_time=0.2)
-    student = Student(module, StudentConfig(), Spec(), bank.teacher.kept, True, "equal points")
+    student = Student(module, Spec(), bank.teacher.kept, "equal points")
     loss = Loss(LossConfig(final=0.0, stepwise=weight), backend, torch.ones(5, dtype=torch.float64))
     row = ChunkGradient(student, loss, Other(bank, backend), list(range(5)), TrainConfig())(list(range(4)))
     names = [name for name, parameter in module.named_parameters() if parameter.numel()]
@@ -162,15 +157,20 @@ def gradient_of(bank, dtype: str, weight: float) -> dict[str, torch.Tensor]:
     return dict(zip(names, (row[: sum(sizes)] / weight).split(sizes), strict=True))
 
 
+@pytest.fixture(scope="module")
+def exact(bank) -> dict[str, torch.Tensor]:
+    """The gradient in float32."""
+    return gradient_of(bank, "float32", 1.0)
+
+
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return torch.nn.functional.cosine_similarity(a, b, 0).item()
 
 
-def test_float16_gradients_of_a_large_latent_are_those_of_float32(bank, monkeypatch):
+def test_float16_gradients_of_a_large_latent_are_those_of_float32(bank, exact, monkeypatch):
     """An RMSE's gradient at one of n elements is 1 / n: the loss over the ratio of sizes has the per-element
     gradient of real latents.
     """
-    exact = gradient_of(bank, "float32", 1.0)
     scaled = gradient_of(bank, "float16", 1 / ELEMENTS)
     assert all(cosine(scaled[name], exact[name]) > 0.999 for name in TERMS)
     torch.testing.assert_close(
@@ -186,25 +186,23 @@ def test_float16_gradients_of_a_large_latent_are_those_of_float32(bank, monkeypa
     )
 
 
-def test_a_scale_that_overflows_is_lowered(bank, monkeypatch):
-    tried, honest = [], ChunkGradient.scaled_row
+def test_a_scale_that_overflows_is_lowered(bank, exact, monkeypatch):
+    tried, original = [], ChunkGradient.scaled_row
     monkeypatch.setattr(
         ChunkGradient,
         "scaled_row",
-        lambda self, indices, scale: tried.append(scale) or honest(self, indices, scale),
+        lambda self, indices, scale: tried.append(scale) or original(self, indices, scale),
     )
-    exact = gradient_of(bank, "float32", 1.0)
-    assert tried == [1.0]
-    found = gradient_of(bank, "float16", 2.0**12)
-    assert tried[1] == 4096
-    assert len(tried) > 2
-    assert all(a == 4 * b for a, b in pairwise(tried[1:]))
-    assert all(cosine(found[name], exact[name]) > 0.999 for name in TERMS)
+    scaled = gradient_of(bank, "float16", 2.0**12)
+    assert tried[0] == 4096
+    assert len(tried) > 1
+    assert all(a == 4 * b for a, b in pairwise(tried))
+    assert all(cosine(scaled[name], exact[name]) > 0.999 for name in TERMS)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_other_number_types_keep_their_bits(bank, dtype, monkeypatch):
-    found = gradient_of(bank, dtype, 1.0)
+def test_other_number_types_keep_their_bits(bank, exact, dtype, monkeypatch):
+    once = exact if dtype == "float32" else gradient_of(bank, dtype, 1.0)
     monkeypatch.setattr(ChunkGradient, "row", lambda self, indices: self.scaled_row(indices, 1.0))
     again = gradient_of(bank, dtype, 1.0)
-    assert all(torch.equal(found[name], again[name]) for name in found)
+    assert all(torch.equal(once[name], again[name]) for name in once)

@@ -9,7 +9,7 @@ from scipy.optimize import minimize_scalar
 
 from backends import load_backend
 from digits.judge import Judge
-from solvers import EPD, IPNDM, SolverTable, Spec, Tableau, load_predictor, sample
+from solvers import EPD, IPNDM, SolverTable, Spec, Tableau, load_predictor, sample, trajectory
 from training.distill.config import (
     BankConfig,
     DistillConfig,
@@ -20,8 +20,8 @@ from training.distill.config import (
     TeacherConfig,
     TrainConfig,
 )
-from training.distill.losses import Loss, first_broken, rollout
-from training.distill.students.parameters import TableStudent
+from training.distill.losses import Loss, first_broken
+from training.distill.students.table import TableStudent
 
 from .conftest import Line, line_velocity
 
@@ -50,11 +50,11 @@ class Never:
 
 def fit(trainer):
     records = []
-    trainer.fit(trainer.config.train.steps, Never(), records.append)
+    trainer.fit(trainer.config.train.steps, Never(), lambda record, seconds: records.append(record))
     return records
 
 
-def test_the_optimum_of_one_interval_is_found():
+def test_the_optimum_of_one_interval_is_reached():
     """K = 1, one interval: the position whose expected absolute error, by Gauss-Hermite quadrature,
     is least.
     """
@@ -67,8 +67,8 @@ def test_the_optimum_of_one_interval_is_found():
 
     def error(r):
         table = SolverTable(torch.tensor([[r]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
-        found = sample(EPD(table), line_velocity, x, torch.tensor([start, end]))
-        return (weights * (found - target)[:, 0].square()).sum().sqrt().item()
+        result = sample(EPD(table), line_velocity, x, torch.tensor([start, end]))
+        return (weights * (result - target)[:, 0].square()).sum().sqrt().item()
 
     best = minimize_scalar(error, bounds=(0.05, 0.95), method="bounded", options={"xatol": 1e-6})
     student = TableStudent(SolverTable.uniform(1, 1))
@@ -76,13 +76,13 @@ def test_the_optimum_of_one_interval_is_found():
     for step in range(300):
         optimiser.param_groups[0]["lr"] = 0.05 * (1 - step / 300)
         optimiser.zero_grad()
-        found = sample(
-            EPD(student.table()), line_velocity, x, torch.tensor([start, end], dtype=torch.float64)
+        result = sample(
+            EPD(student.learned()), line_velocity, x, torch.tensor([start, end], dtype=torch.float64)
         )
-        (weights * (found - target)[:, 0].square()).sum().sqrt().backward()
+        (weights * (result - target)[:, 0].square()).sum().sqrt().backward()
         optimiser.step()
     assert error(0.5) > 1.05 * best.fun  # equal points are not the answer already
-    assert abs(student.table().r.item() - best.x) < 1e-3
+    assert abs(student.learned().r.item() - best.x) < 1e-3
 
 
 @pytest.mark.parametrize("loss", ["stepwise", "trajectory", "final"])
@@ -91,7 +91,7 @@ def test_error_falls_from_equal_points(trainer_of, loss):
     trainer = trainer_of(config, Line())
     records = [r for r in fit(trainer) if "heldout" in r]
     assert [r["step"] for r in records] == [0, 20, 40]
-    assert trainer.best.error < 0.6 * records[0]["heldout"]
+    assert trainer.best.value < 0.6 * records[0]["heldout"]
 
 
 def test_a_mixture_is_distilled_from_equal_points(trainer_of):
@@ -101,7 +101,7 @@ def test_a_mixture_is_distilled_from_equal_points(trainer_of):
     config.bank.pairs, config.train.steps = 128, 60
     trainer = trainer_of(config, load_backend(Spec(backend="gaussian"), "cpu"))
     records = [r for r in fit(trainer) if "heldout" in r]
-    assert trainer.best.error < 0.5 * records[0]["heldout"]
+    assert trainer.best.value < 0.5 * records[0]["heldout"]
 
 
 def test_a_tableau_ends_better_than_the_best_baseline_it_starts_from(trainer_of):
@@ -113,25 +113,25 @@ def test_a_tableau_ends_better_than_the_best_baseline_it_starts_from(trainer_of)
     records = [r for r in fit(trainer) if "heldout" in r]
     first, last = records[0], records[-1]
     assert first["ratio"] == pytest.approx(1, abs=1e-5)
-    assert trainer.best.error < 0.5 * first["heldout"]
+    assert trainer.best.value < 0.5 * first["heldout"]
     assert last["difference"] + 2 * last["difference_se"] < 0
     trainer.export()
     predictor = load_predictor(trainer.run.export / "network-snapshot-export-best.pkl")
     assert isinstance(predictor.table, Tableau)
     assert (predictor.cost().depth, predictor.cost().evaluations) == (4, 7)
-    assert predictor.provenance["heldout_rmse"] == trainer.best.error
+    assert predictor.provenance["heldout_rmse"] == trainer.best.value
     assert predictor.provenance["parent"].endswith("nodes")
     assert predictor.provenance["bank"] == [trainer.train.key, trainer.heldout.key]
 
 
-def test_what_is_exported_has_the_error_that_is_told(trainer_of):
+def test_what_is_exported_has_the_error_that_is_recorded(trainer_of):
     trainer = trainer_of(configuration(), Line())
     fit(trainer)
     trainer.export(last=True)
     predictor = load_predictor(trainer.run.export / "network-snapshot-export-best.pkl")
     condition, x, states = trainer.heldout.rows(list(range(64)))
-    found = sample(predictor.solver(), trainer.heldout.backend.velocity(condition), x, predictor.sigmas)
-    assert (found - states[-1]).abs().mean().item() == pytest.approx(
+    result = sample(predictor.solver(), trainer.heldout.backend.velocity(condition), x, predictor.sigmas)
+    assert (result - states[-1]).abs().mean().item() == pytest.approx(
         predictor.provenance["heldout_rmse"], rel=1e-6
     )
 
@@ -150,11 +150,11 @@ def test_gradients_of_the_loss_against_finite_differences(weights):
         backend.velocity(backend.encode(["a", "b"], 2.0)),
         backend.initial_latents([1, 2], nodes[0]).double(),
     )
-    targets = torch.stack(rollout(IPNDM(3), nodes, velocity, x, detach=False))
+    targets = torch.stack(list(trajectory(IPNDM(3), velocity, x, nodes)))
     student = TableStudent(SolverTable.uniform(3, 2), scale_dir=0.2)
 
     def value():
-        return loss(EPD(student.table()), nodes, velocity, x, targets)[0].sum()
+        return loss(EPD(student.learned()), nodes, velocity, x, targets)[0].sum()
 
     gradient = torch.autograd.grad(value(), student.gap_logits)[0]
     step = 1e-3  # guided velocities and images are float32
@@ -174,7 +174,7 @@ def test_stepwise_gradients_stop_at_each_interval():
     student = TableStudent(SolverTable.uniform(3, 2))
     velocity = lambda x, sigma: line_velocity(x, sigma.view(-1, *[1] * (x.ndim - 1)) if sigma.ndim else sigma)  # noqa: E731
     for detach in (True, False):
-        states = rollout(EPD(student.table(), max_order=3), nodes, velocity, x, detach)
+        states = list(trajectory(EPD(student.learned(), max_order=3), velocity, x, nodes, detach))
         last = torch.autograd.grad(states[-1].square().sum(), student.gap_logits)[0].abs().sum(-1)
         assert last[2] > 0
         assert (last[:2] == 0).all() == detach
@@ -247,5 +247,5 @@ def test_features_of_a_clip_folder():
             .get_image_features(pixel_values=pixels)
             .pooler_output
         )
-        found = load_features(str(REWARD_FOLDER), torch.device("cpu"))(images)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        features = load_features(str(REWARD_FOLDER), torch.device("cpu"))(images)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)

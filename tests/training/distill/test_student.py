@@ -8,13 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solvers import EPD, DPMpp, Euler, Heun, SolverTable, Tableau, compile_tableau, polynomial, sample
-from training.distill.students.parameters import (
-    TableauStudent,
-    TableStudent,
-    denoised_weights,
-    second_moments,
-    widen,
-)
+from training.distill.students.table import TableStudent
+from training.distill.students.tableau import TableauStudent, second_moments
+from training.distill.students.widen import denoised_weights, widen
 
 NODES = polynomial(4, 0.1, 10.0)
 
@@ -31,7 +27,7 @@ def random_table(seed: int, intervals: int, points: int) -> SolverTable:
 @given(seed=st.integers(0, 10**6), intervals=st.integers(1, 5), points=st.integers(1, 4))
 def test_a_student_starts_at_its_table(seed, intervals, points):
     start = random_table(seed, intervals, points)
-    table = TableStudent(start, scale_dir=0.3).table()
+    table = TableStudent(start, scale_dir=0.3).learned()
     torch.testing.assert_close(table.r, start.r, rtol=0, atol=1e-9)
     torch.testing.assert_close(table.w, start.w, rtol=0, atol=1e-9)
     torch.testing.assert_close(table.scale_dir, torch.ones_like(start.r), rtol=0, atol=1e-12)
@@ -46,7 +42,7 @@ def test_any_parameters_give_a_valid_sorted_table(seed, size):
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(size * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    table = student.table()  # validates itself
+    table = student.learned()  # validates itself
     assert (table.r.diff(dim=-1) >= 0).all()
     assert (table.scale_dir - 1).abs().max() <= 0.2
     assert (table.scale_time - 1).abs().max() <= 0.1
@@ -56,7 +52,7 @@ def test_scales_start_where_the_table_has_them():
     scales = torch.tensor([[0.9, 1.05], [1.0, 1.15]], dtype=torch.float64)
     start = SolverTable(**SolverTable.uniform(2, 2).arrays(), scale_dir=scales)
     torch.testing.assert_close(
-        TableStudent(start, scale_dir=0.2).table().scale_dir, scales, rtol=0, atol=1e-9
+        TableStudent(start, scale_dir=0.2).learned().scale_dir, scales, rtol=0, atol=1e-9
     )
     with pytest.raises(ValueError, match=r"0\.1"):
         TableStudent(start, scale_dir=0.1)
@@ -67,7 +63,7 @@ def test_scales_start_where_the_table_has_them():
 def test_every_parameter_gets_a_gradient():
     student = TableStudent(SolverTable.uniform(3, 2), scale_dir=0.2, scale_time=0.2)
     x = sample(
-        EPD(student.table()),
+        EPD(student.learned()),
         lambda x, sigma: torch.sin(x) + 1 / sigma.view(-1, *[1] * (x.ndim > 1 and sigma.ndim)),
         start_state(),
         NODES,
@@ -91,7 +87,7 @@ def test_a_tableau_student_starts_at_its_solver(solver):
     student = TableauStudent(compile_tableau(solver, NODES), learn_sigmas=True)
     expected = sample(solver, velocity, start_state(), NODES)
     torch.testing.assert_close(
-        sample(student.tableau(), velocity, start_state(), NODES), expected, rtol=0, atol=1e-12
+        sample(student.learned(), velocity, start_state(), NODES), expected, rtol=0, atol=1e-12
     )
     assert student.distance() == 0
 
@@ -102,9 +98,9 @@ def test_a_step_of_learning_keeps_the_levels():
     optimiser = torch.optim.Adam([p for p in student.parameters() if p.requires_grad], lr=0.01)
     for _ in range(3):
         optimiser.zero_grad()
-        sample(student.tableau(), velocity, start_state(), NODES).square().sum().backward()
+        sample(student.learned(), velocity, start_state(), NODES).square().sum().backward()
         optimiser.step()
-    learned = student.tableau()  # refuses a stage that uses its own or a later level
+    learned = student.learned()  # refuses a stage that uses its own or a later level
     assert (learned.depth, learned.evaluations) == (start.depth, start.evaluations)
     assert learned.sigmas[0] == start.sigmas[0]
     assert (learned.sigmas[1:] != start.sigmas[1:]).all()
@@ -113,7 +109,7 @@ def test_a_step_of_learning_keeps_the_levels():
 
 def test_noise_levels_stay_unless_asked_for():
     student = TableauStudent(compile_tableau(Heun(), NODES))
-    sample(student.tableau(), velocity, start_state(), NODES).sum().backward()
+    sample(student.learned(), velocity, start_state(), NODES).sum().backward()
     assert student.log_sigma_change.grad is None
     assert student.row_change.grad is not None
 
@@ -134,7 +130,7 @@ def test_every_solver_of_the_same_levels_is_in_reach():
             student.row_change[row] = torch.linalg.lstsq(
                 student.axes[row], change[:, None], driver="gelsd"
             ).solution[:, 0]
-    reached: Tableau = student.tableau()
+    reached: Tableau = student.learned()
     torch.testing.assert_close(reached.stages, epd.stages, rtol=0, atol=1e-9)
     torch.testing.assert_close(reached.output, epd.output, rtol=0, atol=1e-9)
     torch.testing.assert_close(reached.sigmas, epd.sigmas, rtol=1e-12, atol=0)
@@ -149,7 +145,7 @@ def test_a_unit_of_a_row_moves_its_result_by_one_rms():
         with torch.no_grad():
             student.row_change.zero_()
             student.row_change[-1, axis] = 0.5
-        moved = (sample(student.tableau(), velocity, x, NODES) - before).square().mean().sqrt()
+        moved = (sample(student.learned(), velocity, x, NODES) - before).square().mean().sqrt()
         assert 0.3 < moved <= 0.5 + 1e-9
 
 
@@ -188,9 +184,9 @@ def test_a_widened_tableau_is_the_same_sampler_with_idle_stages(solver, points, 
     assert [len(level) for level in wide.levels] == expected
     assert (wide.sigmas > 0).all()
     student = TableauStudent(wide, learn_sigmas=True)
-    sample(student.tableau(), velocity, start_state(), NODES).square().sum().backward()
+    sample(student.learned(), velocity, start_state(), NODES).square().sum().backward()
     if points > 1:
-        assert (student.row_change.grad[-1].abs() > 0).all()  # idle stages are wanted
+        assert (student.row_change.grad[-1].abs() > 0).all()  # idle stages would be used
 
 
 @pytest.mark.parametrize("first", [1, 3])
@@ -217,7 +213,7 @@ def test_the_first_level_sees_the_start_at_several_noise_levels(first):
     with torch.no_grad():
         student.row_change.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
         student.log_sigma_change.fill_(0.1)
-    moved = student.tableau()
+    moved = student.learned()
     torch.testing.assert_close(moved.stages[level, 0], moved.sigmas[level] / NODES[0], rtol=1e-12, atol=0)
     assert moved.sigmas[0] == NODES[0]
     assert (moved.sigmas[level[1:]] != wide.sigmas[level[1:]]).all()
@@ -226,7 +222,7 @@ def test_the_first_level_sees_the_start_at_several_noise_levels(first):
 def test_learned_nodes_start_at_the_nodes_and_stay_in_order():
     student = TableStudent(SolverTable.uniform(3, 2), nodes=NODES)
     torch.testing.assert_close(student.nodes(), NODES, rtol=0, atol=1e-12)
-    sample(EPD(student.table()), velocity, start_state(), student.nodes()).square().sum().backward()
+    sample(EPD(student.learned()), velocity, start_state(), student.nodes()).square().sum().backward()
     assert (student.node_logits.grad != 0).all()
     with torch.no_grad():
         student.node_logits.copy_(torch.tensor([5.0, -5.0, 0.0]))

@@ -5,9 +5,10 @@ import torch
 from rewards import Reward
 from solvers import SolverTable, Spec, polynomial
 from training.ppo.config import EvaluationConfig, LoggingConfig, PPOConfig, RDPOConfig, RunConfig
-from training.ppo.policy import make_policy
-from training.ppo.rollout import Scorer, evaluate_table
-from training.ppo.trainer import Trainer
+from training.ppo.policy import PolicySettings, make_policy
+from training.ppo.rollout import HeldOut, Scorer
+from training.ppo.trainer import Problem, RDPOTrainer
+from training.processes import Processes
 from training.run_folder import RunFolder
 
 from ..distill.conftest import ALONE, Line
@@ -30,7 +31,7 @@ class Quadratic(Reward):
         return (-((x.abs() - 1) ** 2) - offset) * (float("nan") if self.broken else 1)
 
 
-def trainer_of(tmp_path, seed=0, broken=False, **ppo) -> Trainer:
+def trainer_of(tmp_path, seed=0, broken=False, **ppo) -> RDPOTrainer:
     settings = {
         "rollout_batch_size": 64,
         "rloo_k": 8,
@@ -38,8 +39,10 @@ def trainer_of(tmp_path, seed=0, broken=False, **ppo) -> Trainer:
         "minibatch_size": 64,
         "steps": 80,
         "learning_rate": 0.1,
+        "kl_coef": 0.0,
+        "dirichlet_concentration": 20.0,
+        "max_log_change": 3.0,
     }
-    settings |= {"kl_coef": 0.0, "dirichlet_concentration": 20.0, "max_log_change": 3.0}
     config = RDPOConfig(
         run=RunConfig(seed=seed),
         ppo=PPOConfig(**settings | ppo),
@@ -47,29 +50,21 @@ def trainer_of(tmp_path, seed=0, broken=False, **ppo) -> Trainer:
         logging=LoggingConfig(save_interval=1000),
     )
     config.reward.type = "quadratic"
-    start = SolverTable(torch.tensor([[0.5]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
     p = config.ppo
-    policy = make_policy(
-        p.policy, start, p.dirichlet_concentration, 0.05, (False, False), p.max_log_change, seed
-    )
+    settings = PolicySettings(p.dirichlet_concentration, limit=p.max_log_change, residual=p.policy, seed=seed)
+    policy = make_policy(one_point(0.5), settings)
     score = Scorer(Line(), NODES, 1.0, False, 1, [Quadratic(broken)])
     run = RunFolder(tmp_path)
     for folder in (run.checkpoints, run.metrics.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    seeds = list(range(64))
-    return Trainer(
-        config,
-        ALONE,
-        run,
-        policy,
-        score,
-        score,
-        PROMPTS,
-        ["prompt 0"] * 64,
-        seeds,
-        Spec(),
-        {"parent": "equal points"},
-    )
+    heldout = HeldOut(score, ["prompt 0"] * 64, list(range(64)))
+    problem = Problem(score, PROMPTS, heldout, Spec(), {"parent": "equal points"}, from_start=True)
+    return RDPOTrainer(config, policy, problem, run, Processes(ALONE))
+
+
+def one_point(r: float) -> SolverTable:
+    """A table of one interval and one point."""
+    return SolverTable(torch.tensor([[r]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
 
 
 class Never:
@@ -79,8 +74,6 @@ class Never:
 
 def reward_of(r: float, n: int = 512) -> float:
     """The expected reward of a position, over many seeds."""
-    table = SolverTable(torch.tensor([[r]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
     score = Scorer(Line(), NODES, 1.0, False, 1, [Quadratic()])
-    return (
-        evaluate_table(score, table, ["prompt 0"] * n, list(range(10**6, 10**6 + n)), n, ALONE).mean().item()
-    )
+    heldout = HeldOut(score, ["prompt 0"] * n, list(range(10**6, 10**6 + n)), n)
+    return heldout.scores(one_point(r), Processes(ALONE)).mean().item()

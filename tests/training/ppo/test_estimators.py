@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from solvers import EPD, SolverTable, sample
-from training.ppo.advantages import BASELINES
-from training.ppo.rollout import Plan, scores_of, stream
+from training.ppo.loss import BASELINES
+from training.ppo.rollout import RolloutPlan, rollout_scores, stream
 
-from ..distill.conftest import ALONE, line_velocity
+from ..distill.conftest import line_velocity
 from .conftest import NODES, PROMPTS, Never, Quadratic, trainer_of
 
 COMBINATIONS = list(product(("shared", "independent"), ("prompt", "mixed")))
@@ -26,8 +26,8 @@ def expected_rewards(positions: torch.Tensor) -> torch.Tensor:
     noise = torch.distributions.Normal(0.0, 1.0).icdf(levels) * NODES[0]
     x = noise.repeat(len(positions), 1).view(-1, 1, 1, 1)
     each = positions.repeat_interleave(len(levels)).view(-1, 1, 1)
-    found = sample(EPD(SolverTable(each, torch.ones_like(each))), line_velocity_of, x, NODES)
-    images = (found.float().expand(-1, 3, -1, -1) / 4 + 0.5).clamp(0, 1)
+    states = sample(EPD(SolverTable(each, torch.ones_like(each))), line_velocity_of, x, NODES)
+    images = (states.float().expand(-1, 3, -1, -1) / 4 + 0.5).clamp(0, 1)
     return Quadratic().score(images, ["prompt 0"] * len(images)).view(len(positions), -1).mean(1)
 
 
@@ -56,12 +56,17 @@ def exact_gradient(trainer, landscape) -> torch.Tensor:
 def estimate(trainer, step: int) -> torch.Tensor:
     """One step's estimate of it: mean of advantage times score function."""
     ppo, seed = trainer.config.ppo, trainer.config.run.seed
-    plan = Plan.make(PROMPTS, ppo, seed, step)
+    plan = RolloutPlan.make(PROMPTS, ppo, seed, step)
     distribution = trainer.policy()
     draw = distribution.sample(ppo.rollout_batch_size, stream(seed, step, 2))
-    rewards = scores_of(trainer.train, trainer.policy, draw, plan, ppo.rollout_chunk, ALONE)[:, 0].view(
-        -1, ppo.rloo_k
+    scores = rollout_scores(
+        trainer.train,
+        lambda part: draw.select(part).table(),
+        plan,
+        ppo.rollout_chunk,
+        trainer.processes,
     )
+    rewards = scores[:, 0].view(-1, ppo.rloo_k)
     advantages = BASELINES[ppo.baseline](rewards).flatten()
     surrogate = (advantages * distribution.log_prob(*draw)).mean()
     return torch.autograd.grad(surrogate, trainer.policy.residual.change)[0].flatten()
@@ -72,10 +77,10 @@ def test_all_are_unbiased_and_the_groups_own_baseline_is_the_steadiest(tmp_path,
     for noise, baseline in COMBINATIONS:
         trainer = trainer_of(tmp_path, group_noise=noise, baseline=baseline)
         exact = exact_gradient(trainer, landscape)
-        found = torch.stack([estimate(trainer, step) for step in range(STEPS)])
-        error = found.std(0) / STEPS**0.5
-        assert ((found.mean(0) - exact).abs() < 4 * error + 1e-3 * exact.norm()).all(), (noise, baseline)
-        variance[noise, baseline] = ((found - exact).square().sum(1).mean() / exact.square().sum()).item()
+        estimates = torch.stack([estimate(trainer, step) for step in range(STEPS)])
+        error = estimates.std(0) / STEPS**0.5
+        assert ((estimates.mean(0) - exact).abs() < 4 * error + 1e-3 * exact.norm()).all(), (noise, baseline)
+        variance[noise, baseline] = ((estimates - exact).square().sum(1).mean() / exact.square().sum()).item()
     with capsys.disabled():
         print(
             "\nvariance of the gradient over its squared norm:",
@@ -91,10 +96,10 @@ def steps_to_reach(trainer, landscape) -> int:
     start = rewards[(positions - 0.5).abs().argmin()]
     enough = start + 0.95 * (rewards.max() - start)
     for step in range(1, 161):
-        trainer.fit(step, Never(), lambda *record: None, print)
+        trainer.fit(step, Never(), lambda *record: None)
         with torch.no_grad():
-            found = trainer.policy().mean().r
-        if rewards[(positions - found.item()).abs().argmin()] >= enough:
+            r = trainer.policy().mean().r
+        if rewards[(positions - r.item()).abs().argmin()] >= enough:
             return step
     return 161
 

@@ -2,11 +2,8 @@
 of the real layouts.
 """
 
-from pathlib import Path
-
 import pytest
 import torch
-from click.testing import CliRunner
 from published import NAMES, make_models, write_released
 from tiny import save_tiny
 from tiny_flow import save_flux, save_sd3
@@ -23,12 +20,14 @@ from solvers import (
     save_predictor,
 )
 from training.config import load_config
-from training.ppo import launch
-from training.ppo.config import RDPOConfig, check
-from training.ppo.setup import choose_exploration, load_start, merge_spec
+from training.ppo.checks import check
+from training.ppo.config import RDPOConfig
+from training.ppo.setup import choose_exploration, find_start, merge_spec
 from training.start_tables import stable_diffusion_noise
 
-CONFIGS = Path(__file__).parents[3] / "training" / "ppo" / "cfgs"
+from ..runs import CPU, RDPO, invoke, overrides
+
+CONFIGS = RDPO.configs
 REAL = ("sd15", "sd3_512", "sd3_1024", "flux_dev")
 FOLDERS = {"sd15": "sd15", "sd3_512": "sd3-512", "sd3_1024": "sd3-1024", "flux_dev": "flux"}
 TINY_STEP = (
@@ -37,8 +36,6 @@ TINY_STEP = (
     "ppo.minibatch_size=2",
     "ppo.rollout_chunk=2",
     "evaluation.images=2",
-)
-TINY_STEP += (
     "evaluation.interval=80",
     "evaluation.rewards=[]",
     "reward.type=digits",
@@ -68,9 +65,9 @@ def downloads(tmp_path_factory):
 def test_published_means_the_published_value_of_every_key(name):
     config = load_config(RDPOConfig, CONFIGS / "published" / f"{name}.yaml")
     check(config)
-    spec = merge_spec(config, load_start(config)[0])
+    spec = merge_spec(config, find_start(config))
     assert (
-        check_backend(spec)[0]
+        check_backend(spec)[0].name
         == {"sd15": "ldm", "sd3_512": "sd3", "sd3_1024": "sd3", "flux_dev": "flux"}[name]
     )
     ppo, model, reward = config.ppo, config.model, config.reward
@@ -130,31 +127,22 @@ def test_exploration_is_wide_from_equal_points_and_narrow_from_a_learned_table(
     downloads, table, concentration, rate
 ):
     snapshot = downloads / f"exps/sd15/sd15-{table}.pkl"
-    arguments = [
-        "--config",
-        str(CONFIGS / "sd15.yaml"),
-        "--dry-run",
-        "--override",
-        f"data.predictor_snapshot={snapshot}",
-    ]
-    said = CliRunner().invoke(launch.main, arguments, catch_exceptions=False).output
-    assert f"  dirichlet_concentration: {concentration}\n" in said
-    assert f"  learning_rate: {rate}\n" in said
-    assert ("distil first" in said) == (table == "start")
+    settings = overrides(f"data.predictor_snapshot={snapshot}")
+    output = invoke(RDPO.main, "--config", CONFIGS / "sd15.yaml", "--dry-run", *settings)
+    assert f"  dirichlet_concentration: {concentration}\n" in output
+    assert f"  learning_rate: {rate}\n" in output
+    assert ("distil first" in output) == (table == "start")
 
 
 @pytest.mark.parametrize("name", [*REAL, *(f"published/{name}" for name in REAL)])
 def test_a_dry_run_prints_the_plan_and_what_is_missing(name, monkeypatch):
     monkeypatch.chdir(CONFIGS.parents[2])
-    result = CliRunner().invoke(
-        launch.main, ["--config", str(CONFIGS / f"{name}.yaml"), "--dry-run"], catch_exceptions=False
-    )
-    assert result.exit_code == 0
-    assert "# dry run, a step: " in result.output
+    output = invoke(RDPO.main, "--config", CONFIGS / f"{name}.yaml", "--dry-run")
+    assert "# dry run, a step: " in output
     stem = name.rsplit("/", 1)[-1]
-    assert f"note: nothing was learned yet in the start table exps/{FOLDERS[stem]}/start.pkl" in result.output
-    assert f"distil first: ./launch.sh distill {stem}" in result.output
-    assert "note: before a run: reward " in result.output
+    assert f"note: nothing was learned yet in the start table exps/{FOLDERS[stem]}/start.pkl" in output
+    assert f"distil first: ./launch.sh distill {stem}" in output
+    assert "note: before a run: reward " in output
 
 
 QUICK = [
@@ -170,16 +158,15 @@ def test_one_step_from_a_published_table(tmp_path, models, downloads, name):
     config = CONFIGS / {"sd15": "sd15.yaml", "flux": "flux_dev.yaml"}.get(
         backbone, backbone.replace("-", "_") + ".yaml"
     )
-    overrides = [
+    settings = overrides(
         f"data.predictor_snapshot={downloads / 'exps' / name}",
         f"model.backend_options.model_name_or_path={models[backbone]}",
-    ]
-    overrides += [*TINY_STEP, "model.backend_options.torch_dtype=float32"]
-    arguments = ["--config", str(config), "--device", "cpu", "--output-root", str(tmp_path / "exps")]
-    arguments += [part for text in overrides for part in ("--override", text)]
-    assert CliRunner().invoke(launch.main, [*arguments, "--dry-run"], catch_exceptions=False).exit_code == 0
-    result = CliRunner().invoke(launch.main, [*arguments, "--max-steps", "1"], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+        *TINY_STEP,
+        "model.backend_options.torch_dtype=float32",
+    )
+    arguments = ("--config", config, *CPU, "--output-root", tmp_path / "exps", *settings)
+    invoke(RDPO.main, *arguments, "--dry-run")
+    invoke(RDPO.main, *arguments, "--max-steps", "1")
     exported = load_predictor(resolve_predictor_path(str(next((tmp_path / "exps").iterdir()))))
     source = load_predictor(downloads / "exps" / name)
     assert exported.spec.num_steps == source.spec.num_steps
@@ -188,13 +175,10 @@ def test_one_step_from_a_published_table(tmp_path, models, downloads, name):
 
 def test_keys_without_a_meaning_here_are_accepted_with_a_note(tmp_path):
     (tmp_path / "published.yaml").write_text(PUBLISHED)
-    result = CliRunner().invoke(
-        launch.main, ["--config", str(tmp_path / "published.yaml"), "--dry-run"], catch_exceptions=False
-    )
-    assert result.exit_code == 0, result.output
+    output = invoke(RDPO.main, "--config", tmp_path / "published.yaml", "--dry-run")
     for key in ("reward.cache_dir", "reward.multi.imagereward.med_config", "reward.multi.clip.cache_dir"):
-        assert f"note: {key} is not used: " in result.output
-    assert "note: model.resolution 1024 is not used: ldm has the model's own" in result.output
+        assert f"note: {key} is not used: " in output
+    assert "note: model.resolution 1024 is not used: ldm has the model's own" in output
 
 
 PUBLISHED = """
@@ -235,28 +219,22 @@ def test_a_shipped_configuration_on_a_tiny_model(tmp_path, name):
     spec = Spec(backend=backend, backend_config=options, num_steps=3, schedule_type=schedule)
     save_predictor(Predictor(SolverTable.uniform(2, 2), spec, NODES[backend]), tmp_path / "start.pkl")
     (tmp_path / "prompts.txt").write_text("\n".join(f"a cat {i}" for i in range(10)))
-    overrides = [
+    settings = overrides(
         f"data.predictor_snapshot={tmp_path / 'start.pkl'}",
         f"data.prompt_csv={tmp_path / 'prompts.txt'}",
         "model.num_steps=null",
-    ]
-    overrides += [
         "model.resolution=null",
         "model.flowmatch_mu=null",
         "reward.type=digits",
         "reward.weights_path=null",
-    ]
-    overrides += [
         "ppo.steps=2",
         "ppo.rollout_batch_size=8",
         "ppo.minibatch_size=4",
         "evaluation.images=2",
         "evaluation.rewards=[]",
-    ]
-    told = [part for text in overrides for part in ("--override", text)]
-    arguments = ["--config", str(CONFIGS / f"{name}.yaml"), "--output-root", str(tmp_path / "exps"), *told]
-    result = CliRunner().invoke(launch.main, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    )
+    config = CONFIGS / f"{name}.yaml"
+    invoke(RDPO.main, "--config", config, "--output-root", tmp_path / "exps", *settings)
     predictor = load_predictor(resolve_predictor_path(str(next((tmp_path / "exps").iterdir()))))
     assert predictor.spec.backend == backend
     assert torch.equal(predictor.sigmas, NODES[backend])

@@ -1,4 +1,4 @@
-"""RDPO where the answer is known: a quadratic reward on a Gaussian-mixture ODE, its best table found by brute
+"""RDPO where the answer is known: a quadratic reward on a Gaussian-mixture ODE, its best table known by brute
 force.
 """
 
@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from training.ppo.config import PPOConfig
-from training.ppo.rollout import Plan
-from training.ppo.trainer import Diverged, adapt_kl_coef
+from training.ppo.loss import adapt_kl_coef
+from training.ppo.rollout import RolloutPlan
+from training.ppo.trainer import Diverged
 
 from .conftest import PROMPTS, Never, reward_of, trainer_of
 
@@ -28,22 +29,22 @@ def brute_force() -> tuple[float, float]:
 @pytest.mark.parametrize("kind", ["table", "mlp"])
 def test_rdpo_finds_the_best_table(tmp_path, brute_force, kind):
     trainer = trainer_of(tmp_path, policy=kind, learning_rate=0.1 if kind == "table" else 0.001)
-    trainer.fit(80, Never(), lambda *record: None, print)
-    found = trainer.policy().mean().r.item()
+    trainer.fit(80, Never(), lambda *record: None)
+    r = trainer.policy().mean().r.item()
     start, best = reward_of(0.5), brute_force[1]
-    assert reward_of(found) - start > 0.95 * (best - start)
-    assert abs(found - brute_force[0]) < 0.08
+    assert reward_of(r) - start > 0.95 * (best - start)
+    assert abs(r - brute_force[0]) < 0.08
 
 
 def test_siblings_share_what_they_should():
     config = PPOConfig(rollout_batch_size=12, rloo_k=3, minibatch_size=4)
-    plan = Plan.make(PROMPTS, config, 0, 5)
-    assert plan == Plan.make(PROMPTS, config, 0, 5)
-    assert plan != Plan.make(PROMPTS, config, 1, 5)
+    plan = RolloutPlan.make(PROMPTS, config, 0, 5)
+    assert plan == RolloutPlan.make(PROMPTS, config, 0, 5)
+    assert plan != RolloutPlan.make(PROMPTS, config, 1, 5)
     groups = [(set(plan.prompts[i : i + 3]), set(plan.seeds[i : i + 3])) for i in range(0, 12, 3)]
     assert all(len(p) == 1 and len(s) == 1 for p, s in groups)
     assert len({next(iter(s)) for _, s in groups}) == 4
-    independent = Plan.make(PROMPTS, replace(config, group_noise="independent"), 0, 5)
+    independent = RolloutPlan.make(PROMPTS, replace(config, group_noise="independent"), 0, 5)
     assert len(set(independent.seeds)) == 12
     assert independent.prompts == plan.prompts
     assert all(
@@ -53,7 +54,7 @@ def test_siblings_share_what_they_should():
 
 def test_an_epoch_visits_every_prompt_once():
     config = PPOConfig(rollout_batch_size=8, rloo_k=2, minibatch_size=4)
-    seen = [p for step in range(6) for p in Plan.make(PROMPTS, config, 0, step).prompts[::2]]
+    seen = [p for step in range(6) for p in RolloutPlan.make(PROMPTS, config, 0, step).prompts[::2]]
     assert sorted(seen[:12]) == sorted(PROMPTS)
     assert sorted(seen[12:]) == sorted(PROMPTS)
     assert seen[:12] != seen[12:]
@@ -64,7 +65,7 @@ def test_three_steps_that_are_not_finite_end_a_run_and_nothing_is_applied(tmp_pa
     trainer.base_scores, trainer.evaluated = torch.zeros(64, 1), 0
     records: list[dict] = []
     with pytest.raises(Diverged, match=r"3 steps in a row.*prompt"):
-        trainer.fit(80, Never(), lambda record, seconds: records.append(record), print)
+        trainer.fit(80, Never(), lambda record, seconds: records.append(record))
     assert [r["step"] for r in records] == [1, 2]
     assert [r["step"] for r in trainer.run.records()] == [3]  # the last one is written before the end
     assert len(records[0]["prompts"]) == len(records[0]["seeds"]) == 64
@@ -72,13 +73,14 @@ def test_three_steps_that_are_not_finite_end_a_run_and_nothing_is_applied(tmp_pa
     assert trainer.run.latest_checkpoint() == trainer.run.checkpoint(3)
 
 
-def test_a_warning_when_nothing_is_learned(tmp_path):
+def test_a_warning_when_nothing_is_learned(tmp_path, capsys):
     trainer = trainer_of(tmp_path, learning_rate=0.0, steps=4)
-    trainer.config.evaluation.interval = trainer.config.evaluation.warn_after = 2
-    said: list[str] = []
-    trainer.fit(4, Never(), lambda *record: None, said.append)
-    assert len(said) == 2
-    assert "no signal: after 2 steps" in said[0]
+    trainer.intervals = replace(trainer.intervals, evaluation=2)
+    trainer.config.evaluation.warn_after = 2
+    trainer.fit(4, Never(), lambda *record: None)
+    warnings = capsys.readouterr().out.splitlines()
+    assert len(warnings) == 2
+    assert "no signal: after 2 steps" in warnings[0]
 
 
 def test_kl_is_steered_to_its_target(tmp_path):
@@ -87,6 +89,6 @@ def test_kl_is_steered_to_its_target(tmp_path):
     assert adapt_kl_coef(0.1, 1.0, 1.0) == 0.1
     held, free = trainer_of(tmp_path, kl_target=0.05), trainer_of(tmp_path)
     for trainer in (held, free):
-        trainer.fit(60, Never(), lambda *record: None, print)
+        trainer.fit(60, Never(), lambda *record: None)
     kls = [t.policy().kl(t.policy.base()).item() for t in (held, free)]
     assert kls[0] < 0.5 * kls[1]

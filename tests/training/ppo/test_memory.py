@@ -9,13 +9,14 @@ from solvers import SolverTable, Spec
 from training.config import load_config
 from training.ppo.config import RDPOConfig
 from training.ppo.rollout import Scorer
-from training.ppo.setup import prepare
+from training.ppo.setup import find_start, prepare
+from training.processes import Processes
 from training.run_folder import RunFolder
 
 from ..distill.conftest import ALONE, Line
 from ..distill.test_gradients import Small
+from ..runs import RDPO
 from .conftest import NODES, Quadratic
-from .test_launch import write_config
 
 
 def test_rollouts_are_halved_where_memory_ends():
@@ -33,6 +34,7 @@ def test_rollouts_are_halved_where_memory_ends():
 
 
 def test_training_and_heldout_calls_are_halved_apart(tmp_path):
-    config = load_config(RDPOConfig, write_config(tmp_path))
-    trainer = prepare(config, load_backend(Spec(backend="digits"), "cpu"), ALONE, RunFolder(tmp_path))
-    assert trainer.train.points is not trainer.heldout.points
+    config = load_config(RDPOConfig, RDPO.write_config(tmp_path))
+    backend = load_backend(Spec(backend="gaussian"), "cpu")
+    trainer = prepare(config, find_start(config), backend, RunFolder(tmp_path), Processes(ALONE))
+    assert trainer.train.points is not trainer.heldout.score.points

@@ -11,9 +11,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from solvers import SolverTable
-from training.ppo.advantages import mixed_advantages, normalize_advantages, rloo_advantages
-from training.ppo.loss import ppo_loss
-from training.ppo.policy import LogNormal, TableDistribution, dirichlet_from_table, make_policy
+from training.ppo.loss import mixed_advantages, normalize_advantages, ppo_loss, rloo_advantages
+from training.ppo.policy import (
+    SCALES,
+    LogNormal,
+    PolicySettings,
+    TableDistribution,
+    dirichlet_from_table,
+    make_policy,
+)
 
 
 def table_of(seed: int, intervals: int = 3, points: int = 2, **scales) -> SolverTable:
@@ -28,7 +34,7 @@ def table_of(seed: int, intervals: int = 3, points: int = 2, **scales) -> Solver
 @pytest.mark.parametrize("points", [1, 2, 4])
 def test_the_mean_is_the_start_table_at_first(kind, points):
     start = table_of(0, 5, points)
-    policy = make_policy(kind, start, 20.0, 0.05, (False, False), 3.0, seed=1)
+    policy = make_policy(start, PolicySettings(20.0, residual=kind, seed=1))
     mean = policy().mean()
     torch.testing.assert_close(mean.r, start.r, rtol=0, atol=1e-6)
     torch.testing.assert_close(mean.w, start.w, rtol=0, atol=1e-9)
@@ -40,7 +46,7 @@ def test_the_mean_is_the_start_table_at_first(kind, points):
 @given(seed=st.integers(0, 10**6), concentration=st.floats(0.05, 500), points=st.integers(1, 4))
 def test_what_is_drawn_is_a_valid_table_with_a_finite_density(seed, concentration, points):
     start = table_of(seed, 4, points)
-    policy = make_policy("table", start, concentration, 0.05, (False, False), 3.0, 0)
+    policy = make_policy(start, PolicySettings(concentration))
     draw = policy().sample(16, seed)
     draw.table()  # validates itself
     assert policy().log_prob(*draw).isfinite().all()
@@ -58,7 +64,7 @@ def test_densities_at_a_corner_of_the_simplex_are_finite():
 
 
 def test_drawing_leaves_the_global_random_numbers_alone():
-    policy = make_policy("mlp", table_of(0), 20.0, 0.05, (False, False), 3.0, 0)
+    policy = make_policy(table_of(0), PolicySettings(20.0, residual="mlp"))
     torch.manual_seed(5)
     before = torch.get_rng_state()
     policy().sample(4, 9)
@@ -67,13 +73,13 @@ def test_drawing_leaves_the_global_random_numbers_alone():
 
 @pytest.mark.parametrize("size", [1e2, 1e6])
 def test_concentrations_are_bounded(size):
-    policy = make_policy("table", table_of(0), 10.0, 0.05, (True, True), 2.0, 0)
+    policy = make_policy(table_of(0), PolicySettings(10.0, learned_scales=SCALES, limit=2.0))
     with torch.no_grad():
         policy.residual.change.copy_(
             size * torch.randn(policy.residual.change.shape, generator=torch.Generator().manual_seed(0))
         )
-    for found, base in ((policy().pos, policy.base().pos), (policy().weight, policy.base().weight)):
-        assert (found.concentration / base.concentration).log().abs().max() <= 2.0 + 1e-9
+    for moved, base in ((policy().pos, policy.base().pos), (policy().weight, policy.base().weight)):
+        assert (moved.concentration / base.concentration).log().abs().max() <= 2.0 + 1e-9
     assert policy().kl(policy.base()).isfinite()
 
 
@@ -96,7 +102,7 @@ def test_log_prob_entropy_and_moments_against_scipy():
 
 def test_scales_are_log_normal_and_exported_as_their_median():
     start = table_of(0, scale_dir=torch.full((3, 2), 0.9, dtype=torch.float64))
-    policy = make_policy("table", start, 20.0, 0.1, (True, True), 3.0, 0)
+    policy = make_policy(start, PolicySettings(20.0, scale_std=0.1, learned_scales=SCALES))
     torch.testing.assert_close(policy().mean().scale_dir, start.scale_dir)
     torch.testing.assert_close(policy().mean().scale_time, torch.ones(3, 2, dtype=torch.float64))
     draw = policy().sample(4000, 1)
@@ -104,8 +110,8 @@ def test_scales_are_log_normal_and_exported_as_their_median():
     assert draw.scale_dir.median().item() == pytest.approx(0.9, rel=0.01)
     distribution = policy()
     expected = stats.lognorm(s=0.1, scale=0.9).logpdf(draw.scale_dir[3].numpy()).sum()
-    found = distribution.scales["scale_dir"].log_prob(draw.scale_dir[3])
-    assert found.item() == pytest.approx(expected, rel=1e-9)
+    log_prob = distribution.scales["scale_dir"].log_prob(draw.scale_dir[3])
+    assert log_prob.item() == pytest.approx(expected, rel=1e-9)
     p, q = (
         LogNormal(torch.zeros(1, 1), torch.full((1, 1), 0.2)),
         LogNormal(torch.full((1, 1), 0.3), torch.full((1, 1), 0.1)),
@@ -115,7 +121,7 @@ def test_scales_are_log_normal_and_exported_as_their_median():
 
 def test_fixed_scales_of_the_start_are_kept():
     start = table_of(0, scale_time=torch.full((3, 2), 0.95, dtype=torch.float64))
-    policy = make_policy("table", start, 20.0, 0.05, (False, False), 3.0, 0)
+    policy = make_policy(start, PolicySettings(20.0))
     assert policy().mean().scale_time is None
     torch.testing.assert_close(policy.with_fixed_scales(policy().mean()).scale_time, start.scale_time)
     assert policy.with_fixed_scales(policy().sample(5, 0).table()).scale_time.shape == (5, 3, 2)
@@ -164,7 +170,9 @@ def test_clipping_stops_the_gradient_where_the_paper_says(advantage, ratio, move
 
 @pytest.mark.parametrize("kind", ["table", "mlp"])
 def test_gradient_of_the_loss_against_finite_differences(kind):
-    policy = make_policy(kind, table_of(3), 15.0, 0.05, (True, False), 3.0, 2)
+    policy = make_policy(
+        table_of(3), PolicySettings(15.0, learned_scales=("scale_dir",), residual=kind, seed=2)
+    )
     draw = policy().sample(6, 4)
     old = policy().log_prob(*draw).detach() + 0.05 * torch.arange(6)
     advantages = torch.tensor([0.5, -1.0, 2.0, 0.1, -0.4, 1.0], dtype=torch.float64)

@@ -1,155 +1,123 @@
-"""From a configuration to a student: where it starts, and the solver that its present parameters describe."""
+"""What distillation learns: parameters that always map to a valid solver, and the kinds of them."""
 
-import hashlib
-from dataclasses import dataclass, replace
-from pathlib import Path
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from backends import check_backbone_known
-from solvers import (
-    EPD,
-    Predictor,
-    Solver,
-    SolverTable,
-    Spec,
-    Tableau,
-    compile_tableau,
-    load_predictor,
-    resolve_predictor_path,
-)
-from solvers.predictor.spec import require_match
+from solvers import Predictor, Solver, SolverTable, Spec, Tableau, compile_tableau
+from solvers.predictor.kinds import kind_of
 
-from ...config import ConfigError
-from ..config import DistillConfig, StudentConfig
-from .parameters import TableauStudent, TableStudent
+from ...start import Start
+from ..bank import Bank
+from ..baselines import Baselines
+from ..config import DistillConfig
 
-LOW_POINTS = (-2.5, -0.5)  # logits of the first and last of the points of a "low" start
+SMALLEST = 1e-6  # a gap, weight or mean square is raised to this: a finite logarithm, a direction
+
+
+class LearnedModule(nn.Module, ABC):
+    """Unconstrained float64 parameters of a learned solver."""
+
+    @abstractmethod
+    def learned(self) -> SolverTable | Tableau:
+        """The table or tableau of the present parameters, with gradients to them."""
+
+    def nodes(self) -> Tensor | None:
+        """The learned nodes, None where they are not learned."""
+        return None
+
+    def distance(self) -> Tensor:
+        """Mean squared change from the start, which loss.start holds down."""
+        raise TypeError(f"{type(self).__name__} has no distance from its start")
 
 
 @dataclass(frozen=True)
 class Student:
-    """A module of unconstrained parameters as a solver on nodes, and as a predictor."""
+    """A learned module as a solver on nodes, and as a predictor."""
 
-    module: TableStudent | TableauStudent
-    config: StudentConfig
+    module: LearnedModule
     spec: Spec
-    nodes: Tensor
-    parallel: bool
+    fixed_nodes: Tensor
+    """The nodes where they are not learned."""
     parent: str
+    """What it started from."""
+    parallel: bool = True
+    """Whether K points go into one network call."""
+    lr_unit: float = 1.0
+    """What train.lr is in units of."""
 
     def parameters(self) -> list[nn.Parameter]:
         return [p for p in self.module.parameters() if p.requires_grad and p.numel()]
 
+    def nodes(self) -> Tensor:
+        """The present nodes, with gradients where they are learned."""
+        nodes = self.module.nodes()
+        return self.fixed_nodes if nodes is None else nodes
+
     def solver(self) -> tuple[Solver, Tensor]:
         """The solver of the present parameters and its nodes, with gradients to the parameters."""
-        if isinstance(self.module, TableauStudent):
-            return self.module.tableau(), self.nodes
-        learned = self.module.nodes()
-        return EPD(self.module.table(), self.config.afs, self.config.max_order, self.parallel), (
-            self.nodes if learned is None else learned
-        )
+        learned = self.module.learned()
+        return kind_of(learned).solver(learned, self.spec, self.parallel, None), self.nodes()
 
     def cost(self) -> Tableau:
         """The compiled tableau, for depth and evaluations."""
         with torch.no_grad():
             return compile_tableau(*self.solver())
 
-    def predictor(self, provenance: dict) -> Predictor:
+    def predictor(self, provenance: Mapping) -> Predictor:
         """The present parameters as a predictor."""
         with torch.no_grad():
-            solver, nodes = self.solver()
-        table = solver if isinstance(solver, Tableau) else solver.table
-        return Predictor(table, self.spec, nodes.detach(), provenance | {"parent": self.parent})
-
-
-def load_start(config: DistillConfig) -> tuple[Predictor, str] | None:
-    """The predictor to start from and what to call it, or None if the start is not a predictor; a misfit:
-    ConfigError.
-    """
-    student, nodes = config.student, config.nodes
-    if student.start in ("equal", "low", "baseline"):
-        return None
-    path = resolve_predictor_path(student.start)
-    predictor = load_predictor(path)
-    spec = predictor.spec
-    check_backbone_known(spec, path)
-    facts: dict[str, tuple] = {"backend.name": (config.backend.name, spec.backend)}
-    if student.kind == "table":
-        if isinstance(predictor.table, Tableau):
-            raise ConfigError(f"student.start {path} holds a tableau; set student.kind to tableau")
-        facts |= {
-            "nodes.num_steps": (nodes.num_steps, predictor.table.num_intervals + 1),
-            "nodes.schedule": (nodes.schedule, spec.schedule_type),
-            "student.num_points": (student.num_points, predictor.table.num_points),
-            "student.afs": (student.afs, spec.afs),
-            "student.max_order": (student.max_order, spec.max_order),
-        }
-    elif predictor.sigmas is None:
-        raise ConfigError(
-            f"student.start {path} does not hold its nodes, which a tableau needs; distil a table from it"
-            " first"
-        )
-    require_match(facts, f"student.start {path}")
-    return predictor, f"{path.name} sha256:{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]}"
-
-
-def table_start(config: DistillConfig, loaded: tuple[Predictor, str] | None) -> tuple[SolverTable, str]:
-    """The table that a table student starts from, and what to call it."""
-    student, intervals = config.student, config.nodes.num_steps - 1
-    if loaded is not None:
-        return loaded[0].table, loaded[1]
-    table = SolverTable.uniform(intervals, student.num_points)
-    if student.start == "low":
-        table = replace(
-            table,
-            r=torch.linspace(*LOW_POINTS, student.num_points, dtype=torch.float64)
-            .sigmoid()
-            .expand(intervals, -1)
-            .clone(),
-        )
-    return table, f"{student.start} points, equal weights"
-
-
-def table_student(
-    config: DistillConfig, spec: Spec, nodes: Tensor, loaded: tuple[Predictor, str] | None
-) -> Student:
-    """A student that is an EPD or EPD-Plugin table on `nodes`."""
-    student = config.student
-    start, parent = table_start(config, loaded)
-    try:
-        module = TableStudent(
-            start, student.scale_dir, student.scale_time, nodes if student.learn_sigmas else None
-        )
-    except ValueError as error:
-        raise ConfigError(f"student.{error}") from None
-    names = {
-        "solver": "epd",
-        "num_points": student.num_points,
-        "afs": student.afs,
-        "max_order": student.max_order,
-    }
-    return Student(module, student, replace(spec, **names), nodes, config.train.parallel_points, parent)
+            learned, nodes = self.module.learned(), self.nodes()
+        return Predictor(learned, self.spec, nodes.detach(), {**provenance, "parent": self.parent})
 
 
 @dataclass(frozen=True)
-class TableauStart:
-    """A tableau to learn from: its nodes and schedule, what to call it, and its mean RMSE to the teacher."""
-
-    tableau: Tableau
-    schedule: str | None
-    parent: str
-    error: float
-
-
-def tableau_student(config: DistillConfig, spec: Spec, start: TableauStart, gram: Tensor) -> Student:
-    """A student that is a whole tableau; `gram` holds the second moments of its start's states
-    (student.second_moments).
+class StudentData:
+    """What a student is made from: teacher states of training pairs, the baselines, and the predictor of
+    student.start where that names one.
     """
-    student, nodes = config.student, start.tableau.nodes
-    module = TableauStudent(start.tableau, student.learn_sigmas, gram, student.resolution * start.error)
-    spec = replace(
-        spec, solver="tableau", num_steps=len(nodes), num_points=None, schedule_type=start.schedule
-    )
-    return Student(module, student, spec, nodes, config.train.parallel_points, start.parent)
+
+    train: Bank
+    baselines: Baselines
+    start: Start | None
+
+
+class StudentKind(ABC):
+    """One kind of student, by its name in student.kind: what it starts from, what it costs, how it is
+    made.
+    """
+
+    name: str
+    start_names: tuple[str, ...]
+    """Values of student.start that are no predictors."""
+    fixed_nodes: bool
+    """Whether it steps between the configuration's nodes, so that the loss may compare states there."""
+
+    @abstractmethod
+    def check(self, config: DistillConfig) -> None:
+        """Refuse settings that make no sense for this kind: ConfigError."""
+
+    @abstractmethod
+    def start_facts(self, config: DistillConfig, start: Start) -> dict[str, tuple[object, object]]:
+        """(configured, recorded) by key, which must be the same; a predictor of another kind: ConfigError."""
+
+    @abstractmethod
+    def num_steps(self, config: DistillConfig) -> int:
+        """The steps of its trajectory, each with a state."""
+
+    @abstractmethod
+    def cost(self, config: DistillConfig, start: Start | None) -> Tableau:
+        """A tableau of its depth and evaluations, before anything is loaded."""
+
+    @abstractmethod
+    def make(self, config: DistillConfig, spec: Spec, data: StudentData) -> Student:
+        """The student at its start.
+
+        Args:
+            config: of the run.
+            spec: the configuration's part of its predictor's spec.
+            data: what it is made from.
+        """

@@ -1,0 +1,148 @@
+"""What the command lines of both training stages share: options, the run folder, the processes, the end of a
+run.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from common.distributed import Ranks, process_group, use_single_thread
+from solvers import UserError
+
+from .config import load_config, to_yaml
+from .processes import Processes, StopRequest
+from .run_folder import Log, RunFolder
+from .trainer import Trainer
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options that both stages have."""
+
+    config_file: Path | None
+    overrides: tuple[str, ...]
+    max_steps: int | None
+    dry_run: bool
+    resume: str | None
+    device: str | None
+
+    def find_run(self, exps: Path, kind: str) -> RunFolder | None:
+        """The run of --resume, None for a new one.
+
+        Args:
+            exps: where run folders are.
+            kind: a section that the stage's configurations have.
+        """
+        if (self.config_file is None) == (self.resume is None):
+            raise UserError("give either --config FILE to start a run, or --resume RUN_DIR to go on with one")
+        if self.resume is None:
+            return None
+        if self.overrides:
+            raise UserError("--override cannot change a run that goes on; start a new one with --config")
+        return RunFolder.find(self.resume, exps, kind)
+
+    def load_config(self, schema: type[Config], run: RunFolder | None) -> Config:
+        """The configuration of a new run or of one that goes on."""
+        path = self.config_file if run is None else run.config
+        assert path is not None  # find_run has checked it
+        return load_config(schema, path, self.overrides)
+
+
+def run_options(example: str) -> Callable[[Callable], Callable]:
+    """The options of RunOptions on a click command, which gets them together as its first argument.
+
+    Args:
+        example: a configuration file to name in the help.
+    """
+    options = [
+        click.option(
+            "--config",
+            "config_file",
+            type=click.Path(path_type=Path),
+            help=f"YAML file, such as {example}.",
+        ),
+        click.option(
+            "--override", "overrides", multiple=True, help="section.key=value over the file; may be repeated."
+        ),
+        click.option("--max-steps", type=click.IntRange(1), help="Stop after this step, with a checkpoint."),
+        click.option("--dry-run", is_flag=True, help="Print the resolved configuration and what it costs."),
+        click.option("--resume", help='Run folder to go on in, or "latest".'),
+        click.option(
+            "--device", help="cpu, cuda or cuda:1 (float64 is needed); CUDA where there is one by default."
+        ),
+    ]
+
+    def decorate(command: Callable) -> Callable:
+        @functools.wraps(command)
+        def collected(**values: Any) -> Any:
+            shared = RunOptions(**{f.name: values.pop(f.name) for f in fields(RunOptions)})
+            return command(shared, **values)
+
+        for option in reversed(options):
+            collected = option(collected)
+        return collected
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class ActiveRun:
+    """A run that has its folder and its processes."""
+
+    folder: RunFolder
+    ranks: Ranks
+    checkpoint: dict | None = None
+    """The state to go on from."""
+    max_steps: int | None = None
+
+    def restore(self, trainer: Trainer) -> None:
+        """Bring a trainer to the checkpoint."""
+        if self.checkpoint is not None:
+            trainer.restore(self.checkpoint)
+
+    def fit(self, trainer: Trainer, stop: StopRequest) -> bool:
+        """Train to the end, to --max-steps or to a request to stop; False for the last."""
+        if self.checkpoint is not None and self.ranks.rank == 0:
+            self.folder.rewind(trainer.step, trainer.evaluated)
+        steps = trainer.intervals.steps
+        with closing(Log(self.folder, self.ranks, trainer.step)) as log:
+            finished = trainer.fit(min(steps, self.max_steps or steps), stop, log)
+        if not finished:
+            text = f"stopped at step {trainer.step} as asked; go on with --resume {self.folder.path}"
+            Processes(self.ranks).echo(text)
+        return finished
+
+
+def check_float64(device: str | None) -> None:
+    """Refuse a device that has no float64, in which tables are learned."""
+    if device is not None and device.startswith("mps"):
+        raise UserError("--device mps: it has no float64, in which tables are learned; give cpu or cuda")
+
+
+@contextmanager
+def active_run(
+    options: RunOptions, run: RunFolder | None, config: object, name: str, exps: Path
+) -> Iterator[ActiveRun]:
+    """The processes and the folder of a run.
+
+    Args:
+        options: the command line.
+        run: the folder of a run that goes on; None for a new one.
+        config: what a new folder records.
+        name: end of a new folder's name.
+        exps: where a new folder goes.
+    """
+    state = None if run is None else run.load_checkpoint()
+    check_float64(options.device)
+    with process_group(options.device) as ranks:
+        use_single_thread(ranks)
+        folder = run or RunFolder.create(name, to_yaml(config), ranks, exps)
+        Processes(ranks).echo(f"run folder: {folder.path}")
+        yield ActiveRun(folder, ranks, state, options.max_steps)
