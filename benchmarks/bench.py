@@ -27,6 +27,7 @@ from training.distill.bank import rmse_per_image
 TEACHER_INTERVALS = 64
 POINTS = 2
 EXPS = Path(__file__).parents[1] / "exps"
+SHIPPED_KINDS = ("epd", "tableau1", "tableau2", "wide2")
 SOLVERS = [*BASELINES, "epd-start", "epd-plugin-start"]
 SCHEDULES = ["discrete", "polynomial", "logsnr", "time_uniform"]
 
@@ -79,21 +80,19 @@ def teacher_sampler(
 
 def shipped(backend: Backend, family: str, guidance: float, depth: int) -> dict[str, Sampler]:
     """The learned predictors that come with the project, for a family, a guidance and a serial depth."""
-    found = {}
-    for folder, how in ((f"digits-{family}-distilled", "distilled"), (f"digits-{family}-rdpo", "rdpo")):
-        for kind in ("epd", "tableau1", "tableau2", "wide2"):
-            path = (
-                EXPS
-                / folder.replace("-ldm", "")
-                / f"{kind}-g{guidance:g}-d{depth}"
-                / "network-snapshot-export-best.pkl"
-            )
-            if path.is_file():
-                predictor = load_predictor(path)
-                found[f"{kind} {how}"] = Sampler(
-                    backend, predictor.solver(), f"{kind} {how}", predictor.sigmas, guidance
-                )
-    return found
+    folder = EXPS / ("digits" if family == "ldm" else f"digits-{family}")
+    cell = f"g{guidance:g}-d{depth}"
+    paths = {f"{kind} distilled": folder / "grid" / f"{kind}-{cell}.pkl" for kind in SHIPPED_KINDS}
+    if not paths["epd distilled"].is_file():
+        paths["epd distilled"] = folder / "distilled.pkl"
+    paths["epd rdpo"] = folder / "best.pkl"
+    samplers = {}
+    for name, path in paths.items():
+        predictor = load_predictor(path) if path.is_file() else None
+        if predictor is None or predictor.spec.guidance_rate != guidance or predictor.cost().depth != depth:
+            continue
+        samplers[name] = Sampler(backend, predictor.solver(), name, predictor.sigmas, guidance)
+    return samplers
 
 
 def run(sampler: Sampler, prompts: list[str], seeds: list[int], batch: int) -> tuple[Tensor, Tensor, float]:

@@ -1,28 +1,32 @@
 """Distil digits tables and tableaus for every guidance and depth, and hold them against the baselines.
 
-python -m benchmarks.distillation train      writes exps/digits-distilled/<cell>/ (an hour or two on two
-cores) python -m benchmarks.distillation measure    prints the whole grid, writes
-benchmarks/results/distillation.json python -m benchmarks.distillation show       prints the README's summary
-of that file
+python -m benchmarks.distillation train      writes exps/digits/grid/ (some hours on two cores)
+python -m benchmarks.distillation measure    prints the whole grid, writes its results file
+python -m benchmarks.distillation show       prints the README's summary of that file
 """
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 import torch
+import yaml
 
 from backends import load_backend
 from common.errors import run_command
+from common.files import write_atomically
 from digits.judge import Judge
 from solvers import Spec, UserError
+from training.run_folder import RunFolder
 
 from .bench import TEACHER_INTERVALS, Bench
 from .grid import HEADER, Grid, cells_of, summary
@@ -33,7 +37,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "distillation.json"
 CONFIGS = ROOT / "training" / "distill" / "cfgs"
 GUIDANCES, DEPTHS = (1.0, 3.0, 7.5), (4, 6, 8, 10)
 FIRST_SEED, TUNING_SEED, TUNING_IMAGES = 300_000, 400_000, 64  # nothing was trained or chosen on these
-KEPT = ("export/network-snapshot-export-best.pkl", "configs/resolved_config.yaml", "logs/metrics.jsonl")
+GRID, WORK = ROOT / "exps" / "digits" / "grid", ROOT / "build" / "digits-grid"
+CONFIGURATIONS, METRICS = "configurations.yaml", "metrics.jsonl"  # of the whole grid
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,7 @@ class Cell:
         points = int(self.kind[-1])
         overrides += [f"student.depth={self.depth}", f"student.num_points={points}"]
         if self.kind.startswith("wide"):
-            narrower = (
-                folder / replace(self, kind=WIDE_STARTS[self.kind]).name / "network-snapshot-export-best.pkl"
-            )
+            narrower = folder / f"{replace(self, kind=WIDE_STARTS[self.kind]).name}.pkl"
             start = [
                 f"student.start={os.path.relpath(narrower, ROOT)}",
                 "student.widen=true",
@@ -97,29 +100,60 @@ WIDE_STARTS = {"wide2": "tableau2", "wide3": "wide2", "wide4": "wide3"}
 CELLS = [Cell(kind, g, d) for g in GUIDANCES[::-1] for d in DEPTHS for kind in KINDS]
 
 
-def distil(cell: Cell, folder: Path) -> str:
-    """Run one cell to its end and keep its best table, configuration and log; returns its last words."""
+def distil(cell: Cell, folder: Path, work: Path) -> str:
+    """Run one cell to its end; its table goes to `folder`, its configuration and log to its own folder in
+    `work`. Returns the line that the run ends with.
+    """
     with tempfile.TemporaryDirectory() as exps:
-        command = [
-            sys.executable,
-            "-m",
-            "training.distill.launch",
-            *cell.arguments(folder),
-            "--exps",
-            exps,
-            "--run-name",
-            cell.name,
-        ]
+        options = ["--exps", exps, "--run-name", cell.name]
+        command = [sys.executable, "-m", "training.distill.launch", *cell.arguments(folder), *options]
         done = subprocess.run(
             command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
         )
         if done.returncode:
             raise UserError(f"{cell.name}: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
-        run = next(Path(exps).glob(f"*-{cell.name}"))
-        (folder / cell.name).mkdir(parents=True, exist_ok=True)
-        for file in KEPT:
-            shutil.copy(run / file, folder / cell.name / Path(file).name)
+        run = RunFolder(next(Path(exps).glob(f"*-{cell.name}")))
+        (work / cell.name).mkdir(parents=True, exist_ok=True)
+        write_atomically(
+            folder / f"{cell.name}.pkl", (run.export / "network-snapshot-export-best.pkl").read_bytes()
+        )
+        write_atomically(work / cell.name / run.config.name, run.config.read_bytes())
+        write_atomically(work / cell.name / run.metrics.name, run.metrics.read_bytes())
     return next(line for line in done.stdout.splitlines() if line.startswith("best table"))
+
+
+def configurations(folder: Path) -> dict[str, dict]:
+    """The resolved configuration of each table of a grid, by its name."""
+    path = folder / CONFIGURATIONS
+    return (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
+
+
+def gather(folder: Path, work: Path) -> None:
+    """Add the configurations and logs of the work folders to the grid's files, in the order of the cells; a
+    record of the log has the name of its cell first.
+    """
+    configured, logs = folder / CONFIGURATIONS, folder / METRICS
+    old_texts = sections(configured.read_text()) if configured.is_file() else {}
+    old_lines: dict[str, list[str]] = {}
+    for line in logs.read_text().splitlines() if logs.is_file() else ():
+        old_lines.setdefault(json.loads(line)["name"], []).append(line)
+    done = [path.parent for path in work.glob(f"*/{METRICS}")]
+    for cell in done:
+        text = (cell / "resolved_config.yaml").read_text()
+        old_texts[cell.name] = f"{cell.name}:\n{textwrap.indent(text, '  ')}"
+        lines = (cell / METRICS).read_text().splitlines()
+        old_lines[cell.name] = [f'{{"name": "{cell.name}", {line[1:]}' for line in lines]
+    order = [c.name for c in CELLS if c.name in old_texts]
+    write_atomically(configured, "".join(old_texts[name] for name in order).encode())
+    write_atomically(logs, "".join(f"{line}\n" for name in order for line in old_lines[name]).encode())
+    for cell in done:
+        shutil.rmtree(cell)
+
+
+def sections(text: str) -> dict[str, str]:
+    """The text of each top-level key of a YAML mapping."""
+    parts = re.split(r"^(?=\S)", text, flags=re.MULTILINE)
+    return {part.partition(":")[0]: part for part in parts if part}
 
 
 @click.group()
@@ -136,27 +170,30 @@ def main() -> None:
     show_default=True,
     help="Cells at a time, one thread each.",
 )
-@click.option("--folder", type=click.Path(path_type=Path), default=ROOT / "exps" / "digits-distilled")
-def train(only: str, jobs: int, folder: Path) -> None:
+@click.option("--folder", type=click.Path(path_type=Path), default=GRID)
+@click.option("--work", type=click.Path(path_type=Path), default=WORK, help="Of the cells under way.")
+def train(only: str, jobs: int, folder: Path, work: Path) -> None:
     """Distil every cell; one that is there is left as it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    gather(folder, work)
+    there = configurations(folder).keys()
+    missing = [cell for cell in CELLS if only in cell.name and cell.name not in there]
 
-    def missing() -> list[Cell]:
-        return [c for c in CELLS if only in c.name and not (folder / c.name / "metrics.jsonl").is_file()]
+    def distil_chain(cells: list[Cell]) -> list[str]:
+        return [f"{cell.name}: {distil(cell, folder, work)}" for cell in cells]
 
-    for guidance in sorted(
-        {c.guidance for c in missing()}
-    ):  # the bank of each guidance first, by one process
-        first = next(c for c in missing() if c.guidance == guidance)
-        click.echo(f"{first.name}: {distil(first, folder)}")
-    chains = {
-        (c.guidance, c.depth): [d for d in missing() if (d.guidance, d.depth) == (c.guidance, c.depth)]
-        for c in missing()
-    }
+    # the bank of each guidance first, by one process
+    first = {cell.guidance: cell for cell in reversed(missing)}
+    for line in distil_chain([first[guidance] for guidance in sorted(first)]):
+        click.echo(line)
+    chains: dict[tuple[float, int], list[Cell]] = {}
+    for cell in missing:
+        if cell not in first.values():
+            chains.setdefault((cell.guidance, cell.depth), []).append(cell)
     with ThreadPoolExecutor(jobs) as pool:
-        for words in pool.map(
-            lambda chain: [f"{cell.name}: {distil(cell, folder)}" for cell in chain], chains.values()
-        ):
-            click.echo("\n".join(words))
+        for lines in pool.map(distil_chain, chains.values()):
+            click.echo("\n".join(lines))
+    gather(folder, work)
 
 
 @main.command()
@@ -169,7 +206,7 @@ def train(only: str, jobs: int, folder: Path) -> None:
     help="Only this one; the file keeps its other rows.",
 )
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--folder", type=click.Path(path_type=Path), default=ROOT / "exps" / "digits-distilled")
+@click.option("--folder", type=click.Path(path_type=Path), default=GRID)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS)
 def measure(count: int, guidance: str | None, batch: int, folder: Path, out: Path) -> None:
     """Measure every cell and every baseline on prompts never trained on, with seeds that nothing was trained

@@ -32,7 +32,7 @@ RIVALS = {"depth": "of the same depth", "evaluations": "of as many evaluations"}
 
 @dataclass
 class Grid:
-    """The measured solvers of one guidance: learned tables by the names of their folders, and baselines of
+    """The measured solvers of one guidance: learned tables by the names of their files, and baselines of
     any depth.
     """
 
@@ -70,8 +70,8 @@ class Grid:
         return found
 
     def learned(self, name: str) -> tuple[dict, Tensor]:
-        """The table of a folder."""
-        path = self.folder / name / "network-snapshot-export-best.pkl"
+        """A learned table."""
+        path = self.folder / f"{name}.pkl"
         sampler = learned_sampler(self.bench.backend, self.bench.guidance, path)
         row, errors = self.measured(self.cells[name], sampler, "learned")
         if row["evaluations"] not in self.rivals:
@@ -115,7 +115,7 @@ def learned_sampler(backend: Backend, guidance: float, path: Path) -> Sampler:
     predictor = load_predictor(path)
     if predictor.spec.guidance_rate != guidance:
         raise UserError(f"{path} was made for guidance {predictor.spec.guidance_rate}, not {guidance}")
-    return Sampler(backend, predictor.solver(), path.parent.name, predictor.sigmas, guidance)
+    return Sampler(backend, predictor.solver(), path.stem, predictor.sigmas, guidance)
 
 
 HEADER = [

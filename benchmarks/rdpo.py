@@ -32,7 +32,7 @@ from .report import text_table, write_json
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "training" / "ppo" / "cfgs" / "digits.yaml"
-DISTILLED = ROOT / "exps" / "digits-distilled" / "epd-g7.5-d4" / "network-snapshot-export-best.pkl"
+DISTILLED = ROOT / "exps" / "digits" / "distilled.pkl"
 RESULTS = ROOT / "benchmarks" / "results"
 WORK = ROOT / "build" / "rdpo"
 GUIDANCE, DEPTH, TUNING_SEED = 7.5, 4, 700_000

@@ -5,7 +5,7 @@ as much.
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -36,20 +36,24 @@ class Preset:
 
     backend: str
     config: dict
-    predictors: Mapping[str, str] | str
-    """Path of each by what to call it; those that are not there are left out after the first. Or a folder of
-    tables: its best and its distilled one, else the one that the folder stands for.
-    """
+    folder: str
+    """Of tables: the `tables` that it holds are measured, else the one that it stands for."""
     batch: int = 64
     metrics: str = "hps,clip"
     seeds: str = "0-149"
+    tables: Mapping[str, str] = field(default_factory=lambda: {"best": "best", "distilled": "distilled"})
+    """What to call the table of each kind."""
 
 
-def digits(family: str, distilled: str, **others: str) -> Preset:
+def digits(family: str, folder: str) -> Preset:
     """The preset of an embedded family: every digits prompt once, scored with the embedded metrics."""
-    predictors = {"distilled": distilled, **others}
     return Preset(
-        "digits", {"family": family}, predictors, metrics="digits,judge", seeds=f"0-{len(ALL_LABELS) - 1}"
+        "digits",
+        {"family": family},
+        folder,
+        metrics="digits,judge",
+        seeds=f"0-{len(ALL_LABELS) - 1}",
+        tables={"distilled": "distilled", "best": "rdpo"},
     )
 
 
@@ -58,9 +62,9 @@ PRESETS = {
     "sd3-512": Preset("sd3", {"resolution": 512}, "exps/sd3-512", batch=8),
     "sd3-1024": Preset("sd3", {"resolution": 1024}, "exps/sd3-1024", batch=4),
     "flux": Preset("flux", {"resolution": 1024}, "exps/flux", batch=1),
-    "digits": digits("ldm", "exps/digits-distilled/epd-g7.5-d4", rdpo="exps/digits-rdpo/epd-g7.5-d4"),
-    "digits-sd3": digits("sd3", "exps/digits-sd3-distilled/epd-g4.5-d4"),
-    "digits-flux": digits("flux", "exps/digits-flux-distilled/epd-g3.5-d4"),
+    "digits": digits("ldm", "exps/digits"),
+    "digits-sd3": digits("sd3", "exps/digits-sd3"),
+    "digits-flux": digits("flux", "exps/digits-flux"),
 }
 
 
@@ -161,13 +165,10 @@ def predictors_of(preset: Preset, told: Mapping[str, str], exps: Path = Path("ex
         chosen = str(runs[-1])
     if chosen is not None:
         return {label_of(resolve_predictor_path(chosen)): chosen}
-    if isinstance(preset.predictors, str):
-        learned_tables = tables_in(Path(preset.predictors), ("best", "distilled"))
-        return {kind: str(path) for kind, path in learned_tables.items()} or {
-            "start": str(resolve_predictor_path(preset.predictors))
-        }
-    first = next(iter(preset.predictors))
-    return {label: path for label, path in preset.predictors.items() if label == first or Path(path).is_dir()}
+    tables = tables_in(Path(preset.folder), list(preset.tables))
+    return {preset.tables[kind]: str(path) for kind, path in tables.items()} or {
+        "start": str(resolve_predictor_path(preset.folder))
+    }
 
 
 def label_of(path: Path) -> str:

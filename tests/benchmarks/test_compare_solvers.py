@@ -48,9 +48,7 @@ def test_the_comparison_states_costs_and_intervals(tmp_path, monkeypatch):
         Spec(guidance_rate=7.5),
         discrete(4, load_backend(Spec(backend="digits"), "cpu").noise_schedule),
     )
-    save_predictor(
-        predictor, tmp_path / "digits-distilled" / "epd-g7.5-d6" / "network-snapshot-export-best.pkl"
-    )
+    save_predictor(predictor, tmp_path / "digits" / "grid" / "epd-g7.5-d6.pkl")
     arguments = [
         "--n",
         "6",

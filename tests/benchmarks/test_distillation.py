@@ -1,9 +1,11 @@
 """The grid of learned and classical solvers, on a few images; how its cells are made."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from benchmarks import bench, distillation, grid
@@ -11,7 +13,16 @@ from benchmarks.distillation import CELLS, Cell
 from training.config import load_config
 from training.distill.config import DistillConfig, check
 
-SHIPPED = distillation.ROOT / "exps" / "digits-distilled"
+SHIPPED = distillation.ROOT / "exps" / "digits" / "grid"
+
+
+def flat(values: dict, prefix: str = "") -> dict:
+    """The values of nested sections by their dotted keys."""
+    items: dict = {}
+    for key, value in values.items():
+        nested = isinstance(value, dict) and value
+        items |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return items
 
 
 def configuration(cell: Cell) -> DistillConfig:
@@ -39,12 +50,51 @@ def test_every_cell_has_a_configuration_that_passes():
 @pytest.mark.parametrize("kind, before", [("wide2", "tableau2"), ("wide3", "wide2"), ("wide4", "wide3")])
 def test_a_wide_tableau_starts_from_the_one_before_it(kind, before):
     start = configuration(Cell(kind, 3.0, 8)).student.start
-    assert start == f"exps/digits-distilled/{before}-g3-d8/network-snapshot-export-best.pkl"
+    assert start == f"exps/digits/grid/{before}-g3-d8.pkl"
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
-def test_the_shipped_tables_were_made_with_these_configurations(cell):
-    assert load_config(DistillConfig, SHIPPED / cell.name / "resolved_config.yaml", []) == configuration(cell)
+def test_the_shipped_tables_were_made_with_these_configurations():
+    shipped = distillation.configurations(SHIPPED)
+    assert list(shipped) == [cell.name for cell in CELLS]
+    assert {f"{name}.pkl" for name in shipped} == {path.name for path in SHIPPED.glob("*.pkl")}
+    bases: dict[str, dict] = {}
+    for cell in CELLS:
+        arguments = cell.arguments(SHIPPED)
+        if (path := arguments[1]) not in bases:
+            bases[path] = flat(dataclasses.asdict(load_config(DistillConfig, Path(path))))
+        overrides = [text.partition("=") for text in arguments[3::2]]
+        expected = bases[path] | {key: yaml.safe_load(value) for key, _, value in overrides}
+        recorded = flat(shipped[cell.name])
+        assert recorded == {key: expected[key] for key in recorded}
+        assert not [key for key, _, _ in overrides if key not in recorded]
+
+
+def test_the_shipped_logs_are_those_of_all_tables_in_order():
+    lines = (SHIPPED / distillation.METRICS).read_text().splitlines()
+    names = [json.loads(line)["name"] for line in lines]
+    assert list(dict.fromkeys(names)) == [cell.name for cell in CELLS]
+    assert names == sorted(names, key=[cell.name for cell in CELLS].index)
+
+
+def test_finished_cells_are_gathered_into_the_files_of_the_grid(tmp_path):
+    grid_folder, work = tmp_path / "grid", tmp_path / "work"
+    grid_folder.mkdir()
+    first, second = CELLS[3], CELLS[0]
+    for cell in (first, second):
+        (work / cell.name).mkdir(parents=True)
+        (work / cell.name / "resolved_config.yaml").write_text(
+            f"guidance_scale: {cell.guidance}\nbank:\n  n: 1\n"
+        )
+        (work / cell.name / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n')
+        distillation.gather(grid_folder, work)
+    (work / "unfinished").mkdir()
+    distillation.gather(grid_folder, work)
+    assert list(distillation.configurations(grid_folder)) == [second.name, first.name]
+    lines = (grid_folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"name": c.name, "step": i} for c in (second, first) for i in (0, 1)
+    ]
+    assert [path.name for path in work.iterdir()] == ["unfinished"]
 
 
 @pytest.fixture(scope="module")

@@ -26,9 +26,9 @@ from ..forked import Forked, run_module
 ROOT = Path(__file__).parent.parent.parent
 ARGUMENTS = ("digits", "--baselines", "euler,dpmpp", "--batch", "3", "--device", "cpu")
 SETTINGS = {"RUN_DIR": "", "RUN_NAME": "", "PROMPT_FILE": "", "MODEL_ID": "", "PROCESSES": "", "SEEDS": "0-5"}
-SETTINGS |= {"PREDICTOR": "exps/digits-distilled/epd-g7.5-d4"}
+SETTINGS |= {"PREDICTOR": "exps/digits/distilled.pkl"}
 FOLDERS = [
-    "epd-g7.5-d4-depth4-evals6",
+    "epd-distilled-depth4-evals6",
     "euler-depth4-evals4",
     "euler-depth6-evals6",
     "dpmpp-depth4-evals4",
@@ -126,7 +126,7 @@ def test_a_second_run_makes_nothing_anew(whole, monkeypatch):
 
 
 def test_a_second_run_with_a_learned_tableau_samples_nothing(monkeypatch, tmp_path):
-    tableau = {"PREDICTOR": "exps/digits-distilled/tableau1-g7.5-d4", "SEEDS": "0-1"}
+    tableau = {"PREDICTOR": "exps/digits/grid/tableau1-g7.5-d4", "SEEDS": "0-1"}
     arguments = ("digits", "--baselines", "euler", "--metrics", "judge", "--device", "cpu")
     _, first = run_here(monkeypatch, tmp_path, arguments, **tableau)
     assert first == ["sample.py", "sample.py", "evaluate.py"]
