@@ -8,17 +8,17 @@ from click.testing import CliRunner
 from PIL import Image
 
 from backends import load_backend
-from benchmarks import bench, compare_solvers
+from benchmarks.quality import compare_solvers, teacher_reference
 from benchmarks.report import mean_and_halfwidth, text_table
 from solvers import Predictor, SolverTable, Spec, compile_tableau, discrete, save_predictor
 from training.distill.bank import rmse_per_image
 
 
-@pytest.mark.parametrize("name", bench.SOLVERS)
+@pytest.mark.parametrize("name", teacher_reference.SOLVERS)
 @pytest.mark.parametrize("depth", [4, 5, 6])
 def test_solvers_have_the_serial_depth_they_are_listed_at(name, depth):
-    if bench.has_depth(name, depth):
-        solver, num_steps = bench.solver_of(name, depth)
+    if teacher_reference.has_depth(name, depth):
+        solver, num_steps = teacher_reference.solver_of(name, depth)
         assert compile_tableau(solver, torch.linspace(2, 1, num_steps)).depth == depth
     else:
         assert name in ("heun", "dpm2", "dpm", "epd-start", "epd-plugin-start")
@@ -42,7 +42,7 @@ def test_the_comparison_states_costs_and_intervals(tmp_path, monkeypatch):
         "evaluation.baselines=[euler]",
     ]
     monkeypatch.setattr(compare_solvers, "SHORT", short)
-    monkeypatch.setattr(bench, "EXPS", tmp_path)
+    monkeypatch.setattr(teacher_reference, "EXPS", tmp_path)
     predictor = Predictor(
         SolverTable.uniform(3, 2),
         Spec(guidance_rate=7.5),

@@ -9,8 +9,8 @@ import yaml
 from click.testing import CliRunner
 from omegaconf import OmegaConf
 
-from benchmarks import bench, distillation, grid
-from benchmarks.distillation import CELLS, Cell
+from benchmarks.quality import distillation, matched_baselines, teacher_reference
+from benchmarks.quality.distillation import CELLS, Cell
 from training.config import load_config
 from training.distill.config import DistillConfig, check
 
@@ -106,10 +106,10 @@ def measured(tmp_path_factory):
         patch.setattr(distillation, "KINDS", ("epd", "tableau1"))
         patch.setattr(distillation, "DEPTHS", (4,))
         patch.setattr(distillation, "TUNING_IMAGES", 4)
-        patch.setattr(grid, "BASELINES", ["euler", "heun", "dpmpp"])
-        patch.setattr(grid, "SCHEDULES", ["discrete", "logsnr"])
+        patch.setattr(matched_baselines, "BASELINES", ["euler", "heun", "dpmpp"])
+        patch.setattr(matched_baselines, "SCHEDULES", ["discrete", "logsnr"])
         patch.setattr(distillation, "TEACHER_INTERVALS", 8)
-        patch.setattr(bench, "TEACHER_INTERVALS", 8)
+        patch.setattr(teacher_reference, "TEACHER_INTERVALS", 8)
         out = tmp_path_factory.mktemp("grid") / "grid.json"
         arguments = ["measure", "--n", "6", "--guidance", "7.5", "--out", str(out)]
         result = CliRunner().invoke(distillation.main, arguments, catch_exceptions=False)
@@ -135,7 +135,7 @@ def test_rivals_have_the_same_depth_or_as_many_evaluations(measured):
             assert found["difference"] == pytest.approx(row["rmse"] - best["rmse"])
             assert found["difference_halfwidth"] > 0
     assert {r["solver"] for r in rows if r["evaluations"] == 6 and r["depth"] == 6} == set(
-        grid.SAME_EVALUATIONS
+        matched_baselines.SAME_EVALUATIONS
     )
     best = min((r for r in rows if r["depth"] == 4 and r["schedule"] != "learned"), key=lambda r: r["rmse"])
     assert best["same_depth"]["ratio"] == 1

@@ -11,10 +11,12 @@ import torch
 from click.testing import CliRunner
 
 from backends.parallel import ParallelEvaluator
-from benchmarks import compile, grid, overhead, parallel, pipelines, points, report, speed, timing
-from benchmarks.families import Networks, digits, network_of
-from benchmarks.theirs import Theirs
-from benchmarks.timing import Watched, ratio
+from benchmarks import report
+from benchmarks.quality import matched_baselines
+from benchmarks.speed import compile, overhead, parallel, pipelines, points, summary, timing
+from benchmarks.speed.diffusers_baseline import Theirs
+from benchmarks.speed.networks import Networks, digits, network_of
+from benchmarks.speed.timing import Watched, ratio
 from common.distributed import Ranks
 from digits.data import ALL_LABELS, evaluation_prompts
 
@@ -258,11 +260,15 @@ def test_times_are_ours_over_theirs_and_errors_those_of_the_second_exam(ldm, mon
 
 
 def test_schedules_of_baselines_are_chosen_on_the_tuning_seeds(monkeypatch):
-    monkeypatch.setattr(grid, "SCHEDULES", ["discrete", "logsnr", "polynomial"])
-    monkeypatch.setattr(grid, "sampler_of", lambda backend, guidance, name, depth, schedule: schedule)
-    monkeypatch.setattr(grid.Grid, "measured", lambda self, name, sampler, schedule: (sampler, schedule))
+    monkeypatch.setattr(matched_baselines, "SCHEDULES", ["discrete", "logsnr", "polynomial"])
+    monkeypatch.setattr(
+        matched_baselines, "sampler_of", lambda backend, guidance, name, depth, schedule: schedule
+    )
+    monkeypatch.setattr(
+        matched_baselines.Grid, "measured", lambda self, name, sampler, schedule: (sampler, schedule)
+    )
     tuning = SimpleNamespace(error={"discrete": 2, "logsnr": 1, "polynomial": 3}.get)
-    made = grid.Grid(
+    made = matched_baselines.Grid(
         SimpleNamespace(backend=None, guidance=1), tuning, None, {}, Path()
     )  # the other seeds have no errors to tell
     assert made.baselines(["euler"], 4) == [("logsnr", "logsnr")]
@@ -274,5 +280,5 @@ def test_full_size_results_have_files_of_their_own(tmp_path):
     assert report.result_path("a", Networks().kind, None).name == "a.json"
     assert report.result_path("a", "_full", tmp_path / "b") == tmp_path / "b"
     shutil.copy(report.RESULTS / "overhead.json", tmp_path / "overhead_full.json")
-    shown = CliRunner().invoke(speed.main, ["--results", str(tmp_path)], catch_exceptions=False).output
-    assert shown.startswith("benchmarks.overhead (")
+    shown = CliRunner().invoke(summary.main, ["--results", str(tmp_path)], catch_exceptions=False).output
+    assert shown.startswith("benchmarks.speed.overhead (")

@@ -10,8 +10,8 @@ import torch
 from click.testing import CliRunner
 
 from backends import initial_noise, load_backend
-from benchmarks import pipelines
-from benchmarks.theirs import Theirs
+from benchmarks.speed import pipelines
+from benchmarks.speed.diffusers_baseline import Theirs
 from digits.data import ALL_LABELS, evaluation_prompts
 from solvers import Spec, baseline_of, sample
 

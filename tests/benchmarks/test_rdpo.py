@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import rdpo
-from benchmarks.cma_es import Logits, cma_es
-from benchmarks.exam import fresh_prompts
+from benchmarks.quality import rdpo
+from benchmarks.quality.cma_es import Logits, cma_es
+from benchmarks.quality.heldout_eval import fresh_prompts
 from digits.data import evaluation_prompts, training_prompts
 from solvers import load_predictor
 
@@ -34,7 +34,7 @@ def small(tmp_path, monkeypatch):
         ("RESULTS", tmp_path),
     ):
         monkeypatch.setattr(rdpo, name, path)
-    monkeypatch.setattr("benchmarks.bench.TEACHER_INTERVALS", 4)
+    monkeypatch.setattr("benchmarks.quality.teacher_reference.TEACHER_INTERVALS", 4)
     monkeypatch.setattr(rdpo, "subprocess", SimpleNamespace(run=run))
     return tmp_path
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import compile, families, memory, overhead, parallel, pipelines, points
-from benchmarks.families import condition_of, digits, full_size, network_of
-from benchmarks.parallel import ideal
 from benchmarks.report import write_json
-from benchmarks.timing import in_turn, ratio
+from benchmarks.speed import compile, memory, networks, overhead, parallel, pipelines, points
+from benchmarks.speed.networks import condition_of, digits, full_size, network_of
+from benchmarks.speed.parallel import ideal
+from benchmarks.speed.timing import in_turn, ratio
 from solvers import Euler, Spec, UserError, sample
 
 ROOT = Path(__file__).parents[2]
@@ -120,7 +120,7 @@ def test_points_over_processes(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "benchmarks.parallel",
+        "benchmarks.speed.parallel",
         "--family",
         "sd3",
         "--points",
@@ -147,7 +147,7 @@ CUT = ("--full", "--layers", "1", "--resolution", "64", "--family", "sd3")
 def test_full_size_networks_cut_short(tmp_path, monkeypatch):
     """The real widths of Stable Diffusion 3, one layer, at 64 pixels."""
     made = []
-    monkeypatch.setattr(families, "full_size", lambda *told: made.append(full_size(*told)) or made[-1])
+    monkeypatch.setattr(networks, "full_size", lambda *told: made.append(full_size(*told)) or made[-1])
     monkeypatch.setattr(
         overhead,
         "solvers_of",

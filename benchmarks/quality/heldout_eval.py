@@ -15,8 +15,8 @@ from rewards import Reward, load_reward
 from solvers import Predictor
 from training.distill.bank import rmse_per_image
 
-from .bench import Bench
-from .report import mean_and_halfwidth
+from ..report import mean_and_halfwidth
+from .teacher_reference import Bench
 
 FIRST_SEED = 600_000
 

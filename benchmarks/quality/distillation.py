@@ -1,8 +1,8 @@
-"""Distil digits tables and tableaus for every guidance and depth, and hold them against the baselines.
+"""Distil digits tables and tableaus for every guidance and depth, and compare them with the baselines.
 
-python -m benchmarks.distillation train      writes exps/digits/grid/ (some hours on two cores)
-python -m benchmarks.distillation measure    prints the whole grid, writes its results file
-python -m benchmarks.distillation show       prints the README's summary of that file
+python -m benchmarks.quality.distillation train      writes exps/digits/grid/ (some hours on two cores)
+python -m benchmarks.quality.distillation measure    prints every row, writes the results file
+python -m benchmarks.quality.distillation show       prints the README's summary of that file
 """
 
 import json
@@ -28,11 +28,11 @@ from digits.judge import Judge
 from solvers import Spec, UserError
 from training.run_folder import RunFolder
 
-from .bench import TEACHER_INTERVALS, Bench
-from .grid import HEADER, Grid, cells_of, summary
-from .report import text_table, write_json
+from ..report import text_table, write_json
+from .matched_baselines import HEADER, Grid, cells_of, summary
+from .teacher_reference import TEACHER_INTERVALS, Bench
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "distillation.json"
 CONFIGS = ROOT / "training" / "distill" / "cfgs"
 GUIDANCES, DEPTHS = (1.0, 3.0, 7.5), (4, 6, 8, 10)

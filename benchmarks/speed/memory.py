@@ -1,5 +1,6 @@
-"""Memory: of a trajectory against one network call, of a training step, of sampling with --offload: python -m
-benchmarks.memory [--full].
+"""Memory: of a trajectory against one network call, of a training step, of sampling with --offload.
+
+    python -m benchmarks.speed.memory [--full]
 
 On CUDA a peak is torch.cuda.max_memory_allocated; on a CPU it is the highest sum of all allocations and frees
 that torch.profiler records. Both are above what there was before the call, weights among it. A whole process
@@ -26,10 +27,10 @@ from generation.generate import Output, Sampler, generate
 from solvers import BASELINES, EPD, SolverTable, Spec, compile_tableau, sample
 from training.distill.losses import checkpointed
 
-from .families import Networks, condition_of, device_option, free, on_networks, out_option
+from ..report import result_path, text_table, write_json
 from .full_size import save_folder
+from .networks import Networks, condition_of, device_option, free, on_networks, out_option
 from .overhead import solvers_of
-from .report import result_path, text_table, write_json
 from .timing import spread
 
 DEPTH = 6

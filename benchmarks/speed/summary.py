@@ -1,5 +1,6 @@
-"""The README's figures on speed, from the results of the benchmarks that measured them: python -m
-benchmarks.speed.
+"""The README's figures on speed, from the results of the benchmarks that measured them.
+
+python -m benchmarks.speed
 """
 
 import json
@@ -9,8 +10,8 @@ import click
 
 from common.errors import run_command
 
+from ..report import RESULTS
 from . import compile, memory, overhead, parallel, pipelines, points
-from .report import RESULTS
 
 PARTS = {
     "overhead": overhead.summary,
@@ -44,7 +45,7 @@ def main(results: Path) -> None:
         if path.is_file():
             found = json.loads(path.read_text())
             told = ", ".join(f"{k} {v}" for k, v in (found["machine"] | found["settings"]).items())
-            click.echo(f"benchmarks.{name} ({told})\n\n{PARTS[name](found['rows'])}\n")
+            click.echo(f"benchmarks.speed.{name} ({told})\n\n{PARTS[name](found['rows'])}\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""How good the embedded digits backbone is with a fine solver: python -m benchmarks.digits_quality."""
+"""How good the embedded digits backbone is with a fine solver.
+
+python -m benchmarks.quality.digits_backbone [--family sd3|flux]
+"""
 
 from pathlib import Path
 
@@ -23,8 +26,8 @@ from digits.data import (
 from digits.judge import Judge
 from solvers import Spec
 
-from .bench import run, teacher_sampler
-from .report import mean_and_halfwidth, text_table, write_json
+from ..report import mean_and_halfwidth, text_table, write_json
+from .teacher_reference import run, teacher_sampler
 
 FIRST_SEED = 500_000
 GUIDANCES = {"ldm": (1.0, 3.0, 7.5), "sd3": (1.0, 3.0, 4.5), "flux": (1.0, 3.5, 7.0)}

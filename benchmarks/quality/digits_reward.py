@@ -1,4 +1,7 @@
-"""How well the digits reward reads what it was never shown: python -m benchmarks.reward_quality."""
+"""How well the digits reward reads what it was never shown.
+
+python -m benchmarks.quality.digits_reward
+"""
 
 from pathlib import Path
 
@@ -10,7 +13,7 @@ from digits.build import held_out_drawings
 from digits.data import COLOURS, DIGITS, WEIGHTS, Label, caption
 from rewards import load_reward
 
-from .report import mean_and_halfwidth, text_table, write_json
+from ..report import mean_and_halfwidth, text_table, write_json
 
 CHOICES = {"digit": range(len(DIGITS)), "colour": range(len(COLOURS)), "weight": range(len(WEIGHTS))}
 

@@ -1,5 +1,6 @@
-"""Which solver comes nearest to the exact trajectory at a serial depth: python -m
-benchmarks.compare_solvers.
+"""Which solver comes nearest to the exact trajectory at a serial depth.
+
+python -m benchmarks.quality.compare_solvers
 """
 
 from pathlib import Path
@@ -22,7 +23,9 @@ from training.distill.config import DistillConfig
 from training.distill.launch import distill
 from training.run_folder import RunFolder
 
-from .bench import (
+from ..report import mean_and_halfwidth, text_table, write_json
+from .figures import draw
+from .teacher_reference import (
     SOLVERS,
     TEACHER_INTERVALS,
     Bench,
@@ -33,14 +36,12 @@ from .bench import (
     shipped,
     teacher_sampler,
 )
-from .figures import draw
-from .report import mean_and_halfwidth, text_table, write_json
 
 FIRST_SEED = 100_000
 TUNING_SEED = 200_000
 TUNING_IMAGES = 48
 COLUMNS = 16
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHORT = [
     "bank.pairs=256",
     "bank.heldout_pairs=64",

@@ -1,4 +1,6 @@
-"""RDPO on the digits, measured: python -m benchmarks.rdpo gain | recipes | estimators | policies | tradeoff.
+"""RDPO on the digits, measured.
+
+    python -m benchmarks.quality.rdpo gain | recipes | estimators | policies | tradeoff
 
 Every table is judged on prompts and seeds that nothing was trained or chosen on, of digits, colours and
 weights that the backbone never saw together: the trained reward, the judge that is never trained on, and the
@@ -24,13 +26,13 @@ from common.errors import run_command
 from solvers import Predictor, SolverTable, Spec, UserError, load_predictor, save_predictor
 from training.run_folder import RunFolder
 
-from .bench import SCHEDULES, Bench, sampler_of
+from ..report import text_table, write_json
 from .cma_es import cma_es
-from .exam import FIRST_SEED, HEADER, Exam, cells_of
 from .figures import draw_tradeoff
-from .report import text_table, write_json
+from .heldout_eval import FIRST_SEED, HEADER, Exam, cells_of
+from .teacher_reference import SCHEDULES, Bench, sampler_of
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "training" / "ppo" / "cfgs" / "digits.yaml"
 DISTILLED = ROOT / "exps" / "digits" / "distilled.pkl"
 RESULTS = ROOT / "benchmarks" / "results"

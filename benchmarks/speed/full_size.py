@@ -1,5 +1,6 @@
-"""The real models' layouts with random weights, from folder to image, and what they need: python -m
-benchmarks.full_size FAMILY.
+"""The real models' layouts with random weights, from folder to image, and what they need.
+
+    python -m benchmarks.speed.full_size FAMILY [--layers N]
 
 Nothing is downloaded. The folder has the layout of the published ones, as transformers 4 wrote it. On a GPU
 all layers fit; --layers cuts the transformers and text encoders short where memory demands.
@@ -49,7 +50,7 @@ from digits.flow_models import make_t5_tokenizer
 from generation.generate import Sampler
 from solvers import Euler, Spec
 
-from .report import device_name, write_json
+from ..report import device_name, write_json
 
 UNET = {"cross_attention_dim": 768, "attention_head_dim": 8}  # diffusers' defaults are Stable Diffusion 1.5's
 VAE = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "norm_num_groups": 32}

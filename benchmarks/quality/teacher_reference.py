@@ -26,7 +26,7 @@ from training.distill.bank import rmse_per_image
 
 TEACHER_INTERVALS = 64
 POINTS = 2
-EXPS = Path(__file__).parents[1] / "exps"
+EXPS = Path(__file__).parents[2] / "exps"
 SHIPPED_KINDS = ("epd", "tableau1", "tableau2", "wide2")
 SOLVERS = [*BASELINES, "epd-start", "epd-plugin-start"]
 SCHEDULES = ["discrete", "polynomial", "logsnr", "time_uniform"]

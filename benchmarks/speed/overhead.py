@@ -1,4 +1,6 @@
-"""What a solver costs beside its network calls: python -m benchmarks.overhead [--full].
+"""What a solver costs beside its network calls.
+
+    python -m benchmarks.speed.overhead [--full]
 
 The time of a whole trajectory over that of the very same network calls made again with their recorded
 arguments, and over the time that it spends itself inside those calls: the latter is of one run, so that a
@@ -16,8 +18,8 @@ from backends import Backend
 from common.errors import run_command
 from solvers import EPD, Solver, SolverTable, Spec, Tableau, UserError, baseline_of, compile_tableau, sample
 
-from .families import Networks, condition_of, measured_on, network_of
-from .report import result_path, text_table, write_json
+from ..report import result_path, text_table, write_json
+from .networks import Networks, condition_of, measured_on, network_of
 from .timing import Watched, in_turn, ratio, shown
 
 DEPTH = 6

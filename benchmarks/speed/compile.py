@@ -1,5 +1,6 @@
-"""Compiled against eager networks: time, compilations, how far latents differ: python -m benchmarks.compile
-[--full].
+"""Compiled against eager networks: time, compilations, difference of the latents.
+
+python -m benchmarks.speed.compile [--full]
 """
 
 from pathlib import Path
@@ -14,8 +15,8 @@ from backends.compiled import compilations, compile_blocks
 from common.errors import run_command
 from solvers import EPD, SolverTable, Spec, sample
 
-from .families import Networks, condition_of, device_option, free, network_of, on_networks, out_option
-from .report import result_path, text_table, write_json
+from ..report import result_path, text_table, write_json
+from .networks import Networks, condition_of, device_option, free, network_of, on_networks, out_option
 from .timing import in_turn, ratio, seconds, shown
 
 INTERVALS = 2

@@ -1,5 +1,6 @@
-"""EPD's points, and the halves of guidance, over processes against one: python -m benchmarks.parallel
-[--processes 2].
+"""EPD's points, and the halves of guidance, over processes against one.
+
+    python -m benchmarks.speed.parallel [--processes 2]
 
 Starts itself under torchrun and, in the same processes and run, times an EPD trajectory by one process alone
 and shared out. The levels of an interval are timed one by one: the gradient at the node, the K points, and
@@ -22,8 +23,8 @@ from common.distributed import Ranks, process_group
 from common.errors import run_command
 from solvers import EPD, SolverTable, Spec, UserError, sample
 
-from .families import Networks, condition_of, device_option, on_networks, out_option
-from .report import result_path, text_table, write_json
+from ..report import result_path, text_table, write_json
+from .networks import Networks, condition_of, device_option, on_networks, out_option
 from .timing import in_turn, ratio, seconds, shown
 
 INTERVALS = 3
@@ -170,7 +171,7 @@ def main(processes: int, points, networks: Networks, batch, repeats: int, device
             "--standalone",
             f"--nproc_per_node={processes}",
             "-m",
-            "benchmarks.parallel",
+            "benchmarks.speed.parallel",
         ]
         sys.exit(
             subprocess.run([*launch, *sys.argv[1:]], env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode

@@ -1,5 +1,6 @@
-"""Our samplers against diffusers' pipelines at the same serial depth, in time and quality: python -m
-benchmarks.pipelines.
+"""Our samplers against diffusers' pipelines at the same serial depth, in time and quality.
+
+    python -m benchmarks.speed.pipelines
 
 Both have the same networks, prompts, noise, guidance and machine, encode the text anew each time and end with
 images in memory.
@@ -24,12 +25,12 @@ from generation.generate import Sampler
 from solvers import Spec
 from training.distill.bank import rmse_per_image
 
-from .bench import sampler_of, schedules_of, shipped, teacher_sampler
-from .compare_solvers import FIRST_SEED, TUNING_IMAGES, TUNING_SEED, names, numbers
-from .families import Networks, device_option, free, out_option, resolution_option
+from ..quality.compare_solvers import FIRST_SEED, TUNING_IMAGES, TUNING_SEED, names, numbers
+from ..quality.teacher_reference import sampler_of, schedules_of, shipped, teacher_sampler
+from ..report import mean_and_halfwidth, result_path, text_table, write_json
+from .diffusers_baseline import SCHEDULERS, Theirs
 from .full_size import in_memory
-from .report import mean_and_halfwidth, result_path, text_table, write_json
-from .theirs import SCHEDULERS, Theirs
+from .networks import Networks, device_option, free, out_option, resolution_option
 from .timing import in_turn, ratio, shown, spread
 
 FAMILIES = {"ldm": LDM, "sd3": SD3, "flux": Flux}

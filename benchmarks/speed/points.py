@@ -1,4 +1,6 @@
-"""What K points in one batch cost: python -m benchmarks.points [--full].
+"""What K points in one batch cost.
+
+    python -m benchmarks.speed.points [--full]
 
 The time of a level of K points, and of a whole EPD trajectory with K points an interval, over the same with K
 = 1: 1 + K evaluations an interval instead of 2, at the same serial depth.
@@ -14,8 +16,8 @@ from backends import Backend
 from common.errors import run_command
 from solvers import EPD, SolverTable, Spec, sample
 
-from .families import Networks, condition_of, measured_on
-from .report import result_path, text_table, write_json
+from ..report import result_path, text_table, write_json
+from .networks import Networks, condition_of, measured_on
 from .timing import in_turn, ratio, shown
 
 POINTS = (1, 2, 3, 4)

@@ -14,8 +14,8 @@ from generation.generate import Sampler
 from solvers import BASELINES, UserError, load_predictor
 from training.distill.bank import rmse_per_image
 
-from .bench import SCHEDULES, Bench, has_depth, sampler_of
-from .report import mean_and_halfwidth, text_table
+from ..report import mean_and_halfwidth, text_table
+from .teacher_reference import SCHEDULES, Bench, has_depth, sampler_of
 
 SAME_EVALUATIONS = (
     "euler",
