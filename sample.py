@@ -9,10 +9,10 @@ import backends
 from backends import SCHEDULES
 from common.errors import UserError, run_command
 from common.prompts import parse_seeds
-from generation.commands import PromptOptions, run_request
-from generation.options import BATCH_HELP, SEEDS_HELP, SWITCH, EitherSpelling, sampling_options
+from generation.generate import run_request
+from generation.options import BATCH_HELP, SEEDS_HELP, EitherSpelling, sampling_options, switch
 from generation.output import Output
-from generation.request import SamplingRequest
+from generation.request import PromptOptions, SamplingRequest
 
 PREDICTOR_HELP = "Learned table: a .pkl, a run folder, a name or number under exps."
 BACKEND_HELP = "Backbone; the predictor's by default, else digits."
@@ -31,12 +31,12 @@ FILES = ("outdir", "batch", "subdirs", "grid", "return_inters")
 )
 @click.option("--schedule", type=click.Choice(SCHEDULES), help="How nodes are made, for a baseline.")
 @sampling_options
-@click.option("--use-fp16", **SWITCH, help="The same as --dtype float16.")
+@switch("--use-fp16", "The same as --dtype float16.")
 @click.option("--outdir", type=click.Path(path_type=Path), help=OUTDIR_HELP)
 @click.option(
     "--subdirs/--no-subdirs", default=True, show_default=True, help="A folder for every 1000 seeds."
 )
-@click.option("--return-inters", **SWITCH, help="The decoded state after every step beside the images.")
+@switch("--return-inters", "The decoded state after every step beside the images.")
 def main(seeds, prompt, prompt_file, device, use_fp16, **options) -> None:
     """Sample images from text prompts. Run again, it goes on where it stopped; torchrun divides the work."""
     output = Output(**{name: options.pop(name) for name in FILES})

@@ -1,31 +1,43 @@
 """The options that all sampling command lines share: sample.py, sample_sd3.py and sample_flux.py."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import click
 
 from backends import DTYPES
-from solvers import BASELINES, FINISHES, UserError
+from common.errors import UserError
+from solvers import BASELINES, FINISHES
 
 from .request import ALIASES
 
-SWITCH = {"type": click.BOOL, "is_flag": False, "flag_value": "true", "default": False, "metavar": "[BOOL]"}
+Decorator = Callable[[Callable], Callable]
 SEEDS_HELP = 'Such as "0,3,10-12"; a seed names one image.'
 BATCH_HELP = "Images in a batch."
+PARALLEL_HELP = (
+    "What the processes of torchrun divide: batches of images, the points of each level, or those and the"
+    " branches of CFG."
+)
+COMPILE_HELP = (
+    "Compile the network's repeated blocks, once for each shape: it takes a while before the first image,"
+    " then less for each."
+)
+OFFLOAD_HELP = (
+    "Encode all prompts first, free the text encoders, and only then put the network on the device."
+)
 
 
 class EitherSpelling(click.Command):
     """Options may be written with - or _."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(
-            *args, context_settings={"token_normalize_func": lambda t: t.replace("_", "-")}, **kwargs
-        )
+    def __init__(self, name: str | None, **settings: Any):
+        spelling = {"token_normalize_func": lambda text: text.replace("_", "-")}
+        super().__init__(name, **{**settings, "context_settings": spelling})
 
 
-def as_json(context, parameter, text: str | None) -> dict | None:
+def as_json(context: click.Context, parameter: click.Parameter, text: str | None) -> dict | None:
     """A JSON object of an option."""
     if text is None:
         return None
@@ -38,12 +50,19 @@ def as_json(context, parameter, text: str | None) -> dict | None:
     return value
 
 
-def choice(name: str, names, default: str, text: str) -> Callable:
+def choice(name: str, names: Collection[str], default: str, text: str) -> Decorator:
     """An option that is one of some names."""
     return click.option(name, type=click.Choice(list(names)), default=default, show_default=True, help=text)
 
 
-SHARED = (
+def switch(name: str, text: str) -> Decorator:
+    """An option that is on when it is given, or takes true or false."""
+    return click.option(
+        name, type=click.BOOL, is_flag=False, flag_value="true", default=False, metavar="[BOOL]", help=text
+    )
+
+
+SHARED: tuple[Decorator, ...] = (
     choice("--solver", ["epd", *BASELINES, *ALIASES], "epd", "epd is whatever the predictor describes."),
     click.option(
         "--backend-config", callback=as_json, help="JSON object of backend options, over the predictor's."
@@ -60,27 +79,10 @@ SHARED = (
     choice("--finish", FINISHES, "none", "After the last node above 0."),
     click.option("--device", help="cpu, cuda, cuda:1, mps; CUDA where there is one by default."),
     choice("--dtype", ["auto", *DTYPES], "auto", "Of the network."),
-    choice(
-        "--parallel",
-        ["images", "points", "points-cfg"],
-        "images",
-        "What the processes of torchrun divide: batches of images, the points of each level, or those and"
-        " the branches of CFG.",
-    ),
-    click.option(
-        "--compile",
-        **SWITCH,
-        help=(
-            "Compile the network's repeated blocks, once for each shape: it takes a while before the first"
-            " image, then less for each."
-        ),
-    ),
-    click.option(
-        "--offload",
-        **SWITCH,
-        help="Encode all prompts first, free the text encoders, and only then put the network on the device.",
-    ),
-    click.option("--grid", **SWITCH, help="A grid of every batch beside the images."),
+    choice("--parallel", ["images", "points", "points-cfg"], "images", PARALLEL_HELP),
+    switch("--compile", COMPILE_HELP),
+    switch("--offload", OFFLOAD_HELP),
+    switch("--grid", "A grid of every batch beside the images."),
 )
 
 

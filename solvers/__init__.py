@@ -4,7 +4,8 @@ from common.errors import UserError
 
 from .baselines import BASELINES, baseline_of, num_steps_for_depth, num_steps_for_evaluations
 from .epd import EPD
-from .multi_step import IPNDM, DPMpp, UniPC
+from .exponential import DPMpp, UniPC
+from .multi_step import IPNDM
 from .predictor import (
     Predictor,
     PredictorError,

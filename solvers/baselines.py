@@ -7,7 +7,8 @@ import torch
 
 from common.errors import UserError
 
-from .multi_step import IPNDM, DPMpp, Exponential, UniPC
+from .exponential import DPMpp, Exponential, UniPC
+from .multi_step import IPNDM
 from .single_step import DPM, DPM2, Euler, Heun
 from .solver import Solver
 from .tableau import compile_tableau
@@ -35,28 +36,26 @@ def baseline_of(name: str, flow: bool) -> Solver:
 
 
 def num_steps_for_depth(solver: Solver, depth: int, finish: str = "none") -> int:
-    """The number of nodes with which a solver's serial depth is `depth`; none: UserError that names the
-    nearest.
-    """
+    """The number of nodes that gives a solver this serial depth; none: UserError that names the nearest."""
     return num_steps_for("serial depth", solver, depth, finish)
 
 
 def num_steps_for_evaluations(solver: Solver, evaluations: int, finish: str = "none") -> int:
-    """The number of nodes with which a solver takes so many evaluations in total; none: UserError that names
-    the nearest.
-    """
+    """The number of nodes that gives a solver this NFE in total; none: UserError that names the nearest."""
     return num_steps_for("number of evaluations", solver, evaluations, finish)
 
 
 def num_steps_for(cost: str, solver: Solver, wanted: int, finish: str) -> int:
-    """The number of nodes with which a cost, one of COSTS, is as wanted."""
-    found: list[int] = []
+    """The number of nodes with which a cost, one of COSTS, is as wanted; none: UserError that names the
+    nearest.
+    """
+    tried: list[int] = []
     for num_steps in range(2, wanted + 3):
-        got = COSTS[cost](compile_tableau(solver, torch.linspace(2, 1, num_steps), finish))
-        if got == wanted:
+        value = COSTS[cost](compile_tableau(solver, torch.linspace(2, 1, num_steps), finish))
+        if value == wanted:
             return num_steps
-        found.append(got)
-    nearest = sorted(set(found), key=lambda c: abs(c - wanted))[:2]
+        tried.append(value)
+    nearest = sorted(set(tried), key=lambda c: abs(c - wanted))[:2]
     raise UserError(
         f"{type(solver).__name__} has no {cost} {wanted}; the nearest are"
         f" {' and '.join(map(str, sorted(nearest)))}"

@@ -1,4 +1,6 @@
-"""EPD-Solver and EPD-Plugin: K parallel gradients a step at learned points, combined with learned weights."""
+"""EPD-Solver and EPD-Plugin: K parallel evaluations a step at learned points, combined with learned
+weights.
+"""
 
 from dataclasses import dataclass
 
@@ -16,11 +18,20 @@ class EPD(Solver):
     """Ensemble parallel directions (EPD-Solver, arXiv 2512.22796): 2 serial levels and 1 + K evaluations a
     step.
 
-    The gradient d at x places K points x_k = x + (s_k - s) d at s_k = s'^r_k s^(1-r_k); the update is (s' -
-    s) sum_k w_k o_k a_k velocity(x_k, a_k s_k) with the scales o (direction) and a (time; it multiplies the
-    gradient too, as in the published solver). max_order > 1 is EPD-Plugin: iPNDM's extrapolation of d places
-    the points. `parallel` makes the K evaluations one batch, or batches of at most `max_batch` rows (whole
-    points); the result does not depend on it. The table may hold one table per image: [B, N, K].
+    From x at s to s' with the row (r_k, w_k, o_k, a_k) of the table, k = 1..K:
+
+        d   = velocity(x, s)                               or iPNDM's extrapolation of it (EPD-Plugin)
+        s_k = s'^r_k s^(1-r_k),   x_k = x + (s_k - s) d
+        x'  = x + (s' - s) sum_k w_k o_k a_k velocity(x_k, a_k s_k)
+
+    o is scale_dir and a is scale_time, which multiplies the velocity too, as in the published solver.
+
+    Args:
+        table: r, w and scales, [N, K], or one table per image, [B, N, K].
+        afs: the first d is the analytical first step.
+        max_order: above 1 it is EPD-Plugin, with that order of extrapolation.
+        parallel: the K evaluations are one batch; the result does not depend on it.
+        max_batch: most rows in such a batch, in whole points.
     """
 
     table: SolverTable
@@ -57,13 +68,13 @@ class EPD(Solver):
 
 @dataclass(frozen=True)
 class _BoundEPD(Solver):
-    """An EPD solver on nodes: distances of the points from their node, their noise levels, weights of their
-    gradients [..., N, K].
+    """An EPD solver on its nodes: s_k - s, a_k s_k and the weights (s' - s) w_k o_k a_k of all points [...,
+    N, K].
     """
 
     epd: EPD
     offsets: Tensor
-    levels: Tensor
+    sigmas: Tensor
     weights: Tensor
 
     def step(self, velocity, x, sigmas, n, history):
@@ -73,19 +84,19 @@ class _BoundEPD(Solver):
         d = first_velocity(velocity, x, sigmas, n, self.epd.afs)
         e, history = extrapolate(d, history, self.epd.max_order)
         points = [x + coefficient(offset, x) * e for offset in self.offsets[..., n, :].unbind(-1)]
-        velocities = self._gradients(velocity, points, self.levels[..., n, :])
-        for weight, slope in zip(self.weights[..., n, :].unbind(-1), velocities, strict=True):
-            x = x + coefficient(weight, x) * slope
+        velocities = self._evaluate(velocity, points, self.sigmas[..., n, :])
+        for weight, g in zip(self.weights[..., n, :].unbind(-1), velocities, strict=True):
+            x = x + coefficient(weight, x) * g
         return x, history
 
-    def _gradients(self, velocity: Velocity, points: list[Tensor], levels: Tensor) -> list[Tensor]:
-        """The gradients at K points [B, ...] of noise levels [K] or [B, K], in point-major batches."""
+    def _evaluate(self, velocity: Velocity, points: list[Tensor], sigmas: Tensor) -> list[Tensor]:
+        """The velocities at K points [B, ...] of noise levels [K] or [B, K], in point-major batches."""
         batch, per_call = len(points[0]), len(points) if self.epd.parallel else 1
         if self.epd.max_batch is not None:
             per_call = max(1, min(per_call, self.epd.max_batch // batch))
-        levels = levels.expand(batch, -1).T
+        rows = sigmas.expand(batch, -1).T
         velocities: list[Tensor] = []
         for i in range(0, len(points), per_call):
-            chunk = points[i : i + per_call]
-            velocities += velocity(torch.cat(chunk), levels[i : i + per_call].reshape(-1)).split(batch)
+            inputs = torch.cat(points[i : i + per_call])
+            velocities += velocity(inputs, rows[i : i + per_call].reshape(-1)).split(batch)
         return velocities

@@ -7,9 +7,7 @@ from torch import Tensor
 
 
 def polynomial(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7) -> Tensor:
-    """EDM's nodes, uniform in sigma^(1/rho) (Karras et al. 2022, equation 5): [num_steps], sigma_max to
-    sigma_min.
-    """
+    """EDM's nodes [num_steps], uniform in sigma^(1/rho) (Karras et al. 2022, equation 5), sigma_max first."""
     u = _ramp(num_steps, sigma_min, sigma_max, rho)
     nodes = (sigma_max ** (1 / rho) + u * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
     return _pinned(nodes, sigma_min, sigma_max)
@@ -23,9 +21,7 @@ def logsnr(num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
 
 
 def time_uniform(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 1) -> Tensor:
-    """Nodes uniform in the time t^(1/rho) of the linear-beta VP process through both ends (Song et al. 2021):
-    [num_steps].
-    """
+    """Nodes [num_steps] uniform in t^(1/rho), t the time of the linear-beta VP process (Song et al. 2021)."""
     u = _ramp(num_steps, sigma_min, sigma_max, rho)
     epsilon = 1e-3
     low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
@@ -37,8 +33,8 @@ def time_uniform(num_steps: int, sigma_min: float, sigma_max: float, rho: float 
 
 
 def flowmatch(num_steps: int, shift: float | None = None, mu: float | None = None) -> Tensor:
-    """Flow-matching nodes (Esser et al. 2024, section 5.3.2): static `shift` (SD3: 3) or dynamic `mu` (FLUX
-    at 1024 pixels: 1.15).
+    """Flow-matching nodes (Esser et al. 2024, section 5.3.2): `shift` (SD3: 3) or `mu` (FLUX at 1024 pixels:
+    1.15).
 
     They equal FlowMatchEulerDiscreteScheduler's own grid without its final 0. With a static shift that grid
     ends at the shifted 0.001 and is shifted once more, so that SD3's last node is 0.0089, not 0.0030.
@@ -48,7 +44,8 @@ def flowmatch(num_steps: int, shift: float | None = None, mu: float | None = Non
     if (shift is not None and not 0 < shift < math.inf) or (mu is not None and not abs(mu) < 20):
         raise ValueError(f"flowmatch: shift {shift} or mu {mu} out of range, expected shift > 0 or |mu| < 20")
     u = _ramp(num_steps, 0.001, 1.0)
-    if mu is not None:
+    if shift is None:
+        assert mu is not None
         return _pinned(math.exp(mu) / (math.exp(mu) + 1 / (1 + u * (0.001 - 1)) - 1), sigma_max=1.0)
     low = shift * 0.001 / (1 + (shift - 1) * 0.001)
     u = 1 + u * (low - 1)
@@ -56,8 +53,8 @@ def flowmatch(num_steps: int, shift: float | None = None, mu: float | None = Non
 
 
 class NoiseSchedule:
-    """Continuous noise level of a discrete-time eps-model: log alpha piecewise linear in t through t = i/T, i
-    = 1..T.
+    """Continuous noise level of a discrete-time eps-model: log alpha, piecewise linear through t = i/T, i =
+    1..T.
 
     alphas_cumprod [T] is the training schedule; sigma = sqrt(1 - alpha^2) / alpha is the variance-exploding
     noise level (DPM-Solver, appendix D.4). Beyond both ends the end segment is extended.
@@ -94,8 +91,8 @@ class NoiseSchedule:
 
 
 def discrete(num_steps: int, noise_schedule: NoiseSchedule) -> Tensor:
-    """Nodes uniform in the time of a noise schedule, from t = 1 to its first knot (Stable Diffusion's
-    default): [num_steps].
+    """Nodes [num_steps] uniform in the time of a noise schedule, from t = 1 to its first knot (Stable
+    Diffusion).
     """
     first, last = noise_schedule.times[0].item(), noise_schedule.times[-1].item()
     return noise_schedule.sigma(last + _ramp(num_steps, first, last) * (first - last))
@@ -131,8 +128,8 @@ def _pinned(nodes: Tensor, sigma_min: float | None = None, sigma_max: float | No
 def _interpolate(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
     """Piecewise linear through (knots, values), knots ascending; linear beyond the ends."""
     i = torch.searchsorted(knots, x.detach().contiguous()).clamp(1, len(knots) - 1)
-    slope = (values[i] - values[i - 1]) / (knots[i] - knots[i - 1])
-    return values[i - 1] + slope * (x - knots[i - 1])
+    rate = (values[i] - values[i - 1]) / (knots[i] - knots[i - 1])
+    return values[i - 1] + rate * (x - knots[i - 1])
 
 
 SCHEDULES = ("polynomial", "logsnr", "time_uniform", "discrete", "flowmatch")
@@ -141,8 +138,8 @@ SCHEDULES = ("polynomial", "logsnr", "time_uniform", "discrete", "flowmatch")
 def schedule_nodes(
     kind: str, num_steps: int, sigma_min: float, sigma_max: float, rho: float | None = None
 ) -> Tensor:
-    """The nodes [num_steps] of a schedule that its two ends decide: polynomial, logsnr or time_uniform;
-    another: ValueError.
+    """The nodes [num_steps] of a schedule that its ends determine: polynomial, logsnr, time_uniform; else
+    ValueError.
     """
     warp = {} if rho is None else {"rho": rho}
     if kind == "polynomial":
@@ -152,5 +149,5 @@ def schedule_nodes(
     if kind == "time_uniform":
         return time_uniform(num_steps, sigma_min, sigma_max, **warp)
     raise ValueError(
-        f"schedule {kind!r}: its ends do not decide its nodes; expected polynomial, logsnr or time_uniform"
+        f"schedule {kind!r}: its ends do not determine its nodes; expected polynomial, logsnr or time_uniform"
     )

@@ -10,11 +10,11 @@ from .solver import Solver, Velocity
 
 
 def first_velocity(velocity: Velocity, x: Tensor, sigmas: Tensor, n: int, afs: bool) -> Tensor:
-    """The slope at the start of interval n; with `afs` the first one is x / sqrt(1 + sigma^2), free of
-    charge.
+    """The velocity at the start of interval n; with `afs` the first one is x / sqrt(1 + sigma^2), without an
+    NFE.
 
-    The analytical first step (Dockhorn et al. 2022, GENIE) takes data of unit variance in the
-    variance-exploding convention; it makes no sense for flow matching.
+    The analytical first step (AFS; Dockhorn et al. 2022, GENIE) assumes data of unit variance in the
+    variance-exploding convention; it does not apply to flow matching.
     """
     if afs and n == 0:
         return x / (1 + sigmas[0] ** 2).sqrt()
@@ -33,7 +33,7 @@ class Euler(Solver):
 
 @dataclass(frozen=True)
 class Heun(Solver):
-    """Heun's method (Karras et al. 2022, algorithm 1): 2 evaluations a step, order 2; an Euler step into
+    """Heun's method (Karras et al. 2022, algorithm 1): 2 evaluations a step, order 2; Euler's into
     sigma 0.
     """
 
@@ -49,8 +49,7 @@ class Heun(Solver):
 
 @dataclass(frozen=True)
 class DPM2(Solver):
-    """DPM-Solver-2 (Lu et al. 2022, algorithm 1) with its midpoint at s'^r s^(1-r): 2 evaluations a step,
-    order 2.
+    """DPM-Solver-2 (Lu et al. 2022, algorithm 1), midpoint at s'^r s^(1-r): 2 evaluations a step, order 2.
 
     A step into sigma 0, whose midpoint would lie at 0, is an Euler step.
     """
@@ -75,8 +74,8 @@ class DPM2(Solver):
 
 @dataclass(frozen=True)
 class DPM(Solver):
-    """DPM-Solver-2 on `inner_steps` polynomial (rho 7) nodes within each interval: 2 (inner_steps - 1)
-    evaluations a step.
+    """DPM-Solver-2 on `inner_steps` polynomial nodes (rho 7) in each interval: 2 (inner_steps - 1)
+    evaluations.
     """
 
     inner_steps: int = 2

@@ -10,14 +10,23 @@ from .solver import Solver, sample
 
 @dataclass(frozen=True)
 class Tableau(Solver):
-    """An explicit Runge-Kutta tableau from the first node to the last (Butcher 2016, section 230).
+    """An explicit Runge-Kutta tableau over the whole trajectory (Butcher 2016, section 230).
 
-    Stage s evaluates g_s = velocity(stages[s, 0] x_0 + sum_j stages[s, 1 + j] g_j, sigmas[s]) with j < s, and
-    the result is output[0] x_0 + sum_j output[1 + j] g_j. Stages that do not depend on each other form a
-    level and go into one batch: `depth` levels are the serial depth, `evaluations` counts the stages.
+        x_s = stages[s, 0] x_0 + sum_{j < s} stages[s, 1 + j] g_j,    g_s = velocity(x_s, sigmas[s])
+        x   = output[0] x_0 + sum_s output[1 + s] g_s
 
-    sigmas [S], stages [S, S + 1], output [S + 1] in float64; levels hold the stage numbers in order; `nodes`
-    are those it was made for, if known: it runs on no others.
+                 1   g_0   g_1  ...
+    sigmas[0] |  1                        each row of `stages`: what the velocity of stage s is evaluated at
+    sigmas[1] |  .    .
+    sigmas[2] |  .    .     .
+              +-----------------
+                 .    .     .    .        `output`: the result
+
+    Stages that do not depend on each other form a level and go into one batch: `depth` levels are the serial
+    depth, `evaluations` counts the stages (NFE).
+
+    sigmas [S], stages [S, S + 1], output [S + 1] in float64; `levels` hold the stage numbers in order;
+    `nodes` are the ones it was made for, if known: it runs on no others.
     """
 
     sigmas: Tensor
@@ -71,76 +80,74 @@ Terms = tuple[tuple[int, float | Tensor], ...]
 
 @dataclass(frozen=True)
 class _BoundTableau(Solver):
-    """A tableau with its rows as terms: the noise levels and rows of each level, and the output row."""
+    """A tableau with its rows as terms: sigmas and rows of each level, and the output row."""
 
     tableau: Tableau
     levels: tuple[tuple[Tensor, tuple[Terms, ...]], ...]
     output: Terms
 
     def step(self, velocity, x, sigmas, n, history):
-        values: list[Tensor | None] = [x, *[None] * self.tableau.evaluations]
-        for numbers, (levels, rows) in zip(self.tableau.levels, self.levels, strict=True):
-            velocities = velocity(
-                torch.cat([_combine(row, values) for row in rows]), levels.repeat_interleave(len(x))
-            )
-            for s, slope in zip(numbers, velocities.split(len(x)), strict=True):
-                values[1 + s] = slope
+        values: dict[int, Tensor] = {0: x}  # of x_0 and, at 1 + s, of g_s
+        for numbers, (level_sigmas, rows) in zip(self.tableau.levels, self.levels, strict=True):
+            inputs = torch.cat([_combine(row, values) for row in rows])
+            velocities = velocity(inputs, level_sigmas.repeat_interleave(len(x))).split(len(x))
+            values.update((1 + s, g) for s, g in zip(numbers, velocities, strict=True))
         return _combine(self.output, values), ()
 
 
 def _terms(row: Tensor) -> Terms:
-    """The start's entry of a row, and those after it that are not 0; numbers, or tensors where they are
-    learned.
-    """
-    known = row.tolist()
-    weights = row.unbind() if row.requires_grad else known
-    return tuple((j, weights[j]) for j, value in enumerate(known) if j == 0 or value != 0)
+    """The entry of x_0, and the others that are not 0: numbers, or tensors where they are learned."""
+    numbers = row.tolist()
+    weights = row.unbind() if row.requires_grad else numbers
+    return tuple((j, weights[j]) for j, value in enumerate(numbers) if j == 0 or value != 0)
 
 
-def _combine(terms: Terms, values: list[Tensor | None]) -> Tensor:
+def _combine(terms: Terms, values: dict[int, Tensor]) -> Tensor:
     """The sum of weight x value."""
     (first, weight), *others = terms
-    total = weight * values[first]
+    total = values[first] * weight
     for j, weight in others:
-        total = (
-            torch.add(total, values[j], alpha=weight)
-            if isinstance(weight, float)
-            else total + weight * values[j]
-        )
+        if isinstance(weight, float):
+            total = torch.add(total, values[j], alpha=weight)
+        else:
+            total = total + weight * values[j]
     return total
 
 
 def compile_tableau(solver: Solver, sigmas: Tensor, finish: str = "none") -> Tableau:
-    """The tableau of a solver on the nodes sigmas [N], found by running its own code on coordinate vectors.
+    """The tableau of a solver on the nodes sigmas [N], from running its own code on coordinate vectors.
 
     The start is the vector e_0 and the s-th evaluation returns e_{1+s}: what goes into it is row s of the
     tableau. Tables per image have no single tableau: ValueError.
     """
-    evaluations = 0
-
-    def count(x, sigma):
-        nonlocal evaluations
-        evaluations += len(x)
-        return torch.zeros_like(x)
-
-    start = torch.ones(1, 1, dtype=torch.float64)
-    sample(solver, count, start, sigmas, finish=finish)
-
-    basis = torch.eye(1 + evaluations, dtype=torch.float64)
+    basis = torch.eye(1 + count_evaluations(solver, sigmas, finish), dtype=torch.float64)
     rows: list[Tensor] = []
-    times: list[Tensor] = []
+    row_sigmas: list[Tensor] = []
 
-    def record(x, sigma):
+    def record(x: Tensor, sigma: Tensor) -> Tensor:
         first = 1 + len(rows)
         rows.extend(x.detach())
-        times.extend(sigma.detach().expand(len(x)))
+        row_sigmas.extend(sigma.detach().expand(len(x)))
         return basis[first : first + len(x)]
 
     output = sample(solver, record, basis[:1], sigmas, finish=finish)[0].detach()
     stages = torch.stack(rows) if rows else basis[:0]
-    stage_sigmas = torch.stack(times) if times else output[:0]
+    stage_sigmas = torch.stack(row_sigmas) if row_sigmas else output[:0]
     nodes = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu").detach()
     return Tableau(stage_sigmas, stages, output, _levels(stages), nodes)
+
+
+def count_evaluations(solver: Solver, sigmas: Tensor, finish: str = "none") -> int:
+    """The NFE of a solver on nodes: how many rows it asks the velocity for, for one image."""
+    count = 0
+
+    def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+        nonlocal count
+        count += len(x)
+        return torch.zeros_like(x)
+
+    sample(solver, velocity, torch.ones(1, 1, dtype=torch.float64), sigmas, finish=finish)
+    return count
 
 
 def _levels(stages: Tensor) -> tuple[tuple[int, ...], ...]:

@@ -172,8 +172,10 @@ def check_opcodes(file: io.BytesIO) -> None:
     memo: list[bool] = []  # may this be used again?
     count = tuples = frame_end = 0
     previous = ""
-    for opcode, argument, start in pickletools.genops(file):
+    for opcode, value, position in pickletools.genops(file):
         name, end = opcode.name, file.tell()
+        argument: Any = value
+        start = position or 0
         count, tuples = count + 1, tuples + (name in TUPLES)
         if name not in OPCODES:
             raise pickle.UnpicklingError(f"unexpected {name}")

@@ -46,9 +46,7 @@ class Spec:
 
     @property
     def family(self) -> str | None:
-        """The family of the backbone: that of the digits is an option of theirs, Stable Diffusion 1 by
-        default.
-        """
+        """The family of the backbone; the digits have theirs as an option, by default Stable Diffusion 1."""
         return self.backend_config.get("family", "ldm") if self.backend == "digits" else self.backend
 
     def overridden(self, asked: Mapping[str, Any]) -> "Spec":
@@ -118,23 +116,21 @@ def spec_from(values: Any) -> Spec:
     values = mapping(values, "spec", SPEC_TYPES)
     checked_values: dict[str, Any] = {}
     for name, value in values.items():
-        expected = SPEC_TYPES[name]
-        if (
-            value is not None
-            and "float" in str(expected)
-            and isinstance(value, int)
-            and not isinstance(value, bool)
-        ):
-            value = float(value)
-        if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-            raise PredictorError(
-                f"spec.{name} is {brief(value)}, expected"
-                f" {expected.__name__ if isinstance(expected, type) else expected}"
-            )
-        if isinstance(value, float) and not math.isfinite(value):
-            raise PredictorError(f"spec.{name} is {value}, expected a finite number")
-        checked_values[name] = plain(value, f"spec.{name}")
+        checked_values[name] = plain(_of_type(name, value), f"spec.{name}")
     if "backend_config" in checked_values:
         config = checked_values["backend_config"]
         checked_values["backend_config"] = {k: v for k, v in config.items() if k not in MACHINE}
     return Spec(**checked_values)
+
+
+def _of_type(name: str, value: Any) -> Any:
+    """The value of a field, an int as a float where that is expected; another type: PredictorError."""
+    expected: Any = SPEC_TYPES[name]
+    if "float" in str(expected) and type(value) is int:
+        value = float(value)
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        named = expected.__name__ if isinstance(expected, type) else expected
+        raise PredictorError(f"spec.{name} is {brief(value)}, expected {named}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise PredictorError(f"spec.{name} is {value}, expected a finite number")
+    return value

@@ -6,7 +6,7 @@ import torch
 from problems import noise
 
 from solvers import DPMpp, Euler, Heun, NoiseSchedule, UniPC, discrete, flowmatch, sample
-from solvers.multi_step import _unipc_weights
+from solvers.exponential import _unipc_weights
 
 SD15 = {
     "beta_start": 0.00085,
