@@ -1,4 +1,4 @@
-"""CMA-ES on a solver table: the rival that RDPO has to beat with the same images."""
+"""CMA-ES on a solver table, with as many images as RDPO has: the baseline of the RDPO benchmark."""
 
 from dataclasses import dataclass
 from pathlib import Path

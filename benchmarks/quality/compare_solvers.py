@@ -23,14 +23,17 @@ from training.distill.config import DistillConfig
 from training.distill.launch import distill
 from training.run_folder import RunFolder
 
+from ..options import names, numbers
 from ..report import mean_and_halfwidth, text_table, write_json
 from .figures import draw
 from .teacher_reference import (
     SOLVERS,
     TEACHER_INTERVALS,
-    Bench,
+    PromptSeeds,
+    Samples,
+    TeacherReference,
     has_depth,
-    run,
+    sample_all,
     sampler_of,
     schedules_of,
     shipped,
@@ -53,9 +56,9 @@ SHORT = [
 ]
 
 
-def judged(sampler: Sampler, outcome, teacher: Tensor, judge: Judge, labels: list) -> dict:
+def measured(sampler: Sampler, samples: Samples, teacher: Tensor, judge: Judge, labels: list) -> dict:
     """One row of the comparison."""
-    latents, images, seconds = outcome
+    latents, images, seconds = samples
     verdict = judge(images, labels)
     rmse, rmse_half = mean_and_halfwidth(rmse_per_image(latents, teacher))
     digit, digit_half = mean_and_halfwidth(verdict.digit)
@@ -94,7 +97,7 @@ HEADER = [
     "solver",
     "schedule",
     "depth",
-    "evals",
+    "NFE",
     "RMSE to teacher",
     "digit %",
     "digit+colour %",
@@ -115,8 +118,8 @@ def distilled_now(backend: Backend, guidance: float, depth: int, ranks: Ranks, f
 
 
 def compare(
-    bench: Bench,
-    tuning: Bench,
+    reference: TeacherReference,
+    tuning: TeacherReference,
     solvers: dict[int, list[str]],
     schedules: list[str],
     learned: dict[int, dict[str, Sampler]],
@@ -124,54 +127,38 @@ def compare(
     """Rows of the comparison, each solver on the schedule that suits it best on the tuning seeds, and images
     by depth and solver.
     """
-    labels, judge = [parse(p) for p in bench.prompts], Judge(device=bench.backend.device)
-    teacher = teacher_sampler(bench.backend, bench.guidance, bench.intervals)
-    rows = [{"schedule": "fine"} | judged(teacher, bench.teacher, bench.teacher[0], judge, labels)]
-    pictures = {depth: {"teacher": bench.teacher[1][:COLUMNS]} for depth in solvers}
+    labels, judge = [parse(p) for p in reference.pairs.prompts], Judge(device=reference.backend.device)
+    teacher = teacher_sampler(reference.backend, reference.guidance, reference.intervals)
+    rows = [{"schedule": "fine"} | measured(teacher, reference.teacher, reference.teacher[0], judge, labels)]
+    pictures = {depth: {"teacher": reference.teacher[1][:COLUMNS]} for depth in solvers}
     for depth, name in tqdm([(d, n) for d in solvers for n in solvers[d]], desc="solvers", disable=None):
-        candidates = {s: sampler_of(bench.backend, bench.guidance, name, depth, s) for s in schedules}
+        candidates = {s: sampler_of(reference.backend, reference.guidance, name, depth, s) for s in schedules}
         best = (
             min(candidates, key=lambda s: tuning.error(candidates[s])) if len(schedules) > 1 else schedules[0]
         )
-        found = bench.run(candidates[best])
-        rows.append({"schedule": best} | judged(candidates[best], found, bench.teacher[0], judge, labels))
-        pictures[depth][name] = found[1][:COLUMNS]
-    for depth, name in [(d, n) for d in learned for n in learned[d]]:
-        found = bench.run(learned[depth][name])
+        samples = reference.sample(candidates[best])
         rows.append(
-            {"schedule": "learned"} | judged(learned[depth][name], found, bench.teacher[0], judge, labels)
+            {"schedule": best} | measured(candidates[best], samples, reference.teacher[0], judge, labels)
         )
-        pictures[depth][name] = found[1][:COLUMNS]
+        pictures[depth][name] = samples[1][:COLUMNS]
+    for depth, name in [(d, n) for d in learned for n in learned[d]]:
+        samples = reference.sample(learned[depth][name])
+        rows.append(
+            {"schedule": "learned"}
+            | measured(learned[depth][name], samples, reference.teacher[0], judge, labels)
+        )
+        pictures[depth][name] = samples[1][:COLUMNS]
     order = {name: i for i, name in enumerate(dict.fromkeys(r["solver"] for r in rows))}
     return sorted(rows, key=lambda r: (r["rmse"] > 0, r["depth"], order[r["solver"]])), pictures
 
 
-def teacher_error(bench: Bench, n: int = 32) -> tuple[float, float]:
+def teacher_error(reference: TeacherReference, n: int = 32) -> tuple[float, float]:
     """RMSE between the teacher and one with half as many intervals again, on the first n images: mean and
     half width.
     """
-    finer = teacher_sampler(bench.backend, bench.guidance, bench.intervals * 3 // 2)
-    latents = run(finer, bench.prompts[:n], bench.seeds[:n], bench.batch)[0]
-    return mean_and_halfwidth(rmse_per_image(bench.teacher[0][:n], latents))
-
-
-def numbers(option: str, text: str) -> list[int]:
-    """Serial depths in a comma-separated list."""
-    try:
-        found = sorted({int(d) for d in text.split(",")})
-    except ValueError:
-        found = []
-    if not found or not all(1 <= d <= 1000 for d in found):
-        raise UserError(f"{option} {text!r}: expected numbers from 1 to 1000 such as 4,6,8,10")
-    return found
-
-
-def names(option: str, text: str, valid: list[str]) -> list[str]:
-    """Names in a comma-separated list."""
-    found = valid if text == "all" else text.split(",")
-    if wrong := [name for name in found if name not in valid]:
-        raise UserError(f"{option} {wrong[0]!r}: expected some of {','.join(valid)}")
-    return found
+    finer = teacher_sampler(reference.backend, reference.guidance, reference.intervals * 3 // 2)
+    latents = sample_all(finer, reference.pairs.first(n))[0]
+    return mean_and_halfwidth(rmse_per_image(reference.teacher[0][:n], latents))
 
 
 @click.command()
@@ -227,17 +214,18 @@ def main(count, depths, guidance, family, solvers, schedule, intervals, batch, d
         )
         if guidance is None:
             guidance = 7.5 if family == "ldm" else backend.default_guidance
-        tuning = Bench.make(
-            backend, guidance, TUNING_IMAGES if len(schedules) > 1 else 1, TUNING_SEED, batch, intervals
+        tuning_images = TUNING_IMAGES if len(schedules) > 1 else 1
+        tuning, reference = (
+            TeacherReference.make(backend, guidance, PromptSeeds.evaluation(n, first, batch), intervals)
+            for n, first in ((tuning_images, TUNING_SEED), (count, FIRST_SEED))
         )
-        bench = Bench.make(backend, guidance, count, FIRST_SEED, batch, intervals)
         learned = {d: shipped(backend, family, guidance, d) for d in depth_list}
         if distil:
             learned[middle] |= {"tableau2, just now": distilled_now(backend, guidance, middle, ranks, out)}
         chosen = {d: [name for name in solver_list if has_depth(name, d)] for d in depth_list}
-        rows, pictures = compare(bench, tuning, chosen, schedules, learned)
-        fineness = teacher_error(bench)
-    note = note_of(bench, schedules, fineness[0])
+        rows, pictures = compare(reference, tuning, chosen, schedules, learned)
+        fineness = teacher_error(reference)
+    note = note_of(reference, schedules, fineness[0])
     table = text_table(HEADER, [cells(r) for r in rows], text_columns=2)
     click.echo(f"\n{note}\n\n{table}\n")
     (out / "solvers.md").write_text(f"{note}\n\n{table}\n", encoding="utf-8")
@@ -255,22 +243,22 @@ def main(count, depths, guidance, family, solvers, schedule, intervals, batch, d
     click.echo(f"wrote {out / 'solvers.md'}, {out / 'solvers.json'} and the picture {out / 'solvers.png'}")
 
 
-def note_of(bench: Bench, schedules: list[str], fineness: float) -> str:
+def note_of(reference: TeacherReference, schedules: list[str], fineness: float) -> str:
     """What the table compares, in words."""
-    unseen = sum(parse(p) in HELD_OUT_LABELS for p in bench.prompts)
+    unseen = sum(parse(p) in HELD_OUT_LABELS for p in reference.pairs.prompts)
     choice = f"All solvers have {schedules[0]} nodes"
     if len(schedules) > 1:
         choice = (
             f"Each solver has the schedule with which it comes nearest to the teacher on {TUNING_IMAGES}"
             " other seeds"
         )
-    doubled = bench.guidance != 1 and bench.backend.cfg_doubles_rows
+    doubled = reference.guidance != 1 and reference.backend.cfg_doubles_rows
     return (
-        f"{len(bench.prompts)} prompts and seeds, the same for all rows ({unseen} prompts name combinations"
-        f" never trained on). Guidance {bench.guidance:g}: each evaluation is"
+        f"{len(reference.pairs.prompts)} prompts and seeds, the same for all rows ({unseen} prompts name"
+        f" combinations never trained on). Guidance {reference.guidance:g}: each evaluation is"
         f" {'2 network rows' if doubled else '1 network row'}. No node at 0, no finish. {choice}. ± is half a"
-        f" 95 % interval.\nThe teacher is DPM-Solver-2 with {bench.intervals} intervals; it differs by RMSE"
-        f" {fineness:.4f} from {bench.intervals * 3 // 2} intervals."
+        f" 95 % interval.\nThe teacher is DPM-Solver-2 with {reference.intervals} intervals; it differs by"
+        f" RMSE {fineness:.4f} from {reference.intervals * 3 // 2} intervals."
     )
 
 

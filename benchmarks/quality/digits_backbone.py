@@ -26,8 +26,8 @@ from digits.data import (
 from digits.judge import Judge
 from solvers import Spec
 
-from ..report import mean_and_halfwidth, text_table, write_json
-from .teacher_reference import run, teacher_sampler
+from ..report import mean_and_halfwidth, result_path, text_table, write_json
+from .teacher_reference import PromptSeeds, sample_all, teacher_sampler
 
 FIRST_SEED = 500_000
 GUIDANCES = {"ldm": (1.0, 3.0, 7.5), "sd3": (1.0, 3.0, 4.5), "flux": (1.0, 3.5, 7.0)}
@@ -37,13 +37,14 @@ def nearest_distances(images: Tensor, labels: list[Label], scans: Tensor) -> Ten
     """RMS pixel distance of each image [n] to the nearest scan, painted in the image's own colour and
     weight.
     """
-    found = torch.empty(len(images))
+    distances = torch.empty(len(images))
     for key in {(c.colour, c.weight) for c in labels}:
-        mine = [i for i, c in enumerate(labels) if (c.colour, c.weight) == key]
+        rows = [i for i, c in enumerate(labels) if (c.colour, c.weight) == key]
         colour, weight = (torch.full((len(scans),), k) for k in key)
         painted = paint(scans, colour, weight).flatten(1)
-        found[mine] = torch.cdist(images[mine].flatten(1), painted).min(1).values / painted.shape[1] ** 0.5
-    return found
+        nearest = torch.cdist(images[rows].flatten(1), painted).min(1).values
+        distances[rows] = nearest / painted.shape[1] ** 0.5
+    return distances
 
 
 def memorisation(images: Tensor, labels: list[Label]) -> dict[str, float]:
@@ -90,7 +91,7 @@ def quality(
     """
     schedule = "flowmatch" if backend.noise_schedule is None else "discrete"
     sampler = teacher_sampler(backend, guidance, intervals, schedule)
-    _, images, _ = run(sampler, prompts, list(range(FIRST_SEED, FIRST_SEED + len(prompts))), 128)
+    _, images, _ = sample_all(sampler, PromptSeeds.from_prompts(prompts, FIRST_SEED, 128))
     labels = [parse(p) for p in prompts]
     verdict = judge(images, labels)
     row = {
@@ -122,17 +123,17 @@ def main(count: int, intervals: int, family: str, out: Path | None) -> None:
     accuracy.
     """
     device, of_family = torch.device("cpu"), "" if family == "ldm" else f"_{family}"
-    out = out or Path("benchmarks/results") / f"digits_quality{of_family}.json"
+    out = result_path("digits_quality", of_family, out)
     backend, judge = load_backend(Spec(backend="digits", backend_config={"family": family}), device), Judge()
     seen = [c for c in ALL_LABELS if c not in HELD_OUT_LABELS]
     rows, header = [], ["prompts", "guidance", "n", "digit %", "digit+colour %", "weight %", "Frechet %"]
     for guidance in GUIDANCES[family]:
         for name, labels in (("trained combinations", seen), ("never trained", HELD_OUT_LABELS)):
             n = count if name.startswith("trained") else count // 4
-            row, images, found = quality(guidance, evaluation_prompts(n, labels), judge, backend, intervals)
+            row, images, painted = quality(guidance, evaluation_prompts(n, labels), judge, backend, intervals)
             row["prompts"] = name
             if name.startswith("trained"):
-                row["nearest_training_scan"] = memorisation(images, found)
+                row["nearest_training_scan"] = memorisation(images, painted)
             rows.append(row)
     settings = {
         "family": family,
@@ -148,8 +149,8 @@ def main(count: int, intervals: int, family: str, out: Path | None) -> None:
     click.echo(text_table(header, [cells(r) for r in rows]))
     for row in rows:
         if "nearest_training_scan" in row:
-            found = ", ".join(f"{k} {v:.3f}" for k, v in row["nearest_training_scan"].items())
-            click.echo(f"guidance {row['guidance']:g}, distance to the nearest training scan: {found}")
+            distances = ", ".join(f"{k} {v:.3f}" for k, v in row["nearest_training_scan"].items())
+            click.echo(f"guidance {row['guidance']:g}, distance to the nearest training scan: {distances}")
 
 
 def cells(row: dict) -> list[str]:

@@ -13,7 +13,7 @@ from digits.build import held_out_drawings
 from digits.data import COLOURS, DIGITS, WEIGHTS, Label, caption
 from rewards import load_reward
 
-from ..report import mean_and_halfwidth, text_table, write_json
+from ..report import RESULTS, mean_and_halfwidth, text_table, write_json
 
 CHOICES = {"digit": range(len(DIGITS)), "colour": range(len(COLOURS)), "weight": range(len(WEIGHTS))}
 
@@ -22,7 +22,7 @@ CHOICES = {"digit": range(len(DIGITS)), "colour": range(len(COLOURS)), "weight":
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    default=Path("benchmarks/results/reward_quality.json"),
+    default=RESULTS / "reward_quality.json",
     show_default=True,
 )
 def main(out: Path) -> None:

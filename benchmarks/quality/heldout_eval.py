@@ -1,5 +1,5 @@
-"""How tables are judged: prompts and seeds that nothing was trained or chosen on, paired, with the teacher
-beside them.
+"""The held-out evaluation: prompts and seeds that nothing was trained or chosen on, paired, beside the
+teacher.
 """
 
 from dataclasses import dataclass
@@ -16,45 +16,49 @@ from solvers import Predictor
 from training.distill.bank import rmse_per_image
 
 from ..report import mean_and_halfwidth
-from .teacher_reference import Bench
+from .teacher_reference import PromptSeeds, TeacherReference
 
 FIRST_SEED = 600_000
 
 
 @dataclass(frozen=True)
-class Exam:
-    """Prompts, seeds and teacher images, and who marks them."""
+class HeldoutEvaluation:
+    """Prompts, seeds and the teacher's images, and the reward and the judge that score images."""
 
-    bench: Bench
+    reference: TeacherReference
     reward: Reward
     judge: Judge
 
     @classmethod
-    def make(cls, backend: Backend, guidance: float, n: int, keep: Path) -> "Exam":
+    def make(cls, backend: Backend, guidance: float, n: int, keep: Path) -> "HeldoutEvaluation":
         """At least n images, as many of each prompt; the teacher's are kept in a folder."""
         own = fresh_prompts()
         prompts = own * -(-n // len(own))
-        bench = Bench.make(backend, guidance, len(prompts), FIRST_SEED, 64, keep=keep, prompts=prompts)
-        return cls(bench, load_reward("digits", {}, "cpu"), Judge())
+        pairs = PromptSeeds.from_prompts(prompts, FIRST_SEED)
+        reference = TeacherReference.make(backend, guidance, pairs, keep=keep)
+        return cls(reference, load_reward("digits", {}, "cpu"), Judge())
 
     def sampler(self, name: str, predictor: Predictor) -> Sampler:
-        return Sampler(self.bench.backend, predictor.solver(), name, predictor.sigmas, self.bench.guidance)
+        """The sampler of a predictor."""
+        backend, guidance = self.reference.backend, self.reference.guidance
+        return Sampler(backend, predictor.solver(), name, predictor.sigmas, guidance)
 
-    def mark(self, sampler: Sampler) -> dict[str, Tensor]:
-        """Image by image: trained reward, judge's verdict, error to the teacher; and the judge's features."""
-        latents, images, _ = self.bench.run(sampler)
-        return self.mark_images(latents, images)
+    def measure(self, sampler: Sampler) -> dict[str, Tensor]:
+        """What `measure_images` says of a sampler's images."""
+        latents, images, _ = self.reference.sample(sampler)
+        return self.measure_images(latents, images)
 
     def by_prompt(self, values: Tensor) -> Tensor:
         """The mean of each prompt's values: images of one prompt are not independent."""
-        return values.view(-1, len(set(self.bench.prompts))).mean(0)
+        return values.view(-1, len(set(self.reference.pairs.prompts))).mean(0)
 
-    def mark_images(self, latents: Tensor, images: Tensor) -> dict[str, Tensor]:
-        verdict = self.judge(images, [parse(p) for p in self.bench.prompts])
+    def measure_images(self, latents: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """Image by image: trained reward, judge's verdict, error to the teacher; and the judge's features."""
+        verdict = self.judge(images, [parse(p) for p in self.reference.pairs.prompts])
         return {
-            "reward": self.reward(images, self.bench.prompts).double(),
+            "reward": self.reward(images, self.reference.pairs.prompts).double(),
             "digit_and_colour": verdict.digit_and_colour.double(),
-            "rmse": rmse_per_image(latents, self.bench.teacher[0]),
+            "rmse": rmse_per_image(latents, self.reference.teacher[0]),
             "features": verdict.features,
         }
 
@@ -62,22 +66,22 @@ class Exam:
         self,
         name: str,
         sampler: Sampler | None,
-        marks: dict[str, Tensor],
+        values: dict[str, Tensor],
         base: dict[str, Tensor] | None = None,
     ) -> dict:
         """Means with half a 95 % interval, and paired gains over `base`."""
+        cost = None if sampler is None else sampler.cost
         row: dict = {
             "solver": name,
-            "depth": sampler.cost.depth if sampler else None,
-            "evaluations": sampler.cost.evaluations if sampler else None,
+            "depth": None if cost is None else cost.depth,
+            "evaluations": None if cost is None else cost.evaluations,
         }
         for key in ("reward", "digit_and_colour", "rmse"):
-            row[key], row[f"{key}_halfwidth"] = mean_and_halfwidth(self.by_prompt(marks[key]))
+            row[key], row[f"{key}_halfwidth"] = mean_and_halfwidth(self.by_prompt(values[key]))
             if base is not None:
-                row[f"{key}_gain"], row[f"{key}_gain_halfwidth"] = mean_and_halfwidth(
-                    self.by_prompt(marks[key] - base[key])
-                )
-        return row | {"frechet_percent": self.judge.frechet(marks["features"])}
+                gains = self.by_prompt(values[key] - base[key])
+                row[f"{key}_gain"], row[f"{key}_gain_halfwidth"] = mean_and_halfwidth(gains)
+        return row | {"frechet_percent": self.judge.frechet(values["features"])}
 
 
 def fresh_prompts() -> list[str]:
@@ -96,7 +100,7 @@ def fresh_prompts() -> list[str]:
 HEADER = [
     "solver",
     "depth",
-    "evals",
+    "NFE",
     "reward",
     "gain in reward",
     "digit+colour %",

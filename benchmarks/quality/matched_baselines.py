@@ -1,4 +1,4 @@
-"""The grid of learned and classical solvers at equal serial depth and at equal total evaluations."""
+"""Learned and classical solvers at equal serial depth and at equal NFE (network evaluations in all)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,99 +15,103 @@ from solvers import BASELINES, UserError, load_predictor
 from training.distill.bank import rmse_per_image
 
 from ..report import mean_and_halfwidth, text_table
-from .teacher_reference import SCHEDULES, Bench, has_depth, sampler_of
+from .teacher_reference import SCHEDULES, TeacherReference, has_depth, sampler_of
 
-SAME_EVALUATIONS = (
-    "euler",
-    "ipndm2",
-    "ipndm3",
-    "ipndm",
-    "dpmpp",
-    "dpmpp3",
-    "unipc",
-    "unipc3",
-)  # one evaluation a step: any number of them
-RIVALS = {"depth": "of the same depth", "evaluations": "of as many evaluations"}
+# one evaluation a step: any number of them
+SINGLE_EVALUATION = ("euler", "ipndm2", "ipndm3", "ipndm", "dpmpp", "dpmpp3", "unipc", "unipc3")
+COSTS = {"depth": "of the same serial depth", "evaluations": "of the same NFE"}
+Measured = tuple[dict, Tensor]  # a row, and the error of each image
 
 
 @dataclass
-class Grid:
-    """The measured solvers of one guidance: learned tables by the names of their files, and baselines of
-    any depth.
+class MatchedComparison:
+    """Learned tables of one guidance, by the names of their files, and the baselines of the same serial depth
+    and of the same NFE.
     """
 
-    bench: Bench
-    tuning: Bench
+    reference: TeacherReference
+    tuning: TeacherReference
     judge: Judge
-    cells: dict[str, str]
+    kinds: dict[str, str]  # of the tables, by name
     folder: Path
-    rivals: dict[int, list[tuple[dict, Tensor]]] = field(default_factory=dict)
+    matched: dict[int, list[Measured]] = field(default_factory=dict)  # baselines by depth, or by NFE
 
     def rows(self, depths: Sequence[int]) -> list[dict]:
         """Baselines of each depth, then the learned tables, each with paired differences to the best
         baseline.
         """
-        found = []
-        for depth in tqdm(depths, desc=f"baselines, guidance {self.bench.guidance:g}", disable=None):
-            self.rivals[depth] = self.baselines([n for n in BASELINES if has_depth(n, depth)], depth)
-        learned = [self.learned(name) for name in tqdm(self.cells, desc="learned", disable=None)]
+        guidance = f"guidance {self.reference.guidance:g}"
+        for depth in tqdm(depths, desc=f"baselines, {guidance}", disable=None):
+            self.matched[depth] = self.baselines([n for n in BASELINES if has_depth(n, depth)], depth)
+        learned = [self.learned(name) for name in tqdm(self.kinds, desc=f"learned, {guidance}", disable=None)]
+        measured: list[Measured] = []
         for depth in depths:
-            here = [*self.rivals[depth], *[(r, e) for r, e in learned if r["depth"] == depth]]
-            found += [self.compared(row, errors) for row, errors in here]
-        extra = sorted(set(self.rivals) - set(depths))
-        return found + [self.compared(row, errors) for count in extra for row, errors in self.rivals[count]]
+            measured += [*self.matched[depth], *[(r, e) for r, e in learned if r["depth"] == depth]]
+        for nfe in sorted(set(self.matched) - set(depths)):
+            measured += self.matched[nfe]
+        return [self.compared(row, errors) for row, errors in measured]
 
-    def baselines(self, names: Sequence[str], depth: int) -> list[tuple[dict, Tensor]]:
-        """Baselines of a depth, each on the schedule that suits it best on the tuning seeds, and their errors
-        image by image.
-        """
-        found = []
+    def baselines(self, names: Sequence[str], depth: int) -> list[Measured]:
+        """Baselines of a depth, each on the schedule with the least error on the tuning seeds."""
+        backend, guidance = self.reference.backend, self.reference.guidance
+        measured = []
         for name in names:
-            options = [sampler_of(self.bench.backend, self.bench.guidance, name, depth, s) for s in SCHEDULES]
-            tuned = [self.tuning.error(option) for option in options]
-            best = tuned.index(min(tuned))
-            found.append(self.measured(name, options[best], SCHEDULES[best]))
-        return found
+            samplers = [sampler_of(backend, guidance, name, depth, schedule) for schedule in SCHEDULES]
+            errors = [self.tuning.error(sampler) for sampler in samplers]
+            best = errors.index(min(errors))
+            measured.append(self.measure(name, samplers[best], SCHEDULES[best]))
+        return measured
 
-    def learned(self, name: str) -> tuple[dict, Tensor]:
-        """A learned table."""
+    def learned(self, name: str) -> Measured:
+        """A learned table; the baselines of its NFE are measured if they are not yet."""
         path = self.folder / f"{name}.pkl"
-        sampler = learned_sampler(self.bench.backend, self.bench.guidance, path)
-        row, errors = self.measured(self.cells[name], sampler, "learned")
-        if row["evaluations"] not in self.rivals:
-            self.rivals[row["evaluations"]] = self.baselines(SAME_EVALUATIONS, row["evaluations"])
+        sampler = learned_sampler(self.reference.backend, self.reference.guidance, path)
+        row, errors = self.measure(self.kinds[name], sampler, "learned")
+        if row["evaluations"] not in self.matched:
+            self.matched[row["evaluations"]] = self.baselines(SINGLE_EVALUATION, row["evaluations"])
         return row, errors
 
-    def measured(self, name: str, sampler: Sampler, schedule: str) -> tuple[dict, Tensor]:
-        """What is said of a solver, and its errors image by image."""
-        latents, images, _ = self.bench.run(sampler)
-        errors = rmse_per_image(latents, self.bench.teacher[0])
-        verdict = self.judge(images, [parse(p) for p in self.bench.prompts])
-        costs = {"depth": sampler.cost.depth, "evaluations": sampler.cost.evaluations}
-        row = {"solver": name, "guidance": self.bench.guidance, "schedule": schedule} | costs
-        several = {
-            "rmse": errors,
-            "pixels": rmse_per_image(images, self.bench.teacher[1]),
-            "digit_and_colour": verdict.digit_and_colour,
+    def measure(self, name: str, sampler: Sampler, schedule: str) -> Measured:
+        """The row of a solver, and its errors image by image."""
+        latents, images, _ = self.reference.sample(sampler)
+        errors = rmse_per_image(latents, self.reference.teacher[0])
+        verdict = self.judge(images, [parse(p) for p in self.reference.pairs.prompts])
+        row = {
+            "solver": name,
+            "guidance": self.reference.guidance,
+            "schedule": schedule,
+            "depth": sampler.cost.depth,
+            "evaluations": sampler.cost.evaluations,
         }
-        for key, values in several.items():
+        for key, values in (
+            ("rmse", errors),
+            ("pixels", rmse_per_image(images, self.reference.teacher[1])),
+            ("digit_and_colour", verdict.digit_and_colour),
+        ):
             row[key], row[f"{key}_halfwidth"] = mean_and_halfwidth(values)
         return row | {"frechet_percent": self.judge.frechet(verdict.features)}, errors
 
     def compared(self, row: dict, errors: Tensor) -> dict:
-        """A row with its error over that of the best baseline of its depth, and of as many evaluations."""
-        for cost in RIVALS:
-            if row[cost] in self.rivals:
-                best, theirs = min(self.rivals[row[cost]], key=lambda found: found[0]["rmse"])
-                difference, half = mean_and_halfwidth(errors - theirs)
-                told = {"solver": best["solver"], "schedule": best["schedule"], "rmse": best["rmse"]}
-                told |= {
-                    "ratio": row["rmse"] / best["rmse"],
-                    "difference": difference,
-                    "difference_halfwidth": half,
-                }
-                row = row | {f"same_{cost}": told}
-        return row
+        """A row with its error over that of the best baseline of its depth, and of its NFE."""
+        return row | {
+            f"same_{cost}": over_best(row, errors, self.matched[row[cost]])
+            for cost in COSTS
+            if row[cost] in self.matched
+        }
+
+
+def over_best(row: dict, errors: Tensor, baselines: Sequence[Measured]) -> dict:
+    """The best of some baselines, and the ratio and paired difference of a row's errors to it."""
+    best, best_errors = min(baselines, key=lambda baseline: baseline[0]["rmse"])
+    difference, halfwidth = mean_and_halfwidth(errors - best_errors)
+    return {
+        "solver": best["solver"],
+        "schedule": best["schedule"],
+        "rmse": best["rmse"],
+        "ratio": row["rmse"] / best["rmse"],
+        "difference": difference,
+        "difference_halfwidth": halfwidth,
+    }
 
 
 def learned_sampler(backend: Backend, guidance: float, path: Path) -> Sampler:
@@ -123,10 +127,10 @@ HEADER = [
     "solver",
     "schedule",
     "depth",
-    "evals",
+    "NFE",
     "RMSE to teacher",
     "x best of same depth",
-    "x best of same evals",
+    "x best of same NFE",
     "pixels",
     "digit+colour %",
     "Frechet %",
@@ -139,8 +143,8 @@ def over(row: dict, cost: str) -> str:
     """
     if f"same_{cost}" not in row:
         return ""
-    rival = row[f"same_{cost}"]
-    return f"{rival['ratio']:.2f} ± {rival['difference_halfwidth'] / rival['rmse']:.2f}"
+    best = row[f"same_{cost}"]
+    return f"{best['ratio']:.2f} ± {best['difference_halfwidth'] / best['rmse']:.2f}"
 
 
 def cells_of(row: dict) -> list[str]:
@@ -170,10 +174,7 @@ def summary(rows: list[dict], kinds: Sequence[str], cost: str) -> str:
             best = here[kinds[0]]["same_depth"]
             line.append(f"{best['solver']} ({best['schedule']}) {best['rmse']:.4f}")
         lines.append(line + [f"{over(here[k], cost)} ({here[k]['evaluations']})" for k in kinds])
-    told = ["best baseline, its RMSE"] if cost == "depth" else []
-    header = ["guidance", "depth", *told, *[f"{k} (evals)" for k in kinds]]
-    return (
-        f"Error over the best baseline's {RIVALS[cost]}:\n\n"
-        + text_table(header, lines, text_columns=len(told) + 2)
-        + "\n"
-    )
+    best_header = ["best baseline, its RMSE"] if cost == "depth" else []
+    header = ["guidance", "depth", *best_header, *[f"{k} (NFE)" for k in kinds]]
+    table = text_table(header, lines, text_columns=len(best_header) + 2)
+    return f"Error over that of the best baseline {COSTS[cost]}:\n\n{table}\n"

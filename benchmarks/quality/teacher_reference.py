@@ -1,8 +1,8 @@
-"""Solvers of a serial depth, a fine teacher, and what they make of the same prompts and seeds."""
+"""Solvers of a serial depth, and a fine solver, the teacher, on the same prompts and seeds."""
 
 import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -45,9 +45,8 @@ def solver_of(name: str, depth: int):
         return BASELINES[name], num_steps_for_depth(BASELINES[name], depth)
     if depth % 2 or depth < 2:
         raise UserError(f"{name} has no serial depth {depth}; the nearest are {depth - 1} and {depth + 1}")
-    return EPD(
-        SolverTable.uniform(depth // 2, POINTS), max_order=2 if name == "epd-plugin-start" else 1
-    ), depth // 2 + 1
+    order = 2 if name == "epd-plugin-start" else 1
+    return EPD(SolverTable.uniform(depth // 2, POINTS), max_order=order), depth // 2 + 1
 
 
 def has_depth(name: str, depth: int) -> bool:
@@ -95,60 +94,91 @@ def shipped(backend: Backend, family: str, guidance: float, depth: int) -> dict[
     return samplers
 
 
-def run(sampler: Sampler, prompts: list[str], seeds: list[int], batch: int) -> tuple[Tensor, Tensor, float]:
-    """Latents, images and seconds per image (text encoding and decoding included) of all prompts."""
+@dataclass(frozen=True)
+class PromptSeeds:
+    """The prompt and the seed of each image, and how many images are sampled at a time."""
+
+    prompts: list[str]
+    seeds: list[int]
+    batch: int = 64
+
+    @classmethod
+    def evaluation(cls, n: int, first_seed: int, batch: int = 64) -> "PromptSeeds":
+        """n evaluation prompts of the digits."""
+        return cls.from_prompts(evaluation_prompts(n, ALL_LABELS), first_seed, batch)
+
+    @classmethod
+    def from_prompts(cls, prompts: list[str], first_seed: int, batch: int = 64) -> "PromptSeeds":
+        """Prompts with seeds that follow each other."""
+        return cls(prompts, list(range(first_seed, first_seed + len(prompts))), batch)
+
+    def first(self, n: int) -> "PromptSeeds":
+        """The first n images."""
+        return replace(self, prompts=self.prompts[:n], seeds=self.seeds[:n])
+
+
+Samples = tuple[Tensor, Tensor, float]
+"""Latents [n, C, H, W], images [n, 3, H, W] in [0, 1], and seconds per image, text encoding and decoding
+included.
+"""
+
+
+def sample_all(sampler: Sampler, pairs: PromptSeeds) -> Samples:
+    """Sample all prompts, batch by batch."""
     begin, latents, images = time.perf_counter(), [], []
-    for i in range(0, len(prompts), batch):
-        latents.append(sampler.latents(prompts[i : i + batch], seeds[i : i + batch]))
+    for i in range(0, len(pairs.prompts), pairs.batch):
+        rows = slice(i, i + pairs.batch)
+        latents.append(sampler.latents(pairs.prompts[rows], pairs.seeds[rows]))
         with torch.inference_mode():
             images.append(sampler.backend.decode(latents[-1]).cpu())
-    return torch.cat(latents).cpu(), torch.cat(images), (time.perf_counter() - begin) / len(prompts)
+    seconds = (time.perf_counter() - begin) / len(pairs.prompts)
+    return torch.cat(latents).cpu(), torch.cat(images), seconds
 
 
 @dataclass(frozen=True)
-class Bench:
-    """Prompts and seeds of a comparison and the teacher's latents and images of them."""
+class TeacherReference:
+    """What a fine solver makes of some prompts and seeds: the reference that others are compared with."""
 
     backend: Backend
     guidance: float
-    prompts: list[str]
-    seeds: list[int]
-    batch: int
+    pairs: PromptSeeds
     intervals: int
-    teacher: tuple[Tensor, Tensor, float]
+    teacher: Samples
 
     @classmethod
     def make(
         cls,
         backend: Backend,
         guidance: float,
-        n: int,
-        first_seed: int,
-        batch: int,
+        pairs: PromptSeeds,
         intervals: int | None = None,
         keep: Path | None = None,
-        prompts: list[str] | None = None,
-    ) -> "Bench":
-        """Run the teacher, by default on the evaluation prompts, or read from the folder `keep` what it gave
-        before.
+    ) -> "TeacherReference":
+        """Run the teacher, or read what an earlier run of the same kept.
+
+        Args:
+            backend: the backbone.
+            guidance: its guidance scale.
+            pairs: prompts and seeds.
+            intervals: of DPM-Solver-2; 64 by default.
+            keep: a folder for the teacher's samples.
         """
         intervals = TEACHER_INTERVALS if intervals is None else intervals
-        prompts, seeds = prompts or evaluation_prompts(n, ALL_LABELS), list(range(first_seed, first_seed + n))
-        facts = repr((backend.fingerprint(), guidance, intervals, seeds, prompts, batch)).encode()
-        path = None if keep is None else keep / f"teacher-{hashlib.sha256(facts).hexdigest()[:16]}.pt"
+        key = (backend.fingerprint(), guidance, intervals, pairs.seeds, pairs.prompts, pairs.batch)
+        name = f"teacher-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.pt"
+        path = None if keep is None else keep / name
         if path is not None and path.is_file():
-            return cls(
-                backend, guidance, prompts, seeds, batch, intervals, torch.load(path, weights_only=True)
-            )
-        teacher = run(teacher_sampler(backend, guidance, intervals), prompts, seeds, batch)
+            return cls(backend, guidance, pairs, intervals, torch.load(path, weights_only=True))
+        teacher = sample_all(teacher_sampler(backend, guidance, intervals), pairs)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.save(teacher, path)
-        return cls(backend, guidance, prompts, seeds, batch, intervals, teacher)
+        return cls(backend, guidance, pairs, intervals, teacher)
 
-    def run(self, sampler: Sampler) -> tuple[Tensor, Tensor, float]:
-        return run(sampler, self.prompts, self.seeds, self.batch)
+    def sample(self, sampler: Sampler) -> Samples:
+        """What a sampler makes of the same prompts and seeds."""
+        return sample_all(sampler, self.pairs)
 
     def error(self, sampler: Sampler) -> float:
         """Mean RMSE to the teacher."""
-        return rmse_per_image(self.run(sampler)[0], self.teacher[0]).mean().item()
+        return rmse_per_image(self.sample(sampler)[0], self.teacher[0]).mean().item()

@@ -9,12 +9,12 @@ import yaml
 from click.testing import CliRunner
 from omegaconf import OmegaConf
 
-from benchmarks.quality import distillation, matched_baselines, teacher_reference
-from benchmarks.quality.distillation import CELLS, Cell
+from benchmarks.quality import distillation, grid_cells, matched_baselines, teacher_reference
+from benchmarks.quality.grid_cells import CELLS, Cell
 from training.config import load_config
 from training.distill.config import DistillConfig, check
 
-SHIPPED = distillation.ROOT / "exps" / "digits" / "grid"
+SHIPPED = grid_cells.ROOT / "exps" / "digits" / "grid"
 
 
 def flat(values: dict, prefix: str = "") -> dict:
@@ -58,7 +58,7 @@ def test_a_wide_tableau_starts_from_the_one_before_it(kind, before):
 
 
 def test_the_shipped_tables_were_made_with_these_configurations():
-    shipped = distillation.configurations(SHIPPED)
+    shipped = grid_cells.configurations(SHIPPED)
     assert list(shipped) == [cell.name for cell in CELLS]
     assert {f"{name}.pkl" for name in shipped} == {path.name for path in SHIPPED.glob("*.pkl")}
     bases: dict[str, dict] = {}
@@ -72,7 +72,7 @@ def test_the_shipped_tables_were_made_with_these_configurations():
 
 
 def test_the_shipped_logs_are_those_of_all_tables_in_order():
-    lines = (SHIPPED / distillation.METRICS).read_text().splitlines()
+    lines = (SHIPPED / grid_cells.METRICS).read_text().splitlines()
     names = [json.loads(line)["name"] for line in lines]
     assert list(dict.fromkeys(names)) == [cell.name for cell in CELLS]
     assert names == sorted(names, key=[cell.name for cell in CELLS].index)
@@ -88,10 +88,10 @@ def test_finished_cells_are_gathered_into_the_files_of_the_grid(tmp_path):
             f"guidance_scale: {cell.guidance}\nbank:\n  n: 1\n"
         )
         (work / cell.name / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n')
-        distillation.gather(grid_folder, work)
+        grid_cells.gather(grid_folder, work)
     (work / "unfinished").mkdir()
-    distillation.gather(grid_folder, work)
-    assert list(distillation.configurations(grid_folder)) == [second.name, first.name]
+    grid_cells.gather(grid_folder, work)
+    assert list(grid_cells.configurations(grid_folder)) == [second.name, first.name]
     lines = (grid_folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
         {"name": c.name, "step": i} for c in (second, first) for i in (0, 1)
@@ -118,7 +118,7 @@ def measured(tmp_path_factory):
         yield json.loads(out.read_text()), shown.output, out
 
 
-def test_rivals_have_the_same_depth_or_as_many_evaluations(measured):
+def test_learned_tables_are_compared_at_the_same_depth_and_at_the_same_nfe(measured):
     rows = measured[0]["rows"]
     learned = {r["solver"]: r for r in rows if r["schedule"] == "learned"}
     assert {(name, r["depth"], r["evaluations"]) for name, r in learned.items()} == {
@@ -127,15 +127,15 @@ def test_rivals_have_the_same_depth_or_as_many_evaluations(measured):
     }
     for row in learned.values():
         for cost in ("depth", "evaluations"):
-            theirs = [r for r in rows if r["schedule"] != "learned" and r[cost] == row[cost]]
-            best = min(theirs, key=lambda r: r["rmse"])
-            found = row[f"same_{cost}"]
-            assert (found["solver"], found["rmse"]) == (best["solver"], best["rmse"])
-            assert found["ratio"] == pytest.approx(row["rmse"] / best["rmse"])
-            assert found["difference"] == pytest.approx(row["rmse"] - best["rmse"])
-            assert found["difference_halfwidth"] > 0
+            matched = [r for r in rows if r["schedule"] != "learned" and r[cost] == row[cost]]
+            best = min(matched, key=lambda r: r["rmse"])
+            compared = row[f"same_{cost}"]
+            assert (compared["solver"], compared["rmse"]) == (best["solver"], best["rmse"])
+            assert compared["ratio"] == pytest.approx(row["rmse"] / best["rmse"])
+            assert compared["difference"] == pytest.approx(row["rmse"] - best["rmse"])
+            assert compared["difference_halfwidth"] > 0
     assert {r["solver"] for r in rows if r["evaluations"] == 6 and r["depth"] == 6} == set(
-        matched_baselines.SAME_EVALUATIONS
+        matched_baselines.SINGLE_EVALUATION
     )
     best = min((r for r in rows if r["depth"] == 4 and r["schedule"] != "learned"), key=lambda r: r["rmse"])
     assert best["same_depth"]["ratio"] == 1
@@ -144,10 +144,10 @@ def test_rivals_have_the_same_depth_or_as_many_evaluations(measured):
 
 def test_the_summary_shows_both_costs(measured):
     shown = measured[1]
-    assert "of the same depth" in shown
-    assert "of as many evaluations" in shown
+    assert "of the same serial depth" in shown
+    assert "of the same NFE" in shown
     row = next(r for r in measured[0]["rows"] if r["solver"] == "epd")
-    assert f"{row['same_evaluations']['ratio']:.2f} ± " in shown.split("as many evaluations")[1]
+    assert f"{row['same_evaluations']['ratio']:.2f} ± " in shown.split("of the same NFE")[1]
 
 
 def test_rows_measured_otherwise_are_not_mixed(measured):

@@ -4,10 +4,10 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import report
-from benchmarks.quality import distillation
+from benchmarks.quality import distillation, grid_cells
 from benchmarks.speed import summary
 
-README = (distillation.ROOT / "README.md").read_text()
+README = (grid_cells.ROOT / "README.md").read_text()
 SPEED = README[README.index("## Speed") : README.index("## Rewards")]
 
 
