@@ -16,7 +16,7 @@ from common.errors import run_command
 from solvers import EPD, SolverTable, Spec, sample
 
 from ..report import result_path, text_table, write_json
-from .networks import Networks, condition_of, device_option, free, network_of, on_networks, out_option
+from .networks import Case, Networks, condition_of, device_option, free, network_of, on_networks, out_option
 from .timing import in_turn, ratio, seconds, shown
 
 INTERVALS = 2
@@ -39,41 +39,40 @@ def pair(family: str, networks: Networks, device: torch.device) -> tuple[Backend
         return networks.make(family, device), load_backend(
             Spec(backend="digits", backend_config=config), device
         )
-    found = []
+    twins = []
     for _ in range(2):
         torch.manual_seed(0)
-        found.append(networks.make(family, device))
-    compile_blocks(network_of(found[1], family))
-    return found[0], found[1]
+        twins.append(networks.make(family, device))
+    compile_blocks(network_of(twins[1], family))
+    return twins[0], twins[1]
 
 
-def measure(family: str, eager: Backend, fast: Backend, batch: int, repeats: int) -> dict:
+def trajectory(case: Case) -> Tensor:
+    """An EPD trajectory with K = 2."""
+    backend = case.backend
+    nodes = backend.sigmas(Spec(num_steps=INTERVALS + 1))
+    velocity = backend.velocity(condition_of(backend, case.family, case.batch))
+    start = backend.initial_latents(list(range(case.batch)), nodes[0])
+    return sample(EPD(SolverTable.uniform(INTERVALS, 2)), velocity, start, nodes)
+
+
+def measure(eager: Case, compiled: Case, repeats: int) -> dict:
     """One row: the first trajectory compiles, those after it should not."""
-
-    def whole(backend: Backend) -> Tensor:
-        nodes = backend.sigmas(Spec(num_steps=INTERVALS + 1))
-        velocity = backend.velocity(condition_of(backend, family, batch))
-        return sample(
-            EPD(SolverTable.uniform(INTERVALS, 2)),
-            velocity,
-            backend.initial_latents(list(range(batch)), nodes[0]),
-            nodes,
-        )
-
-    before = compilations()
-    first = seconds(lambda: whole(fast), fast.device)
-    compiled = compilations()
-    difference = (whole(fast) - whole(eager)).abs().max().item()
-    times = in_turn([lambda: whole(fast), lambda: whole(eager)], repeats, fast.device)
-    counts = {"compilations": compiled - before, "recompilations": compilations() - compiled}
-    row = (
-        {"family": family, "batch": batch} | counts | {"seconds_to_compile": first - times[0].median().item()}
-    )
-    return (
-        row
-        | {"eager_seconds": times[1].median().item(), "difference": difference}
-        | ratio(times[0], times[1])
-    )
+    device, before = compiled.backend.device, compilations()
+    first = seconds(lambda: trajectory(compiled), device)
+    after_first = compilations()
+    difference = (trajectory(compiled) - trajectory(eager)).abs().max().item()
+    fast, slow = in_turn([lambda: trajectory(compiled), lambda: trajectory(eager)], repeats, device)
+    return {
+        "family": eager.family,
+        "batch": eager.batch,
+        "compilations": after_first - before,
+        "recompilations": compilations() - after_first,
+        "seconds_to_compile": first - fast.median().item(),
+        "eager_seconds": slow.median().item(),
+        "difference": difference,
+        **ratio(fast, slow),
+    }
 
 
 def cells(row: dict) -> list[str]:
@@ -102,13 +101,14 @@ def main(networks: Networks, batch: int, repeats: int, device, out: Path | None)
     """Time an EPD trajectory with each family's network, eager and compiled in turns."""
     networks.check()
     rows = []
-    torch._inductor.config.force_disable_caches = (
-        True  # seconds to compile are those of a machine that never did
-    )
+    # seconds to compile are those of a machine that never did
+    torch._inductor.config.force_disable_caches = True
     with torch.inference_mode():
         for name in networks.families:
             torch._dynamo.reset()
-            rows.append(measure(name, *pair(name, networks, device), batch, repeats))
+            eager, compiled = (Case(backend, name, batch) for backend in pair(name, networks, device))
+            rows.append(measure(eager, compiled, repeats))
+            del eager, compiled
             free(device)
             write_json(
                 result_path("compile", networks.kind, out),

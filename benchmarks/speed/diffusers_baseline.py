@@ -1,6 +1,4 @@
-"""diffusers' own pipelines and multistep schedulers on a backbone's own networks, told what the backbone
-knows.
-"""
+"""diffusers' own pipelines and multistep schedulers on a backbone's networks, noise and schedule."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +22,7 @@ SPACINGS = {  # of an eps-model's times; "leading" is what Stable Diffusion 1.5'
 
 
 @dataclass(frozen=True)
-class Theirs:
+class DiffusersBaseline:
     """diffusers' pipeline with one of its schedulers: `steps` network calls from the noise of seeds, to noise
     level 0.
     """
@@ -82,12 +80,17 @@ class Theirs:
 
     def _run(self, prompts: Sequence[str], seeds: Sequence[int], output: str) -> Tensor:
         pixels = self.backend.latent_shape[1] * self.backend.pipe.vae_scale_factor
-        told = {"height": pixels, "width": pixels, "guidance_scale": self.guidance, "output_type": output}
+        options = {
+            "height": pixels,
+            "width": pixels,
+            "guidance_scale": self.guidance,
+            "output_type": output,
+        }
         if "max_sequence_length" in self.backend.config:
-            told["max_sequence_length"] = self.backend.config["max_sequence_length"]
+            options["max_sequence_length"] = self.backend.config["max_sequence_length"]
         with torch.inference_mode():  # as ours are run
             return self.pipe(
-                list(prompts), num_inference_steps=self.steps, latents=self._noise(seeds), **told
+                list(prompts), num_inference_steps=self.steps, latents=self._noise(seeds), **options
             ).images
 
     def images(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
@@ -96,11 +99,9 @@ class Theirs:
 
     def latents(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         """Final latents [B, C, H, W] of B prompts and seeds."""
-        found = self._run(prompts, seeds, "latent")
+        latents = self._run(prompts, seeds, "latent")
         if isinstance(self.pipe, FluxPipeline):
-            pixels, factor = (
-                self.backend.latent_shape[1] * self.pipe.vae_scale_factor,
-                self.pipe.vae_scale_factor,
-            )
-            found = FluxPipeline._unpack_latents(found, pixels, pixels, factor)
-        return found.float()
+            factor = self.pipe.vae_scale_factor
+            pixels = self.backend.latent_shape[1] * factor
+            latents = FluxPipeline._unpack_latents(latents, pixels, pixels, factor)
+        return latents.float()

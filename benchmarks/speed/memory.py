@@ -64,10 +64,10 @@ def peak_above(call: Callable[[], object], device: torch.device) -> int | None:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it says when each profile starts and stops
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         call()
     now = most = 0
-    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
     for event in sorted(events, key=lambda e: e.start_ns()):
         now += event.nbytes()
         most = max(most, now)
@@ -90,7 +90,7 @@ def trajectories(batch: int, family: str, backend: Backend) -> list[dict]:
             with torch.inference_mode():
                 sample(solver, velocity, start, nodes)
 
-        for call in (one, whole):  # both have their conditions repeated and their times told
+        for call in (one, whole):  # repeated conditions and timesteps are cached from here on
             peak_above(call, backend.device)
         row = {"family": family, "solver": name, "batch": batch, "points": points}
         rows.append(
@@ -163,15 +163,15 @@ def offloaded(device: torch.device, layers: int | None, pixels: int) -> list[dic
         for offload in [False, True] * PROCESSES:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
                 rows[offload].append(process.submit(sampling, Path(tmp), offload, str(device)).result())
-    return [{k: median(row[k] for row in found) for k in found[0]} for found in rows.values()]
+    return [{k: median(row[k] for row in group) for k in group[0]} for group in rows.values()]
 
 
 def cells(part: str, row: dict) -> list[str]:
     """A row of a part's table, in megabytes (10^6 bytes)."""
     if part == "trajectory":
         over = f"{row['trajectory'] / row['call']:.3f}" if row["call"] and row["trajectory"] else ""
-        told = [row["family"], row["solver"], str(row["batch"]), str(row["points"])]
-        return [*told, megabytes(row["call"]), megabytes(row["trajectory"]), over]
+        columns = [row["family"], row["solver"], str(row["batch"]), str(row["points"])]
+        return [*columns, megabytes(row["call"]), megabytes(row["trajectory"]), over]
     if part == "training":
         return [
             row["family"],
@@ -194,17 +194,17 @@ def summary(rows: list[dict]) -> str:
     without --offload.
     """
     lines, parts = [], {name: [r for r in rows if r["part"] == name] for name in HEADERS}
-    if found := [r["trajectory"] / r["call"] for r in parts["trajectory"] if r["trajectory"] and r["call"]]:
-        lines.append(f"trajectory / its largest network call: {spread(found)}")
+    if ratios := [r["trajectory"] / r["call"] for r in parts["trajectory"] if r["trajectory"] and r["call"]]:
+        lines.append(f"trajectory / its largest network call: {spread(ratios)}")
     kept, again, apart = (parts["training"][i::3] for i in range(3))
     for name, others in {
         "calls computed again": again,
         "calls computed again, point by point": apart,
     }.items():
-        if found := [
+        if ratios := [
             b["peak"] / a["peak"] for a, b in zip(kept, others, strict=True) if a["peak"] and b["peak"]
         ]:
-            lines.append(f"{name} / all activations kept: {spread(found)}")
+            lines.append(f"{name} / all activations kept: {spread(ratios)}")
     if parts["offload"]:
         without, freed = parts["offload"]
         for name, keys in OFFLOADED.items():
@@ -229,7 +229,7 @@ def main(networks: Networks, part, batch: int, device, out: Path | None) -> None
     """Measure each part, print it and write all of them.
 
     The offload part always has full-size networks, of which --layers cuts the text encoders too: on a CPU to
-    1, and to 256 pixels, unless told otherwise.
+    1, and to 256 pixels, unless the options name others.
     """
     if set(part) != {"offload"}:
         networks.check()
@@ -244,16 +244,18 @@ def main(networks: Networks, part, batch: int, device, out: Path | None) -> None
 
     for name, measured in (("trajectory", trajectories), ("training", training)):
         if name in part:
-            for found in networks.each(partial(measured, batch), device):
-                rows[name] += found
+            for of_family in networks.each(partial(measured, batch), device):
+                rows[name] += of_family
                 write()
     if "offload" in part:
         layers, pixels = (1, 256) if device.type == "cpu" else (None, 1024)
         rows["offload"] = offloaded(device, networks.layers or layers, networks.resolution or pixels)
-    for name, found in rows.items():
+    for name, part_rows in rows.items():
         click.echo(
             text_table(
-                HEADERS[name], [cells(name, r) for r in found], text_columns=2 if name == "trajectory" else 1
+                HEADERS[name],
+                [cells(name, r) for r in part_rows],
+                text_columns=2 if name == "trajectory" else 1,
             )
             + "\n"
         )

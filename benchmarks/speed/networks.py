@@ -32,6 +32,20 @@ EMBEDDINGS = {  # what the text encoders give for one prompt
 NETWORKS = {"ldm": "unet", "sd3": "transformer", "flux": "transformer"}
 
 
+@dataclass(frozen=True)
+class Case:
+    """A backbone of a family, and how many images are sampled together."""
+
+    backend: Backend
+    family: str
+    batch: int
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that a solver's evaluations call."""
+        return network_of(self.backend, self.family)
+
+
 def digits(family: str, device: torch.device) -> Backend:
     """The embedded backbone of a family."""
     return load_backend(Spec(backend="digits", backend_config={"family": family}), device)
@@ -129,9 +143,9 @@ def condition_of(backend: Backend, family: str, batch: int) -> Condition:
     numbers = {
         k: torch.randn(batch + 1, *shape, generator=generator) for k, shape in EMBEDDINGS[family].items()
     }
-    told = {k: v.to(backend.device, backend.dtype) for k, v in numbers.items()}
-    negative = {k: v[:1] for k, v in told.items()} if backend.cfg_doubles_rows else None
-    return Condition({k: v[1:] for k, v in told.items()}, negative, scale)
+    parts = {k: v.to(backend.device, backend.dtype) for k, v in numbers.items()}
+    negative = {k: v[:1] for k, v in parts.items()} if backend.cfg_doubles_rows else None
+    return Condition({k: v[1:] for k, v in parts.items()}, negative, scale)
 
 
 def network_of(backend: Backend, family: str) -> nn.Module:

@@ -8,6 +8,7 @@ noisy machine does not hide a small cost.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -19,8 +20,8 @@ from common.errors import run_command
 from solvers import EPD, Solver, SolverTable, Spec, Tableau, UserError, baseline_of, compile_tableau, sample
 
 from ..report import result_path, text_table, write_json
-from .networks import Networks, condition_of, measured_on, network_of
-from .timing import Watched, in_turn, ratio, shown
+from .networks import Case, Networks, condition_of, measured_on
+from .timing import CallTimer, in_turn, ratio, shown
 
 DEPTH = 6
 HEADER = [
@@ -28,7 +29,7 @@ HEADER = [
     "solver",
     "batch",
     "depth",
-    "evals",
+    "NFE",
     "network calls",
     "whole / bare",
     "whole / inside",
@@ -40,23 +41,23 @@ def solvers_of(backend: Backend, depth: int) -> dict[str, tuple[Solver, Tensor]]
     """Solvers of one serial depth on the backbone's own schedule."""
     nodes = {n: backend.sigmas(Spec(num_steps=n)) for n in (depth // 2 + 1, depth + 1)}
     table = SolverTable.uniform(depth // 2, 2)
-    found = {
+    solvers = {
         name: (baseline_of(name, backend.flow), nodes[depth + 1])
         for name in ("euler", "ipndm", "dpmpp", "unipc")
     }
-    found |= {
+    solvers |= {
         "epd": (EPD(table), nodes[depth // 2 + 1]),
         "epd-plugin": (EPD(table, max_order=2), nodes[depth // 2 + 1]),
     }
-    return found | {"tableau": (dense_tableau(nodes[depth + 1]), nodes[depth + 1])}
+    return solvers | {"tableau": (dense_tableau(nodes[depth + 1]), nodes[depth + 1])}
 
 
 def dense_tableau(nodes: Tensor, points: int = 2) -> Tableau:
-    """A tableau with some stages in each level and no zero: as much work beside the network as a learned one
-    can be.
+    """A tableau with some stages in each level and no zero: the most work beside the network that a learned
+    one can have.
     """
     sigmas = nodes[:-1].repeat_interleave(points)
-    known = torch.arange(len(sigmas)) // points * points  # gradients of earlier levels
+    known = torch.arange(len(sigmas)) // points * points  # velocities of earlier levels
     before = torch.arange(len(sigmas)) < known[:, None]
     stages = torch.cat([torch.ones(len(sigmas), 1), -0.01 * before], 1).double()
     levels = tuple(tuple(range(i, i + points)) for i in range(0, len(sigmas), points))
@@ -74,35 +75,50 @@ def recorded_calls(network: nn.Module, work: Callable[[], object]) -> list[tuple
     return calls
 
 
-def measure(backend: Backend, family: str, batch: int, depth: int, repeats: int) -> list[dict]:
+@dataclass(frozen=True)
+class Jobs:
+    """What is timed of one solver: its whole trajectory, and its network calls made again without it."""
+
+    whole: Callable[[], Tensor]
+    calls: list[tuple[tuple, dict]]
+    network: nn.Module
+
+    @classmethod
+    def make(cls, case: Case, solver: Solver, nodes: Tensor) -> "Jobs":
+        """The trajectory of a solver, run once to record its calls."""
+        condition, network = condition_of(case.backend, case.family, case.batch), case.network
+        start = case.backend.initial_latents(list(range(case.batch)), case.backend.sigma_max)
+
+        def whole() -> Tensor:
+            return sample(solver, case.backend.velocity(condition), start, nodes)
+
+        return cls(whole, recorded_calls(network, whole), network)
+
+    def bare(self) -> None:
+        """The recorded network calls, and nothing else."""
+        for args, kwargs in self.calls:
+            self.network(*args, **kwargs)
+
+
+def measure(case: Case, depth: int, repeats: int) -> list[dict]:
     """One row a solver."""
-    condition, network, rows = condition_of(backend, family, batch), network_of(backend, family), []
-    start = backend.initial_latents(list(range(batch)), backend.sigma_max)
-    for name, (solver, nodes) in solvers_of(backend, depth).items():
-        cost = compile_tableau(solver, nodes)
-
-        def whole(solver: Solver = solver, nodes: Tensor = nodes) -> Tensor:
-            return sample(solver, backend.velocity(condition), start, nodes)
-
-        calls = recorded_calls(network, whole)
-
-        def bare(calls: list = calls) -> None:
-            for args, kwargs in calls:
-                network(*args, **kwargs)
-
-        watched = Watched(whole, network, backend.device)
-        times = in_turn([watched, bare], repeats, backend.device)
+    rows = []
+    for name, (solver, nodes) in solvers_of(case.backend, depth).items():
+        cost, jobs = compile_tableau(solver, nodes), Jobs.make(case, solver, nodes)
+        watched = CallTimer(jobs.whole, jobs.network, case.backend.device)
+        whole, bare = in_turn([watched, jobs.bare], repeats, case.backend.device)
         row = {
-            "family": family,
+            "family": case.family,
             "solver": name,
-            "batch": batch,
+            "batch": case.batch,
             "depth": cost.depth,
             "evaluations": cost.evaluations,
+            "calls": len(jobs.calls),
+            "seconds": whole.median().item(),
+            **ratio(whole, bare),
+            "inside": ratio(whole, watched.inside()[-repeats:]),  # without the untimed round
         }
-        row |= {"calls": len(calls), "seconds": times[0].median().item()} | ratio(times[0], times[1])
-        rows.append(
-            row | {"inside": ratio(times[0], watched.inside()[-repeats:])}
-        )  # without the untimed round
+        rows.append(row)
     return rows
 
 
@@ -135,20 +151,21 @@ def main(networks: Networks, batch, depth: int, repeats: int, device, out: Path 
     rows: list[dict] = []
 
     def work(name: str, backend: Backend) -> list[dict]:
-        return [row for size in batch for row in measure(backend, name, size, depth, repeats)]
+        return [row for size in batch for row in measure(Case(backend, name, size), depth, repeats)]
 
     with torch.inference_mode():
-        for found in networks.each(work, device):
-            rows += found
+        for of_family in networks.each(work, device):
+            rows += of_family
             write_json(
                 result_path("overhead", networks.kind, out),
                 networks.settings() | {"repeats": repeats},
                 rows,
                 device,
             )
-    told = ("family", "solver", "batch", "depth", "evaluations", "calls")
+    columns = ("family", "solver", "batch", "depth", "evaluations", "calls")
     lines = [
-        [*(str(r[k]) for k in told), shown(r), shown(r["inside"]), f"{1e3 * r['seconds']:.1f}"] for r in rows
+        [*(str(r[k]) for k in columns), shown(r), shown(r["inside"]), f"{1e3 * r['seconds']:.1f}"]
+        for r in rows
     ]
     click.echo(f"{text_table(HEADER, lines, text_columns=2)}\n\n{summary(rows)}")
 

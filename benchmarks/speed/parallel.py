@@ -1,9 +1,9 @@
-"""EPD's points, and the halves of guidance, over processes against one.
+"""EPD's points, and the branches of CFG, over processes against one.
 
     python -m benchmarks.speed.parallel [--processes 2]
 
 Starts itself under torchrun and, in the same processes and run, times an EPD trajectory by one process alone
-and shared out. The levels of an interval are timed one by one: the gradient at the node, the K points, and
+and shared out. The levels of an interval are timed one by one: the velocity at the node, the K points, and
 the all-gather among them. "crowding" is what a trajectory takes while every process runs one of its own, over
 one alone: above 1 where they share cores or memory, so that no more than ideal / crowding can be had.
 """
@@ -11,20 +11,24 @@ one alone: above 1 where they share cores or memory, so that no more than ideal 
 import os
 import subprocess
 import sys
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from statistics import median
 
 import click
 import torch
 from torch import Tensor
 
-from backends import Backend
+from backends import Backend, Condition
 from backends.parallel import ParallelEvaluator
 from common.distributed import Ranks, process_group
 from common.errors import run_command
 from solvers import EPD, SolverTable, Spec, UserError, sample
+from solvers.solver import Velocity
 
 from ..report import result_path, text_table, write_json
-from .networks import Networks, condition_of, device_option, on_networks, out_option
+from .networks import Case, Networks, condition_of, device_option, on_networks, out_option
 from .timing import in_turn, ratio, seconds, shown
 
 INTERVALS = 3
@@ -44,26 +48,27 @@ HEADER = [
 ]
 
 
-class Timed(ParallelEvaluator):
-    """Points over ranks that note how long each level, and the all-gather in it, takes."""
+@dataclass(frozen=True)
+class TimedRanks(Ranks):
+    """Ranks that note the seconds of each all-gather, without the wait for a slower rank."""
 
-    def velocity(self, backend: Backend, condition):
-        whole = super().velocity(backend, condition)
-        self.levels: list[tuple[int, float, float]] = []
+    spent: list[float] = field(default_factory=list)
 
-        def velocity(x: Tensor, sigma: Tensor) -> Tensor:
-            self.gathered, found = 0.0, []
-            spent = seconds(lambda: found.append(whole(x, sigma)), x.device)
-            self.levels.append((len(x) // len(condition), spent, self.gathered))
-            return found[0]
+    def all_gather(self, rows: Tensor) -> list[Tensor]:
+        """The tensors of all ranks, of one shape, in the order of the ranks."""
+        parts: list[Tensor] = []
+        self.barrier()
+        self.spent.append(seconds(lambda: parts.extend(Ranks.all_gather(self, rows)), rows.device))
+        return parts
 
-        return velocity
 
-    def gather(self, mine: Tensor) -> Tensor:
-        found: list[Tensor] = []
-        self.ranks.barrier()  # what remains is communication, not waiting for a slower rank
-        self.gathered = seconds(lambda: found.append(super(Timed, self).gather(mine)), mine.device)
-        return found[0]
+@dataclass(frozen=True)
+class Level:
+    """One level of a trajectory: its points, and the seconds of all of it and of its all-gather."""
+
+    points: int
+    seconds: float
+    gather_seconds: float
 
 
 def ideal(points: int, branches: int, world: int) -> float:
@@ -72,52 +77,92 @@ def ideal(points: int, branches: int, world: int) -> float:
     return (1 + points) * branches / busiest
 
 
-def measure(
-    backend: Backend, family: str, points: int, mode: str, batch: int, repeats: int, ranks: Ranks
-) -> dict:
-    """One row: the same trajectory by each process alone, and by all together."""
-    condition = condition_of(backend, family, batch)
-    split = mode == "points-cfg" and len(condition.branches()) == 2
-    start, nodes = (
-        backend.initial_latents(list(range(batch)), backend.sigma_max),
-        backend.sigmas(Spec(num_steps=INTERVALS + 1)),
-    )
-    solver = EPD(SolverTable.uniform(INTERVALS, points))
+@dataclass(frozen=True)
+class Jobs:
+    """What is timed: the same trajectory by rank 0 alone, by all ranks together, and by each at once."""
 
-    def alone() -> None:
-        if ranks.rank == 0:  # the others wait, so that it has the machine to itself
-            sample(solver, backend.velocity(condition), start, nodes)
+    case: Case
+    points: int
+    mode: str
+    ranks: Ranks
 
-    def together() -> Tensor:
-        return sample(solver, ParallelEvaluator(ranks, split).velocity(backend, condition), start, nodes)
+    @cached_property
+    def condition(self) -> Condition:
+        return condition_of(self.case.backend, self.case.family, self.case.batch)
 
-    def crowded() -> Tensor:
-        return sample(solver, backend.velocity(condition), start, nodes)
+    @property
+    def branches(self) -> bool:
+        """Whether the branches of CFG are divided among the ranks as well."""
+        return self.mode == "points-cfg" and len(self.condition.branches()) == 2
 
-    times = in_turn([alone, together, crowded], repeats, backend.device, before=ranks.barrier)
-    timed = Timed(ranks, split)
-    levels: list[tuple[int, float, float]] = []
-    for _ in range(repeats):
-        sample(solver, timed.velocity(backend, condition), start, nodes)
-        levels += timed.levels
+    @cached_property
+    def start(self) -> Tensor:
+        return self.case.backend.initial_latents(list(range(self.case.batch)), self.case.backend.sigma_max)
 
-    def median(at: int, column: int) -> float:
-        """Of the first (0) or second (1) level of the intervals."""
-        return torch.tensor([level[column] for level in levels[at::2]]).median().item()
+    @cached_property
+    def nodes(self) -> Tensor:
+        return self.case.backend.sigmas(Spec(num_steps=INTERVALS + 1))
 
-    gathered = sum(median(at, 2) for at in (0, 1))
-    row = {
-        "family": family,
-        "mode": mode,
-        "points": points,
+    def run(self, velocity: Velocity) -> Tensor:
+        """An EPD trajectory on the backbone's own schedule."""
+        return sample(EPD(SolverTable.uniform(INTERVALS, self.points)), velocity, self.start, self.nodes)
+
+    def crowded(self) -> Tensor:
+        """A trajectory of its own on every rank."""
+        return self.run(self.case.backend.velocity(self.condition))
+
+    def alone(self) -> None:
+        """A trajectory of rank 0; the others wait, so that it has the machine to itself."""
+        if self.ranks.rank == 0:
+            self.crowded()
+
+    def together(self) -> Tensor:
+        """One trajectory, its points divided among the ranks."""
+        return self.run(self.divided(self.ranks))
+
+    def divided(self, ranks: Ranks) -> Velocity:
+        return ParallelEvaluator(ranks, self.branches).velocity(self.case.backend, self.condition)
+
+    def levels(self) -> list[Level]:
+        """The levels of one trajectory of all ranks together, timed one by one."""
+        ranks, levels = TimedRanks(self.ranks.rank, self.ranks.world, self.ranks.device), list[Level]()
+        whole = self.divided(ranks)
+
+        def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+            ranks.spent.clear()
+            outputs: list[Tensor] = []
+            spent = seconds(lambda: outputs.append(whole(x, sigma)), x.device)
+            levels.append(Level(len(x) // self.case.batch, spent, sum(ranks.spent)))
+            return outputs[0]
+
+        self.run(velocity)
+        return levels
+
+
+def measure(jobs: Jobs, repeats: int) -> dict:
+    """One row: the times of the jobs, and of the levels of the divided trajectory."""
+    case, ranks = jobs.case, jobs.ranks
+    order = [jobs.alone, jobs.together, jobs.crowded]
+    alone, together, crowded = in_turn(order, repeats, case.backend.device, before=ranks.barrier)
+    levels = [level for _ in range(repeats) for level in jobs.levels()]
+    first, second = levels[::2], levels[1::2]  # of an interval
+    level_seconds = [median(level.seconds for level in group) for group in (first, second)]
+    gather_seconds = sum(median(level.gather_seconds for level in group) for group in (first, second))
+    return {
+        "family": case.family,
+        "mode": jobs.mode,
+        "points": jobs.points,
         "processes": ranks.world,
-        "batch": batch,
+        "batch": case.batch,
         "repeats": repeats,
+        **ratio(alone, together),
+        "ideal": ideal(jobs.points, 2 if jobs.branches else 1, ranks.world),
+        "crowding": (crowded / alone).median().item(),
+        "level1_seconds": level_seconds[0],
+        "level2_seconds": level_seconds[1],
+        "gather_seconds": gather_seconds,
+        "gather_share": gather_seconds / sum(level_seconds),
     }
-    row |= ratio(times[0], times[1]) | {"ideal": ideal(points, 2 if split else 1, ranks.world)}
-    row |= {"crowding": (times[2] / times[0]).median().item()}
-    row |= {"level1_seconds": median(0, 1), "level2_seconds": median(1, 1), "gather_seconds": gathered}
-    return row | {"gather_share": gathered / (median(0, 1) + median(1, 1))}
 
 
 def cells(row: dict) -> list[str]:
@@ -182,14 +227,14 @@ def main(processes: int, points, networks: Networks, batch, repeats: int, device
         def work(name: str, backend: Backend) -> list[dict]:
             modes = ("points", "points-cfg") if backend.cfg_doubles_rows else ("points",)
             return [
-                measure(backend, name, k, mode, size, repeats, ranks)
+                measure(Jobs(Case(backend, name, size), k, mode, ranks), repeats)
                 for size in batch
                 for k in points
                 for mode in modes
             ]
 
-        for found in networks.each(work, ranks.device):
-            rows += found
+        for of_family in networks.each(work, ranks.device):
+            rows += of_family
         if ranks.rank == 0:
             click.echo(f"{text_table(HEADER, [cells(r) for r in rows], text_columns=2)}\n\n{summary(rows)}")
             settings = networks.settings() | {"processes": processes, "cores": os.cpu_count()}

@@ -21,12 +21,8 @@ PARTS = {
     "pipelines": pipelines.summary,
     "compile": compile.summary,
 }
-KINDS = (
-    "",
-    "_full",
-    "_cut",
-    "_cut_kept",
-)  # digits; full-size networks: whole, cut short, cut short with memory kept
+# digits; full-size networks: whole, cut short, cut short with memory kept
+KINDS = ("", "_full", "_cut", "_cut_kept")
 
 
 @click.command()
@@ -43,9 +39,9 @@ def main(results: Path) -> None:
     for name, kind in [(name, kind) for kind in KINDS for name in PARTS]:
         path = results / f"{name}{kind}.json"
         if path.is_file():
-            found = json.loads(path.read_text())
-            told = ", ".join(f"{k} {v}" for k, v in (found["machine"] | found["settings"]).items())
-            click.echo(f"benchmarks.speed.{name} ({told})\n\n{PARTS[name](found['rows'])}\n")
+            result = json.loads(path.read_text())
+            conditions = ", ".join(f"{k} {v}" for k, v in (result["machine"] | result["settings"]).items())
+            click.echo(f"benchmarks.speed.{name} ({conditions})\n\n{PARTS[name](result['rows'])}\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
-"""Times within one run: jobs in turn, each repeat of one beside the same repeat of the other, and ratios with
-intervals.
-"""
+"""Times within one run: jobs in turn, ratios of paired repeats and their intervals."""
 
 import time
 from collections.abc import Callable
@@ -28,20 +26,18 @@ def in_turn(
     device: torch.device,
     before: Callable[[], object] = lambda: None,
 ) -> Tensor:
-    """Seconds [jobs, repeats] of jobs that take turns, in an order that turns round each time, after one
-    untimed round.
-
-    `before` runs ahead of each job, untimed.
+    """Seconds [jobs, repeats] of jobs that take turns, in reverse order every other time, after one untimed
+    round; `before` runs ahead of each job, untimed.
     """
-    found = torch.zeros(len(jobs), repeats, dtype=torch.float64)
+    times = torch.zeros(len(jobs), repeats, dtype=torch.float64)
     for job in jobs:
         job()
     for i in range(repeats):
-        order = range(len(jobs)) if i % 2 == 0 else range(len(jobs))[::-1]
+        order = list(range(len(jobs)))[:: 1 if i % 2 == 0 else -1]
         for j in order:
             before()
-            found[j, i] = seconds(jobs[j], device)
-    return found
+            times[j, i] = seconds(jobs[j], device)
+    return times
 
 
 def mark(device: torch.device) -> float | torch.cuda.Event:
@@ -58,8 +54,8 @@ def between(begin: float | torch.cuda.Event, end: float | torch.cuda.Event) -> f
     return end - begin if isinstance(begin, float) else 1e-3 * begin.elapsed_time(end)
 
 
-class Watched:
-    """Some work that notes, each time it is done, when the network's calls within it begin and end."""
+class CallTimer:
+    """Some work that notes, each time it is done, when the network calls within it begin and end."""
 
     def __init__(self, work: Callable[[], object], network: nn.Module, device: torch.device) -> None:
         self.work, self.network, self.device = work, network, device
