@@ -191,7 +191,7 @@ def test_a_run_without_a_manifest_has_no_costs(evaluation, scored, tmp_path):
     evaluation.score(folder, "--prompts", tmp_path / "prompts.txt", metrics="judge")
     evaluation.run("report", "--run", folder, "--out", tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
-    assert "no manifest tells what they cost: found." in text
+    assert "no manifest holds their costs: found." in text
     assert next(row for row in Page(text).rows if row[0] == "found")[1:5] == ["–"] * 4
     assert "trained on?" in next(row for row in Page(text).rows if row[0] == "found")[5]
 

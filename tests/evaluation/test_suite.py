@@ -17,7 +17,7 @@ import common.errors
 import evaluate
 import sample
 from evaluation import suite
-from evaluation.plan import PRESETS, make_plan, predictors_of
+from evaluation.suite_runs import PRESETS, plan_suite, predictors_of
 from evaluation.tables import number
 from solvers import UserError
 
@@ -189,31 +189,30 @@ def test_an_unknown_name_or_metric_is_one_line(tmp_path, arguments, words):
 def test_what_cannot_be_done_is_refused(monkeypatch, name, variables, words):
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match=words) as error:
-        make_plan(name, ["euler"], None, variables)
+        plan_suite(name, ["euler"], None, variables)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_baselines_have_the_depth_and_the_evaluations_of_the_table(monkeypatch, name):
     monkeypatch.chdir(ROOT)
-    parts = make_plan(
-        name, ["euler", "unipc"], None, {"PREDICTOR": next(iter(predictors_of(PRESETS[name], {}).values()))}
-    ).parts
-    first, *others = (part.settings for part in parts)
-    costs = [(part["depth"], part["evaluations"]) for part in others]
+    predictor = next(iter(predictors_of(PRESETS[name], {}).values()))
+    plan = plan_suite(name, ["euler", "unipc"], None, {"PREDICTOR": predictor})
+    first, *others = (run.settings for run in plan.runs)
+    costs = [(run["depth"], run["evaluations"]) for run in others]
     assert costs == [(c, c) for c in (first["depth"], first["evaluations"])] * 2
 
 
 def test_variables_of_the_published_scripts(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     (tmp_path / "p.csv").write_text("caption\none\ntwo\n")
-    told = {
+    variables = {
         "PROMPT_FILE": str(tmp_path / "p.csv"),
         "SEEDS": "7,3,5",
         "FLUX_MODEL_PATH": "weights/flux",
         "OUTDIR": str(tmp_path),
     }
-    plan = make_plan("flux", ["euler"], 2, told)
+    plan = plan_suite("flux", ["euler"], 2, variables)
     assert plan.pairs == [(3, "two"), (5, "two"), (7, "two")]
     assert plan.outdir == tmp_path
     assert plan.shared == (
@@ -222,11 +221,11 @@ def test_variables_of_the_published_scripts(monkeypatch, tmp_path):
         "--batch",
         "2",
         "--prompt-file",
-        told["PROMPT_FILE"],
+        variables["PROMPT_FILE"],
         "--model-path",
         "weights/flux",
     )
-    assert make_plan("flux", [], None, told | {"MODEL_ID": "a/b"}).shared[-1] == "a/b"
+    assert plan_suite("flux", [], None, variables | {"MODEL_ID": "a/b"}).shared[-1] == "a/b"
 
 
 def test_the_newest_run_of_a_name_is_measured(tmp_path):
@@ -237,16 +236,16 @@ def test_the_newest_run_of_a_name_is_measured(tmp_path):
         "20250401-000000-other",
     ):
         shutil.copytree(ROOT / "exps" / "digits", tmp_path / folder)
-    found = predictors_of(PRESETS["digits"], {"RUN_NAME": "tuned"}, tmp_path)
-    assert list(found.values()) == [str(tmp_path / "20250301-000000-tuned-1")]
+    tables = predictors_of(PRESETS["digits"], {"RUN_NAME": "tuned"}, tmp_path)
+    assert list(tables.values()) == [str(tmp_path / "20250301-000000-tuned-1")]
 
 
 def test_a_script_is_started_and_its_exit_status_kept(capfd):
-    told = [sys.executable, "-c", "import sys; print(sys.argv[1:]); sys.exit(int(sys.argv[-1]))"]
-    suite.call(told, "sample.py", "--batch", 0)
+    launcher = [sys.executable, "-c", "import sys; print(sys.argv[1:]); sys.exit(int(sys.argv[-1]))"]
+    suite.call(launcher, "sample.py", "--batch", 0)
     assert capfd.readouterr().out == f"[{str(ROOT / 'sample.py')!r}, '--batch', '0']\n"
     with pytest.raises(SystemExit) as end:
-        suite.call(told, "sample.py", "--batch", 3)
+        suite.call(launcher, "sample.py", "--batch", 3)
     assert end.value.code == 3
 
 
