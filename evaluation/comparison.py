@@ -101,7 +101,7 @@ def compare(first: Run, other: Run, metric: str) -> dict:
     differences = [other_lines[pair]["score"] - line["score"] for pair, line in first_lines.items()]
     prompts = [prompt for prompt, _ in first_lines]
     wins, ties, losses = signs(differences)
-    of_prompts = signs(by_prompt(differences, prompts)[0])
+    of_prompts = signs(by_prompt(differences, prompts)[0].tolist())
     return {
         "run": str(other.folder),
         "against": str(first.folder),

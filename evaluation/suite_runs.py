@@ -195,7 +195,7 @@ def preset_of(name: str) -> Preset:
 
 
 def variables(name: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables of an evaluation in the environment; SD3_1024_RUN_NAME goes before RUN_NAME for sd3-1024."""
+    """The variables in the environment that count; for sd3-1024 SD3_1024_RUN_NAME goes before RUN_NAME."""
     prefix = name.upper().replace("-", "_")
     values = {key: environment.get(f"{prefix}_{key}") or environment.get(key) for key in VARIABLES}
     return {key: value for key, value in values.items() if value}
@@ -248,8 +248,8 @@ def check_made_for(preset: Preset, name: str, table: LearnedTable) -> None:
     for key, value in needed.items():
         if recorded.get(key, value) != value:
             raise UserError(
-                f"{table.path} was made for {key} {recorded[key]}, but {name} needs {value}; give PREDICTOR one"
-                " that was made for it"
+                f"{table.path} was made for {key} {recorded[key]}, but {name} needs {value}; give PREDICTOR"
+                " one that was made for it"
             )
     check_backend(spec)
     for line in table.predictor.notices():

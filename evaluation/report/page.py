@@ -196,8 +196,8 @@ def in_numbers(predictor: Predictor) -> dict:
     ]
     if predictor.sigmas is None:
         return {"header": ["interval", *header], "rows": rows}
-    nodes = predictor.sigmas.tolist()
+    nodes, numbers = predictor.sigmas.tolist(), [row[1:] for row in rows]
     return {
         "header": ["interval", "σ from", "σ to", *header],
-        "rows": [[n, *nodes[n : n + 2], *row] for n, *row in rows],
+        "rows": [[n, *nodes[n : n + 2], *row] for n, row in enumerate(numbers)],
     }

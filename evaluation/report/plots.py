@@ -3,13 +3,23 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from solvers import SolverTable, Tableau
 
-DARK = {"figure.facecolor": "#16191f", "axes.facecolor": "#16191f", "savefig.facecolor": "#16191f"}
-LIGHT = {"figure.facecolor": "#ffffff", "axes.facecolor": "#ffffff", "savefig.facecolor": "#ffffff"}
+DARK: dict[str, Any] = {
+    "figure.facecolor": "#16191f",
+    "axes.facecolor": "#16191f",
+    "savefig.facecolor": "#16191f",
+}
+LIGHT: dict[str, Any] = {
+    "figure.facecolor": "#ffffff",
+    "axes.facecolor": "#ffffff",
+    "savefig.facecolor": "#ffffff",
+}
 # distinct to the colour-blind (Tol 2021)
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 MARKERS = "os^Dv*PX"
@@ -45,7 +55,9 @@ def picture(name: str, alt: str, draw: Callable, size: tuple[float, float]) -> P
     from matplotlib.figure import Figure
 
     files = []
-    for settings in (["default", LIGHT], ["default", "dark_background", DARK]):
+    light: list[str | Path | dict[str, Any]] = ["default", LIGHT]
+    dark: list[str | Path | dict[str, Any]] = ["default", "dark_background", DARK]
+    for settings in (light, dark):
         with style.context(settings):
             figure = Figure(figsize=size, layout="constrained")
             draw(figure.subplots())

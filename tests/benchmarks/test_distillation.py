@@ -105,13 +105,13 @@ def measured(tmp_path_factory):
         patch.setattr(distillation, "CELLS", [Cell("epd", 7.5, 4), Cell("tableau1", 7.5, 4)])
         patch.setattr(distillation, "KINDS", ("epd", "tableau1"))
         patch.setattr(distillation, "DEPTHS", (4,))
-        patch.setattr(distillation, "TUNING_IMAGES", 4)
+        patch.setattr(distillation, "TUNING_IMAGES", 2)
         patch.setattr(matched_baselines, "BASELINES", ["euler", "heun", "dpmpp"])
         patch.setattr(matched_baselines, "SCHEDULES", ["discrete", "logsnr"])
-        patch.setattr(distillation, "TEACHER_INTERVALS", 8)
-        patch.setattr(teacher_reference, "TEACHER_INTERVALS", 8)
+        patch.setattr(distillation, "TEACHER_INTERVALS", 4)
+        patch.setattr(teacher_reference, "TEACHER_INTERVALS", 4)
         out = tmp_path_factory.mktemp("grid") / "grid.json"
-        arguments = ["measure", "--n", "6", "--guidance", "7.5", "--out", str(out)]
+        arguments = ["measure", "--n", "4", "--guidance", "7.5", "--out", str(out)]
         result = CliRunner().invoke(distillation.main, arguments, catch_exceptions=False)
         assert result.exit_code == 0
         shown = CliRunner().invoke(distillation.main, ["show", "--results", str(out)], catch_exceptions=False)
@@ -152,7 +152,7 @@ def test_the_summary_shows_both_costs(measured):
 
 def test_rows_measured_otherwise_are_not_mixed(measured):
     result = CliRunner().invoke(
-        distillation.main, ["measure", "--n", "4", "--guidance", "7.5", "--out", str(measured[2])]
+        distillation.main, ["measure", "--n", "5", "--guidance", "7.5", "--out", str(measured[2])]
     )
     assert result.exit_code == 1
     assert "remove it, or choose another --out" in str(result.exception)
