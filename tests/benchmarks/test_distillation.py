@@ -108,6 +108,7 @@ def measured(tmp_path_factory):
         patch.setattr(distillation, "TUNING_IMAGES", 2)
         patch.setattr(matched_baselines, "BASELINES", ["euler", "heun", "dpmpp"])
         patch.setattr(matched_baselines, "SCHEDULES", ["discrete", "logsnr"])
+        patch.setattr(matched_baselines, "SINGLE_EVALUATION", ("euler", "dpmpp"))
         patch.setattr(distillation, "TEACHER_INTERVALS", 4)
         patch.setattr(teacher_reference, "TEACHER_INTERVALS", 4)
         out = tmp_path_factory.mktemp("grid") / "grid.json"
@@ -134,9 +135,7 @@ def test_learned_tables_are_compared_at_the_same_depth_and_at_the_same_nfe(measu
             assert compared["ratio"] == pytest.approx(row["rmse"] / best["rmse"])
             assert compared["difference"] == pytest.approx(row["rmse"] - best["rmse"])
             assert compared["difference_halfwidth"] > 0
-    assert {r["solver"] for r in rows if r["evaluations"] == 6 and r["depth"] == 6} == set(
-        matched_baselines.SINGLE_EVALUATION
-    )
+    assert {r["solver"] for r in rows if r["evaluations"] == r["depth"] == 6} == {"euler", "dpmpp"}
     best = min((r for r in rows if r["depth"] == 4 and r["schedule"] != "learned"), key=lambda r: r["rmse"])
     assert best["same_depth"]["ratio"] == 1
     assert best["same_depth"]["difference_halfwidth"] == 0
@@ -156,3 +155,21 @@ def test_rows_measured_otherwise_are_not_mixed(measured):
     )
     assert result.exit_code == 1
     assert "remove it, or choose another --out" in str(result.exception)
+
+
+class TuningErrors:
+    """In place of the reference of the tuning seeds, for samplers that are the names of their schedules."""
+
+    def error(self, schedule: str) -> float:
+        return {"discrete": 2.0, "logsnr": 1.0, "polynomial": 3.0}[schedule]
+
+
+def test_schedules_of_baselines_are_chosen_on_the_tuning_seeds(monkeypatch):
+    monkeypatch.setattr(matched_baselines, "SCHEDULES", ["discrete", "logsnr", "polynomial"])
+    monkeypatch.setattr(matched_baselines, "sampler_of", lambda *args: args[-1])
+    monkeypatch.setattr(
+        matched_baselines.MatchedComparison, "measure", lambda self, name, sampler, schedule: (name, schedule)
+    )
+    reference = teacher_reference.TeacherReference(None, 1.0, None, 1, None)  # it has no errors to choose by
+    comparison = matched_baselines.MatchedComparison(reference, TuningErrors(), None, {}, Path())
+    assert comparison.baselines(["euler"], 4) == [("euler", "logsnr")]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.quality import rdpo, rdpo_runs
+from benchmarks.quality import heldout_eval, rdpo, rdpo_runs, teacher_reference
 from benchmarks.quality.cma_es import Logits, cma_es
 from benchmarks.quality.heldout_eval import fresh_prompts
 from digits.data import evaluation_prompts, training_prompts
@@ -31,7 +31,8 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(rdpo_runs, "CONFIG", tmp_path / "digits.yaml")
     monkeypatch.setattr(rdpo_runs, "WORK", tmp_path / "work")
     monkeypatch.setattr(rdpo, "RESULTS", tmp_path)
-    monkeypatch.setattr("benchmarks.quality.teacher_reference.TEACHER_INTERVALS", 4)
+    monkeypatch.setattr(teacher_reference, "TEACHER_INTERVALS", 2)
+    monkeypatch.setattr(heldout_eval, "fresh_prompts", lambda: fresh_prompts()[:6])
     monkeypatch.setattr(rdpo_runs, "subprocess", SimpleNamespace(run=run))
     return tmp_path
 
@@ -61,13 +62,13 @@ def test_settings_are_compared_on_paired_images_and_runs_are_kept(small):
         1,
         {"narrow": ("ppo.dirichlet_concentration=300",), "wide": ("ppo.dirichlet_concentration=30",)},
     )
-    found = json.loads((small / "rdpo_two.json").read_text())["rows"]
-    assert [r["solver"] for r in found] == ["EPD distilled", "narrow, seed 0", "wide, seed 0"]
-    assert all(r["depth"] == 4 and r["evaluations"] == 6 for r in found)
-    for row in found[1:]:
-        assert row["reward_gain"] == pytest.approx(row["reward"] - found[0]["reward"])
+    rows = json.loads((small / "rdpo_two.json").read_text())["rows"]
+    assert [r["solver"] for r in rows] == ["EPD distilled", "narrow, seed 0", "wide, seed 0"]
+    assert all(r["depth"] == 4 and r["evaluations"] == 6 for r in rows)
+    for row in rows[1:]:
+        assert row["reward_gain"] == pytest.approx(row["reward"] - rows[0]["reward"])
         assert row["advantage_std"] > 0
-    assert found[2]["advantage_std"] > found[1]["advantage_std"]
+    assert rows[2]["advantage_std"] > rows[1]["advantage_std"]
     runs = sorted(p.name for p in (small / "work").glob("2*"))
     assert len(runs) == 2
     again = rdpo_runs.Job("narrow", 0, ("ppo.dirichlet_concentration=300",))
