@@ -1,6 +1,7 @@
 """Score images, compare solvers, write the report: python evaluate.py score | compare | report --help."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from evaluation.comparison import comparison_table, comparisons, load_runs
 from evaluation.images import read_image_set
 from evaluation.provenance import find_predictors, training_of
 from evaluation.report.page import write_report
-from evaluation.scoring import score_images
+from evaluation.scoring import Metric, score_images
 from evaluation.tables import interval_footnote, text_table, with_interval
 from rewards import NAMES, check_reward, load_reward
 from solvers import UserError
@@ -138,29 +139,41 @@ def score(folders, metrics, prompts, texts, batch, device, exps) -> None:
     notes = [note for metric in metrics for note in check_reward(metric, options[metric])]
     with process_group(device) as ranks:
         use_single_thread(ranks)
-        untold = [images for images, training in zip(sets, trainings, strict=True) if not training.complete]
-        if any(images.settings.get("predictor") for images in untold):
+        if any(s.settings.get("predictor") and not t.complete for s, t in zip(sets, trainings, strict=True)):
             notes.append(
-                "no predictor file tells all rewards that this solver was trained on; --exps DIR says where"
-                " to look for it"
+                "not all rewards that this solver was trained on are known: a predictor file is missing;"
+                " --exps DIR says where to look for it"
             )
         for note in notes if ranks.rank == 0 else ():
             click.echo(f"note: {note}", err=True)
-        cells, methods = [], []
-        for metric in metrics:
-            reward = load_reward(metric, options[metric], ranks.device)
+        summaries = []
+        for name in metrics:
+            metric = Metric(name, load_reward(name, options[name], ranks.device), batch)
             for images, training in zip(sets, trainings, strict=True):
-                found = score_images(images, metric, reward, training, batch, ranks)
-                if found is not None:
-                    marks = [str(found["count"]), str(found["prompts"]), TRAINED_ON[found["trained_on"]]]
-                    methods.append(found["method"])
-                    cells.append(
-                        [images.folder.name, metric, with_interval(found["mean"], found["interval"]), *marks]
-                    )
-            del reward  # one is in memory at a time
+                summary = score_images(images, metric, training, ranks)
+                if summary is not None:
+                    summaries.append((images.folder.name, summary))
+            del metric  # one reward is in memory at a time
         if ranks.rank == 0:
-            header = ["folder", "metric", "mean [95 %]", "images", "prompts", "trained on it"]
-            click.echo(text_table(header, cells, text_columns=2) + interval_footnote(methods))
+            click.echo(summary_table(summaries))
+
+
+def summary_table(summaries: Sequence[tuple[str, dict]]) -> str:
+    """The means of folders and metrics as a Markdown table."""
+    header = ["folder", "metric", "mean [95 %]", "images", "prompts", "trained on it"]
+    rows = [
+        [
+            folder,
+            summary["metric"],
+            with_interval(summary["mean"], summary["interval"]),
+            str(summary["count"]),
+            str(summary["prompts"]),
+            TRAINED_ON[summary["trained_on"]],
+        ]
+        for folder, summary in summaries
+    ]
+    methods = [summary["method"] for _, summary in summaries]
+    return text_table(header, rows, text_columns=2) + interval_footnote(methods)
 
 
 @main.command("compare")

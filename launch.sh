@@ -70,7 +70,7 @@ configured() { # training/STAGE NAME ARGUMENTS: the shipped configuration of tha
 }
 
 demo() { # ARGUMENTS go to the first comparison
-    .venv/bin/python -m benchmarks.compare_solvers --out demo "$@"
+    .venv/bin/python -m benchmarks.quality.compare_solvers --out demo "$@"
     echo "== RDPO: a few steps from a distilled table =="
     .venv/bin/python -m training.ppo.launch --config training/ppo/cfgs/digits.yaml --run-name rdpo --output-root demo \
         --override ppo.steps=20 --override evaluation.interval=10 --override evaluation.images=128

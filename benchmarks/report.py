@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def result_path(name: str, kind: str, out: Path | None) -> Path:
-    """Where a benchmark writes unless it was told: each kind of networks has a file of its own."""
+    """Where a benchmark writes without --out: each kind of networks has a file of its own."""
     return out or RESULTS / f"{name}{kind}.json"
 
 
@@ -36,7 +36,7 @@ def device_name(device: torch.device) -> str:
 
 
 def write_json(path: Path, settings: dict, rows: list[dict], device: torch.device) -> None:
-    """Settings, rows and the machine as JSON; with it what the environment tells the C library's
+    """Settings, rows and the machine as JSON, with the environment's settings of the C library's
     allocator.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,12 +45,7 @@ def write_json(path: Path, settings: dict, rows: list[dict], device: torch.devic
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "date": str(date.today()),
+        **{name: value for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")},
     }
-    machine |= {name: value for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")}
-    write_atomically(
-        path,
-        (
-            json.dumps({"settings": settings, "machine": machine, "rows": rows}, indent=1, allow_nan=False)
-            + "\n"
-        ).encode(),
-    )
+    result = {"settings": settings, "machine": machine, "rows": rows}
+    write_atomically(path, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())

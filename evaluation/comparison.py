@@ -33,7 +33,7 @@ class Run:
 
     @property
     def settings(self) -> dict:
-        """What its manifest said of every image when it was scored."""
+        """The settings of its manifest when it was scored."""
         return next(iter(self.scores.values())).summary["images"]
 
 
@@ -69,17 +69,17 @@ def name_of(folder: Path, folders: Sequence[Path]) -> str:
 
 def check_alike(first: Scores, other: Scores) -> None:
     """Refuse scores of another protocol, or of other prompts and seeds, than the first run's."""
-    ours, theirs = first.summary["protocol"], other.summary["protocol"]
-    for key in sorted(ours.keys() | theirs.keys()):
-        if ours.get(key) != theirs.get(key):
-            values = f"{manifest.short(ours.get(key))} and {manifest.short(theirs.get(key))}"
+    one, two = first.summary["protocol"], other.summary["protocol"]
+    for key in sorted(one.keys() | two.keys()):
+        if one.get(key) != two.get(key):
+            values = f"{manifest.short(one.get(key))} and {manifest.short(two.get(key))}"
             raise ScoresError(
                 f"{first.folder} and {other.folder} were scored by unlike protocols of {first.metric}: {key}"
                 f" is {values}"
             )
-    ours, theirs = first.pairs(), other.pairs()
-    for one, two, has, lacks in ((ours, theirs, first, other), (theirs, ours, other, first)):
-        missing = [pair for pair in one if pair not in two]
+    for has, lacks in ((first, other), (other, first)):
+        known = lacks.pairs()
+        missing = [pair for pair in has.pairs() if pair not in known]
         if missing:
             prompt, seed = missing[0]
             image = f"prompt {manifest.short(prompt)} with seed {seed}"
@@ -97,11 +97,11 @@ def compare(first: Run, other: Run, metric: str) -> dict:
     images of one prompt are not: a prompt is won when the mean difference of its images is above 0, and ties
     are left out.
     """
-    ours, theirs = first.scores[metric].pairs(), other.scores[metric].pairs()
-    differences = [theirs[pair]["score"] - line["score"] for pair, line in ours.items()]
-    prompts = [prompt for prompt, _ in ours]
+    first_lines, other_lines = first.scores[metric].pairs(), other.scores[metric].pairs()
+    differences = [other_lines[pair]["score"] - line["score"] for pair, line in first_lines.items()]
+    prompts = [prompt for prompt, _ in first_lines]
     wins, ties, losses = signs(differences)
-    of_prompts = signs(by_prompt(differences, prompts)[0])
+    of_prompts = signs(by_prompt(differences, prompts)[0].tolist())
     return {
         "run": str(other.folder),
         "against": str(first.folder),
@@ -136,9 +136,9 @@ def comparisons(runs: Sequence[Run]) -> list[list[dict]]:
 
 def trained_on(row: dict) -> str:
     """Which of the two runs were trained on the metric, in words."""
-    told = {"this run": row["trained_on"]["run"], "first run": row["trained_on"]["against"]}
-    known = [name for name, trained in told.items() if trained]
-    unknown = [f"{name} unknown" for name, trained in told.items() if trained is None]
+    runs = {"this run": row["trained_on"]["run"], "first run": row["trained_on"]["against"]}
+    known = [name for name, trained in runs.items() if trained]
+    unknown = [f"{name} unknown" for name, trained in runs.items() if trained is None]
     return "both" if len(known) == 2 else ", ".join(known + unknown) or "no"
 
 
@@ -146,27 +146,21 @@ def comparison_table(runs: Sequence[Run], rows: Sequence[Sequence[dict]]) -> str
     """The comparisons as a Markdown table, and under it how its intervals were made where they are not
     bootstrapped.
     """
-    cells = []
-    for run, of_run in zip(runs[1:], rows, strict=True):
-        for row in of_run:
-            found = row["difference"]
-            difference = with_interval(found["mean"], found["interval"], signed=True)
-            tested = [
-                number(row["win_rate"]),
-                p_value(row["sign_test_p"]),
-                str(found["count"]),
-                str(found["prompts"]),
-            ]
-            cells.append(
-                [
-                    run.name,
-                    row["metric"],
-                    difference,
-                    number(found["standard_error"]),
-                    *tested,
-                    trained_on(row),
-                ]
-            )
+    cells = [
+        [
+            run.name,
+            row["metric"],
+            with_interval(row["difference"]["mean"], row["difference"]["interval"], signed=True),
+            number(row["difference"]["standard_error"]),
+            number(row["win_rate"]),
+            p_value(row["sign_test_p"]),
+            str(row["difference"]["count"]),
+            str(row["difference"]["prompts"]),
+            trained_on(row),
+        ]
+        for run, of_run in zip(runs[1:], rows, strict=True)
+        for row in of_run
+    ]
     methods = [row["difference"]["method"] for of_run in rows for row in of_run]
     return text_table(HEADER, cells, text_columns=2) + interval_footnote(methods)
 

@@ -107,8 +107,10 @@ def from_manifest(folder: Path, records: list[dict]) -> ImageSet:
         for key in sorted(other.keys() | settings[0].keys()):
             one, two = settings[0].get(key), other.get(key)
             if one != two:
-                found = f"images with {key} {manifest.short(one)} and {manifest.short(two)}"
-                raise ImagesError(f"{folder / manifest.NAME}: {found}; give every run a folder of its own")
+                difference = f"images with {key} {manifest.short(one)} and {manifest.short(two)}"
+                raise ImagesError(
+                    f"{folder / manifest.NAME}: {difference}; give every run a folder of its own"
+                )
     own = [{k: r[k] for k in ("file", "seed", "prompt")} for r in records]
     return nonempty(ImageSet(folder, own, settings[0] if settings else {}))
 

@@ -1,4 +1,4 @@
-"""Which rewards a solver was trained on, as far as its predictor file tells."""
+"""Which rewards a solver was trained on, as far as its predictor file holds them."""
 
 import hashlib
 import re
@@ -11,15 +11,13 @@ from solvers import UserError, load_predictor
 
 @dataclass(frozen=True)
 class Training:
-    """The rewards that a solver was trained on; not `complete` where there may be more that no file
-    tells of.
-    """
+    """The rewards that a solver was trained on; not `complete` where there may be others."""
 
     rewards: frozenset[str]
     complete: bool
 
     def covers(self, parts: Collection[str]) -> bool | None:
-        """Whether any of the scores that a metric combines was trained on; None where nobody can tell."""
+        """Whether any of the scores that a metric combines was trained on; None where it is unknown."""
         if self.rewards & set(parts):
             return True
         return False if self.complete else None
@@ -51,13 +49,13 @@ def training_of(settings: Mapping, predictors: Mapping[str, Path]) -> Training:
 def training_of_file(start_of_hash: str, predictors: Mapping[str, Path]) -> Training:
     """What the predictor with a hash that starts so, and those that it was learned from, were trained on."""
     path = next((p for sha, p in predictors.items() if sha.startswith(start_of_hash)), None)
-    told = {"format": "published"} if path is None else load_predictor(path).provenance
-    if told.get("format") == "published":  # these do not say
+    provenance = {"format": "published"} if path is None else load_predictor(path).provenance
+    if provenance.get("format") == "published":  # without the rewards
         return Training(frozenset(), False)
-    rewards = {"judge"} if told.get("trained_on_the_judge") else set()
-    reward = told.get("reward")
+    rewards = {"judge"} if provenance.get("trained_on_the_judge") else set()
+    reward = provenance.get("reward")
     if isinstance(reward, dict):
         rewards |= {reward["name"], *reward.get("options", {}).get("heads", {})}
-    parent = re.search(r"sha256:([0-9a-f]{16,})", str(told.get("parent")))
+    parent = re.search(r"sha256:([0-9a-f]{16,})", str(provenance.get("parent")))
     before = training_of_file(parent[1], predictors) if parent else Training(frozenset(), True)
     return Training(before.rewards | rewards, before.complete)

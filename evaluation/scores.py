@@ -92,9 +92,9 @@ class ScoreFile:
 
     def gather(self) -> list[dict]:
         """Put the lines of the images into the one file, in their order."""
-        found = [self.lines[r["file"]] for r in self.images.records if r["file"] in self.lines]
-        manifest.replace_records(self.path, found)
-        return found
+        lines = [self.lines[r["file"]] for r in self.images.records if r["file"] in self.lines]
+        manifest.replace_records(self.path, lines)
+        return lines
 
 
 @dataclass(frozen=True)
@@ -108,17 +108,17 @@ class Scores:
 
     def pairs(self) -> dict[tuple[str, int], dict]:
         """The lines by prompt and seed; one that is there twice: ScoresError."""
-        found: dict[tuple[str, int], dict] = {}
+        by_pair: dict[tuple[str, int], dict] = {}
         for line in self.lines:
             key = line["prompt"], line["seed"]
-            if key in found:
-                which = f"{found[key]['file']} and {line['file']}"
+            if key in by_pair:
+                which = f"{by_pair[key]['file']} and {line['file']}"
                 raise ScoresError(
                     f"{self.folder}: {which} both have prompt {manifest.short(key[0])} and seed {key[1]};"
                     " keep one of the two"
                 )
-            found[key] = line
-        return found
+            by_pair[key] = line
+        return by_pair
 
 
 def estimate_of(lines: list[dict]) -> Estimate:
@@ -126,21 +126,25 @@ def estimate_of(lines: list[dict]) -> Estimate:
     return estimate([line["score"] for line in lines], [line["prompt"] for line in lines])
 
 
-def summarise(
-    lines: list[dict], metric: str, protocol: dict, parts: list[str], images: ImageSet, training: Training
-) -> dict:
-    """What is said of a metric: its estimate, whether the solver was trained on it, its protocol, what made
-    the images.
+def summarise(lines: list[dict], metric: str, reward: Reward, images: ImageSet, training: Training) -> dict:
+    """The summary of a metric: its estimate, its protocol, the settings of the images.
+
+    Args:
+        lines: the scores, a line an image.
+        metric: what they are called.
+        reward: what they were made with.
+        images: what they were made of.
+        training: the rewards that the solver was trained on, for `trained_on`.
     """
-    found = estimate_of(lines)
-    summary = {"metric": metric} | asdict(found)
-    if found.method == BOOTSTRAP:
-        summary["bootstrap"] = {"resamples": RESAMPLES, "seed": SEED}
-    if "heads" in lines[0]:
-        summary["heads"] = {head: sum(line["heads"][head] for line in lines) / len(lines) for head in parts}
-    trained_on = training.covers([metric, *parts])
-    return summary | {
-        "trained_on": trained_on,
+    mean, protocol, parts = estimate_of(lines), protocol_of(reward), list(reward.parts)
+    made = {"bootstrap": {"resamples": RESAMPLES, "seed": SEED}} if mean.method == BOOTSTRAP else {}
+    heads = {head: sum(line["heads"][head] for line in lines) / len(lines) for head in parts}
+    return {
+        "metric": metric,
+        **asdict(mean),
+        **made,
+        **({"heads": heads} if "heads" in lines[0] else {}),
+        "trained_on": training.covers([metric, *parts]),
         "protocol_id": protocol_id(protocol),
         "protocol": protocol,
         "images": images.settings,
@@ -160,20 +164,20 @@ def write_summary(folder: Path, summary: dict) -> None:
 def read_scores(folder: Path, metric: str) -> Scores:
     """The scores of a metric; none, unfinished ones, or a summary of others: ScoresError."""
     again = f"run evaluate.py score --images {folder} --metrics {metric}"
-    path, told = scores_path(folder, metric), summary_path(folder, metric)
-    if not told.is_file() or not path.is_file():
+    path, beside = scores_path(folder, metric), summary_path(folder, metric)
+    if not beside.is_file() or not path.is_file():
         raise ScoresError(f"{folder} has no {metric} scores; {again}")
     if manifest.parts_of(path):
         raise ScoresError(f"{folder}: scoring with {metric} was not finished; {again}")
     lines = read_lines(path)
     try:
-        summary = json.loads(told.read_bytes())
-        told_of = [summary[k] for k in ("metric", "count", "protocol_id")]
+        summary = json.loads(beside.read_bytes())
+        identity = [summary[k] for k in ("metric", "count", "protocol_id")]
         same_mean = isclose(
             summary["mean"], fmean(line["score"] for line in lines), rel_tol=1e-9, abs_tol=1e-12
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise ScoresError(f"{told}: not a summary of scores ({error!r}); {again}") from None
-    if told_of != [metric, len(lines), lines[0]["protocol"]] or not same_mean:
-        raise ScoresError(f"{told} does not belong to the lines of {path.name}; {again}")
+        raise ScoresError(f"{beside}: not a summary of scores ({error!r}); {again}") from None
+    if identity != [metric, len(lines), lines[0]["protocol"]] or not same_mean:
+        raise ScoresError(f"{beside} does not belong to the lines of {path.name}; {again}")
     return Scores(folder, metric, lines, summary)

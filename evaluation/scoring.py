@@ -1,6 +1,7 @@
 """Scoring a folder of images with a metric, batch by batch, on any number of processes."""
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 from math import isfinite
 
 from tqdm import tqdm
@@ -14,37 +15,42 @@ from .provenance import Training
 from .scores import FOLDER, ScoreFile, ScoresError, protocol_id, protocol_of, summarise, write_summary
 
 
-def score_images(
-    images: ImageSet, metric: str, reward: Reward, training: Training, batch: int, ranks: Ranks
-) -> dict | None:
+@dataclass(frozen=True)
+class Metric:
+    """A reward, what its scores are called, and how many images it scores at a time."""
+
+    name: str
+    reward: Reward
+    batch: int
+
+
+def score_images(images: ImageSet, metric: Metric, training: Training, ranks: Ranks) -> dict | None:
     """Write a line for each image and the summary, which rank 0 returns.
 
-    Batches are fixed by position and shared out whole over the ranks. An image that is scored already keeps
-    its line; a batch that lacks one is scored as a whole, so that a run that was interrupted ends in the very
+    Batches are fixed by position and divided whole among the ranks. An image that is scored already keeps its
+    line; a batch that lacks one is scored as a whole, so that a run that was interrupted ends in the very
     same files.
     """
     (images.folder / FOLDER).mkdir(exist_ok=True)
     with manifest.exclusive(images.folder / FOLDER, "wait for it") if ranks.rank == 0 else nullcontext():
-        protocol = protocol_of(reward)
-        known = ScoreFile(images, metric, protocol_id(protocol), ranks.rank)
+        protocol = protocol_id(protocol_of(metric.reward))
+        known = ScoreFile(images, metric.name, protocol, ranks.rank)
         ranks.barrier()  # every rank has read what an earlier run left
         if ranks.rank == 0:
             known.gather()
         ranks.barrier()
-        batches = [images.records[i : i + batch] for i in range(0, len(images.records), batch)][
-            ranks.rank :: ranks.world
-        ]
-        with tqdm(
-            total=sum(map(len, batches)), unit="image", desc=metric, disable=ranks.rank > 0 or None
-        ) as bar:
+        starts = range(0, len(images.records), metric.batch)
+        batches = [images.records[i : i + metric.batch] for i in starts][ranks.rank :: ranks.world]
+        total, hidden = sum(map(len, batches)), ranks.rank > 0 or None
+        with tqdm(total=total, unit="image", desc=metric.name, disable=hidden) as bar:
             for records in batches:
-                score_batch(images, records, reward, known)
+                score_batch(images, records, metric.reward, known)
                 bar.update(len(records))
         ranks.barrier()
         summary = None
         if ranks.rank == 0:
-            lines = ScoreFile(images, metric, known.protocol, 0).gather()
-            summary = summarise(lines, metric, protocol, list(reward.parts), images, training)
+            lines = ScoreFile(images, metric.name, protocol, 0).gather()
+            summary = summarise(lines, metric.name, metric.reward, images, training)
             write_summary(images.folder, summary)
         ranks.barrier()
     return summary

@@ -17,10 +17,10 @@ from rewards import NAMES, check_reward
 from solvers import UserError
 
 from .comparison import Run, comparison_table, comparisons, load_runs
-from .plan import Part, Plan, make_plan, preset_of
 from .provenance import find_predictors
 from .report.page import write_report
 from .scores import ScoresError, read_scores
+from .suite_runs import SuitePlan, SuiteRun, plan_suite, preset_of
 from .tables import interval_footnote, text_table, with_interval
 
 ROOT = Path(__file__).parent.parent
@@ -54,25 +54,20 @@ def main(name: str, metrics: str | None, baselines: str, batch: int | None, devi
     launcher = launcher_of(os.environ)
     chosen = split(metrics if metrics is not None else preset_of(name).metrics)
     check_metrics(chosen)
-    plan = make_plan(name, split(baselines), batch, os.environ)
+    plan = plan_suite(name, split(baselines), batch, os.environ)
     on = [] if device is None else ["--device", device]
-    for part in plan.parts:
-        if not sampled(plan, part):
-            call(
-                launcher, "sample.py", *plan.shared, *part.arguments, "--outdir", plan.outdir / part.name, *on
-            )
-    folders = [plan.outdir / part.name for part in plan.parts]
-    if lacking := [
-        folder for folder in folders if not all(scored(plan, folder, metric) for metric in chosen)
-    ]:
-        images = [argument for folder in lacking for argument in ("--images", folder)]
+    for run in plan.runs:
+        if not sampled(plan, run):
+            options = (*plan.shared, *run.arguments, "--outdir", plan.outdir / run.name, *on)
+            call(launcher, "sample.py", *options)
+    folders = [plan.outdir / run.name for run in plan.runs]
+    if unscored := [f for f in folders if not all(scored(plan, f, metric) for metric in chosen)]:
+        images = [argument for folder in unscored for argument in ("--images", folder)]
         exps = [argument for folder in plan.exps for argument in ("--exps", folder)]
         call(launcher, "evaluate.py", "score", *images, "--metrics", ",".join(chosen), *exps, *on)
     runs = load_runs(folders, chosen)
-    click.echo(
-        f"\n{scores_table(runs)}\n\ndifferences to"
-        f" {runs[0].name}\n\n{comparison_table(runs, comparisons(runs))}"
-    )
+    differences = comparison_table(runs, comparisons(runs))
+    click.echo(f"\n{scores_table(runs)}\n\ndifferences to {runs[0].name}\n\n{differences}")
     report = plan.outdir / "report.html"
     write_report(runs, find_predictors(plan.exps), report, f"Solvers on {name}")
     click.echo(f"\nreport: {report}")
@@ -116,20 +111,18 @@ def call(launcher: Sequence[str], script: str, *arguments: object) -> None:
         sys.exit(status)
 
 
-def sampled(plan: Plan, part: Part) -> bool:
-    """Whether a folder holds exactly the images that are asked for; where in doubt, sample.py is left to
-    tell.
-    """
-    folder = plan.outdir / part.name
+def sampled(plan: SuitePlan, run: SuiteRun) -> bool:
+    """Whether a folder holds exactly the images that are asked for; sample.py is called where in doubt."""
+    folder = plan.outdir / run.name
     path = folder / manifest.NAME
     if manifest.parts_of(path):
         return False
     records = manifest.read_records(path)
-    same = all(r | part.settings == r and (folder / r["file"]).is_file() for r in records)
+    same = all(r | run.settings == r and (folder / r["file"]).is_file() for r in records)
     return same and [(r["seed"], r["prompt"]) for r in records] == plan.pairs
 
 
-def scored(plan: Plan, folder: Path, metric: str) -> bool:
+def scored(plan: SuitePlan, folder: Path, metric: str) -> bool:
     """Whether the images of a folder are all scored with a metric."""
     try:
         lines = read_scores(folder, metric).lines

@@ -19,9 +19,9 @@ ROOT = Path(__file__).parent.parent
 VENV = ROOT / ".venv-floors"
 PYTHON = VENV / "bin" / "python"
 TABLES = {
-    "digits": "exps/digits-distilled/epd-g7.5-d4",
-    "digits-sd3": "exps/digits-sd3-distilled/epd-g4.5-d4",
-    "digits-flux": "exps/digits-flux-distilled/epd-g3.5-d4",
+    "digits": "exps/digits/distilled.pkl",
+    "digits-sd3": "exps/digits-sd3",
+    "digits-flux": "exps/digits-flux",
 }
 # mean log probability of what the prompt names: 0 to -0.5 for these, -7 where the text encoder's weights are
 # random

@@ -15,7 +15,7 @@ from released import PIXELS, write_released
 import sample
 import sample_flux
 import sample_sd3
-from evaluation.plan import PRESETS, make_plan, predictors_of
+from evaluation.suite_runs import PRESETS, plan_suite, predictors_of
 from solvers import Predictor, UserError, flowmatch, load_predictor, save_predictor
 from solvers.predictor.__main__ import main as predictor_command
 from training.ppo.launch import main as train
@@ -107,8 +107,8 @@ def test_a_published_table_and_its_copy_in_the_own_format_are_one(tmp_path, mode
 @pytest.mark.parametrize("name", NAMES)
 def test_evaluation_plans_it(monkeypatch, exps, name):
     monkeypatch.chdir(ROOT)
-    plan = make_plan(name.split("/")[0], ["euler"], None, {"PREDICTOR": str(exps / name)})
-    assert plan.parts[0].settings["depth"] == (16 if name.startswith("flux") else 20)
+    plan = plan_suite(name.split("/")[0], ["euler"], None, {"PREDICTOR": str(exps / name)})
+    assert plan.runs[0].settings["depth"] == (16 if name.startswith("flux") else 20)
 
 
 def refused_everywhere(path: Path) -> set[str]:
@@ -136,7 +136,7 @@ def refused_everywhere(path: Path) -> set[str]:
             invoke(command, *arguments)
         said.add(str(caught.value))
     with pytest.raises(UserError) as caught:
-        make_plan("sd15", ["euler"], None, {"PREDICTOR": str(path)})
+        plan_suite("sd15", ["euler"], None, {"PREDICTOR": str(path)})
     return said | {str(caught.value)}
 
 
@@ -188,7 +188,7 @@ def test_file_folder_name_and_number_on_each_command_line(tmp_path, monkeypatch,
     ]
     said = invoke(train, "--config", ROOT / "training/ppo/cfgs/sd3_512.yaml", "--dry-run", *overrides)
     assert "predictor_snapshot: exps/" in said
-    assert make_plan("sd3-512", [], None, {"PREDICTOR": text}).parts[0].settings["depth"] == 20
+    assert plan_suite("sd3-512", [], None, {"PREDICTOR": text}).runs[0].settings["depth"] == 20
 
 
 def test_what_a_file_carries_that_is_unknown_here_is_one_note(tmp_path):

@@ -84,21 +84,18 @@ def data_uri(content: bytes, kind: str = "png") -> str:
 
 
 def quality_plots(runs: Sequence[Run]) -> list[Picture]:
-    """Each metric against serial depth and against total evaluations, of the runs whose manifests
-    tell these.
-    """
-    told = [run for run in runs if "depth" in run.settings]
-    found = []
-    for metric in runs[0].scores if told else ():
+    """Each metric against serial depth and against NFE, of the runs whose manifests hold these."""
+    costed = [run for run in runs if "depth" in run.settings]
+    pictures = []
+    for metric in runs[0].scores if costed else ():
         for key, cost in COSTS.items():
-            points = [point_of(run, metric, key) for run in told]
+            points = [point_of(run, metric, key) for run in costed]
             values = "; ".join(
-                f"{run.name} {number(p.mean)} at {p.cost}" for run, p in zip(told, points, strict=True)
+                f"{run.name} {number(p.mean)} at {p.cost}" for run, p in zip(costed, points, strict=True)
             )
-            found.append(
-                plots.quality(f"{metric}-{key}", f"{metric} against {cost}: {values}.", points, metric, cost)
-            )
-    return found
+            alt = f"{metric} against {cost}: {values}."
+            pictures.append(plots.quality(f"{metric}-{key}", alt, points, metric, cost))
+    return pictures
 
 
 def point_of(run: Run, metric: str, cost: str) -> Point:
@@ -118,7 +115,7 @@ def samples(runs: Sequence[Run]) -> list[dict]:
     for at, (prompt, seed) in enumerate(next(iter(lines[0].values()))):
         turns[prompt] = turns.get(prompt, 0) + 1
         order.append((turns[prompt], at, (prompt, seed)))
-    found = []
+    rows = []
     for _, _, pair in sorted(order)[:SHOWN]:
         cells = []
         for run, of_run in zip(runs, lines, strict=True):
@@ -126,8 +123,8 @@ def samples(runs: Sequence[Run]) -> list[dict]:
             source, small = thumbnail(run.folder / next(iter(of_image.values()))["file"])
             scores = [(k, line["score"], run.scores[k].summary["trained_on"]) for k, line in of_image.items()]
             cells.append({"run": run.name, "source": source, "small": small, "scores": scores})
-        found.append({"prompt": pair[0], "seed": pair[1], "cells": cells})
-    return found
+        rows.append({"prompt": pair[0], "seed": pair[1], "cells": cells})
+    return rows
 
 
 def thumbnail(path: Path) -> tuple[str, bool]:
@@ -149,21 +146,17 @@ def thumbnail(path: Path) -> tuple[str, bool]:
 
 
 def solver_tables(runs: Sequence[Run], predictors: Mapping[str, Path]) -> list[dict]:
-    """The learned tables of the runs whose predictor files were found, drawn and in numbers, each one
-    once.
-    """
+    """The learned tables of the runs whose predictor files are known, drawn and in numbers, each once."""
     users: dict[str, list[str]] = {}
     for run in runs:
         if run.settings.get("predictor") in predictors:
             users.setdefault(run.settings["predictor"], []).append(run.name)
-    found = []
+    tables = []
     for at, (sha, names) in enumerate(users.items(), 1):
         predictor = load_predictor(predictors[sha])
-        found.append(
-            {"runs": list(dict.fromkeys(names)), "picture": drawn(predictor, f"table-{at}", names[0])}
-            | in_numbers(predictor)
-        )
-    return found
+        picture = drawn(predictor, f"table-{at}", names[0])
+        tables.append({"runs": list(dict.fromkeys(names)), "picture": picture} | in_numbers(predictor))
+    return tables
 
 
 def drawn(predictor: Predictor, name: str, run: str) -> Picture:
@@ -203,8 +196,8 @@ def in_numbers(predictor: Predictor) -> dict:
     ]
     if predictor.sigmas is None:
         return {"header": ["interval", *header], "rows": rows}
-    nodes = predictor.sigmas.tolist()
+    nodes, numbers = predictor.sigmas.tolist(), [row[1:] for row in rows]
     return {
         "header": ["interval", "σ from", "σ to", *header],
-        "rows": [[n, *nodes[n : n + 2], *row] for n, *row in rows],
+        "rows": [[n, *nodes[n : n + 2], *row] for n, row in enumerate(numbers)],
     }

@@ -3,25 +3,28 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from solvers import SolverTable, Tableau
 
-DARK = {"figure.facecolor": "#16191f", "axes.facecolor": "#16191f", "savefig.facecolor": "#16191f"}
-LIGHT = {"figure.facecolor": "#ffffff", "axes.facecolor": "#ffffff", "savefig.facecolor": "#ffffff"}
-COLOURS = (
-    "#4477aa",
-    "#ee6677",
-    "#228833",
-    "#ccbb44",
-    "#66ccee",
-    "#aa3377",
-    "#bbbbbb",
-)  # told apart by the colour-blind (Tol 2021)
+DARK: dict[str, Any] = {
+    "figure.facecolor": "#16191f",
+    "axes.facecolor": "#16191f",
+    "savefig.facecolor": "#16191f",
+}
+LIGHT: dict[str, Any] = {
+    "figure.facecolor": "#ffffff",
+    "axes.facecolor": "#ffffff",
+    "savefig.facecolor": "#ffffff",
+}
+# distinct to the colour-blind (Tol 2021)
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 MARKERS = "os^Dv*PX"
 DODGE = 5  # points between the series, so that runs of equal cost do not hide each other
-TOLD = {True: " (trained on it)", False: "", None: " (trained on it?)"}
+TRAINED = {True: " (trained on it)", False: "", None: " (trained on it?)"}
 AREA = 420  # points squared of a weight of 1
 
 
@@ -52,7 +55,9 @@ def picture(name: str, alt: str, draw: Callable, size: tuple[float, float]) -> P
     from matplotlib.figure import Figure
 
     files = []
-    for settings in (["default", LIGHT], ["default", "dark_background", DARK]):
+    light: list[str | Path | dict[str, Any]] = ["default", LIGHT]
+    dark: list[str | Path | dict[str, Any]] = ["default", "dark_background", DARK]
+    for settings in (light, dark):
         with style.context(settings):
             figure = Figure(figsize=size, layout="constrained")
             draw(figure.subplots())
@@ -73,26 +78,25 @@ def quality(name: str, alt: str, points: Iterable[Point], metric: str, cost: str
         series.setdefault(point.series, []).append(point)
 
     def draw(axes) -> None:
-        for at, (label, found) in enumerate(series.items()):
+        for at, (label, runs) in enumerate(series.items()):
             side = DODGE * (at - (len(series) - 1) / 2) / 72
             place = axes.transData + ScaledTranslation(side, 0, axes.figure.dpi_scale_trans)
             colour, marker = COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)]
-            found = sorted(found, key=lambda p: p.cost)
-            axes.plot([p.cost for p in found], [p.mean for p in found], color=colour, lw=1.2, transform=place)
-            for i, p in enumerate(found):
+            runs = sorted(runs, key=lambda p: p.cost)
+            axes.plot([p.cost for p in runs], [p.mean for p in runs], color=colour, lw=1.2, transform=place)
+            for i, p in enumerate(runs):
                 low, high = p.interval or (p.mean, p.mean)
-                axes.update_datalim(
-                    [(p.cost, low), (p.cost, high)]
-                )  # what has a transform of its own is left out of the limits
-                build_with_weights = colour if p.trained_on is False else "none"
+                # artists with a transform of their own do not count for the limits
+                axes.update_datalim([(p.cost, low), (p.cost, high)])
+                fill = colour if p.trained_on is False else "none"
                 axes.plot([p.cost] * 2, [low, high], color=colour, lw=1.2, marker="_", ms=6, transform=place)
-                named = label + TOLD[p.trained_on] if i == 0 else None
+                named = label + TRAINED[p.trained_on] if i == 0 else None
                 axes.plot(
                     [p.cost],
                     [p.mean],
                     color=colour,
                     marker=marker,
-                    mfc=build_with_weights,
+                    mfc=fill,
                     ls="none",
                     transform=place,
                     label=named,

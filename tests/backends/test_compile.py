@@ -22,9 +22,9 @@ from training.distill.losses import checkpointed
 
 ROOT = Path(__file__).parents[2]
 TABLES = {
-    "ldm": "digits-distilled/epd-g7.5-d4",
-    "sd3": "digits-sd3-distilled/epd-g4.5-d4",
-    "flux": "digits-flux-distilled/epd-g3.5-d4",
+    "ldm": "digits/distilled.pkl",
+    "sd3": "digits-sd3/distilled.pkl",
+    "flux": "digits-flux/distilled.pkl",
 }
 CAPTIONS = ["a bold red handwritten seven", "a thin blue handwritten three"]
 BLOCKS = {

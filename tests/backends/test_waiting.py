@@ -15,9 +15,9 @@ from solvers import BASELINES, EPD, Solver, SolverTable, Spec, compile_tableau, 
 
 EXPS = Path(__file__).parents[2] / "exps"
 TABLES = {
-    "ldm": "digits-distilled/epd-g7.5-d4",
-    "sd3": "digits-sd3-distilled/epd-g4.5-d4",
-    "flux": "digits-flux-distilled/epd-g3.5-d4",
+    "ldm": "digits/distilled.pkl",
+    "sd3": "digits-sd3/distilled.pkl",
+    "flux": "digits-flux/distilled.pkl",
 }
 CLASSES = {"ldm": LDM, "sd3": SD3, "flux": Flux}
 FAMILIES = sorted(TABLES)
@@ -41,7 +41,7 @@ def digits(loaded):
 
 
 def shipped(family: str):
-    predictor = load_predictor(EXPS / TABLES[family] / "network-snapshot-export-best.pkl")
+    predictor = load_predictor(EXPS / TABLES[family])
     return predictor.solver(), predictor.sigmas
 
 

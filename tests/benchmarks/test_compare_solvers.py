@@ -8,75 +8,63 @@ from click.testing import CliRunner
 from PIL import Image
 
 from backends import load_backend
-from benchmarks import bench, compare_solvers
+from benchmarks.quality import compare_solvers, teacher_reference
 from benchmarks.report import mean_and_halfwidth, text_table
 from solvers import Predictor, SolverTable, Spec, compile_tableau, discrete, save_predictor
 from training.distill.bank import rmse_per_image
 
 
-@pytest.mark.parametrize("name", bench.SOLVERS)
+@pytest.mark.parametrize("name", teacher_reference.SOLVERS)
 @pytest.mark.parametrize("depth", [4, 5, 6])
 def test_solvers_have_the_serial_depth_they_are_listed_at(name, depth):
-    if bench.has_depth(name, depth):
-        solver, num_steps = bench.solver_of(name, depth)
+    if teacher_reference.has_depth(name, depth):
+        solver, num_steps = teacher_reference.solver_of(name, depth)
         assert compile_tableau(solver, torch.linspace(2, 1, num_steps)).depth == depth
     else:
         assert name in ("heun", "dpm2", "dpm", "epd-start", "epd-plugin-start")
 
 
 def test_the_comparison_states_costs_and_intervals(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare_solvers, "TUNING_IMAGES", 4)
+    monkeypatch.setattr(compare_solvers, "TUNING_IMAGES", 2)
+    monkeypatch.setattr(compare_solvers, "schedules_of", lambda backend: ["discrete", "logsnr"])
     short = [
-        "bank.pairs=8",
-        "bank.heldout_pairs=4",
-        "bank.shard_size=8",
+        "bank.pairs=4",
+        "bank.heldout_pairs=2",
+        "bank.shard_size=4",
         "train.steps=2",
         "train.batch=4",
-        "teacher.inner=7",
+        "teacher.inner=3",
         "teacher.check=0",
     ]
     short += [
         "evaluation.interval=2",
         "evaluation.depths=[]",
-        "evaluation.tuning_pairs=4",
+        "evaluation.tuning_pairs=2",
         "evaluation.baselines=[euler]",
     ]
     monkeypatch.setattr(compare_solvers, "SHORT", short)
-    monkeypatch.setattr(bench, "EXPS", tmp_path)
+    monkeypatch.setattr(teacher_reference, "EXPS", tmp_path)
     predictor = Predictor(
         SolverTable.uniform(3, 2),
         Spec(guidance_rate=7.5),
         discrete(4, load_backend(Spec(backend="digits"), "cpu").noise_schedule),
     )
-    save_predictor(
-        predictor, tmp_path / "digits-distilled" / "epd-g7.5-d6" / "network-snapshot-export-best.pkl"
-    )
-    arguments = [
-        "--n",
-        "6",
-        "--depths",
-        "4,6",
-        "--solvers",
-        "euler,dpmpp,epd-start",
-        "--intervals",
-        "8",
-        "--out",
-        str(tmp_path),
-    ]
+    save_predictor(predictor, tmp_path / "digits" / "grid" / "epd-g7.5-d6.pkl")
+    arguments = ["--n", "4", "--depths", "4,6", "--solvers", "euler,epd-start", "--intervals", "4"]
+    arguments += ["--out", str(tmp_path)]
     result = CliRunner().invoke(compare_solvers.main, arguments, catch_exceptions=False)
     assert result.exit_code == 0
-    found = json.loads((tmp_path / "solvers.json").read_text())
-    rows = {(r["solver"], r["depth"]): r for r in found["rows"]}
-    expected = {("teacher: dpm2, 8 intervals", 16)} | {
-        (s, d) for s in ("euler", "dpmpp", "epd-start") for d in (4, 6)
-    }
+    written = json.loads((tmp_path / "solvers.json").read_text())
+    rows = {(r["solver"], r["depth"]): r for r in written["rows"]}
+    expected = {("teacher: dpm2, 4 intervals", 8)}
+    expected |= {(name, depth) for name in ("euler", "epd-start") for depth in (4, 6)}
     assert set(rows) == expected | {("epd distilled", 6), ("tableau2, just now", 4)}
     assert (rows["tableau2, just now", 4]["evaluations"], rows["epd distilled", 6]["evaluations"]) == (7, 9)
-    assert rows["teacher: dpm2, 8 intervals", 16]["rmse"] == 0
+    assert rows["teacher: dpm2, 4 intervals", 8]["rmse"] == 0
     assert rows["epd-start", 6]["evaluations"] == 9
     assert rows["euler", 6]["evaluations"] == 6
-    assert all(r["rmse"] > 0 and r["rmse_halfwidth"] > 0 for r in found["rows"][1:])
-    assert found["settings"]["teacher_error"] > 0
+    assert all(r["rmse"] > 0 and r["rmse_halfwidth"] > 0 for r in written["rows"][1:])
+    assert written["settings"]["teacher_error"] > 0
     assert (tmp_path / "solvers.md").read_text() in result.output
     assert Image.open(tmp_path / "solvers.png").size[0] > 500
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 def run(*arguments: str) -> dict:
     """The benchmark's row, from a process of its own, whose memory is measured."""
-    command = [sys.executable, "-m", "benchmarks.full_size", *arguments, "--device", "cpu"]
+    command = [sys.executable, "-m", "benchmarks.speed.full_size", *arguments, "--device", "cpu"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The measurements of RDPO: kept runs, marks and gains, and CMA-ES with the same images, on a few of each."""
+"""The measurements of RDPO: kept runs, rewards and gains, and CMA-ES with the same images."""
 
 import json
 import sys
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import rdpo
-from benchmarks.cma_es import Logits, cma_es
-from benchmarks.exam import fresh_prompts
+from benchmarks.quality import heldout_eval, rdpo, rdpo_runs, teacher_reference
+from benchmarks.quality.cma_es import Logits, cma_es
+from benchmarks.quality.heldout_eval import fresh_prompts
 from digits.data import evaluation_prompts, training_prompts
 from solvers import load_predictor
 
@@ -21,21 +21,19 @@ from .. import forked
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """The shipped configuration cut to 2 steps of 16 images."""
-    text = rdpo.CONFIG.read_text()
+    text = rdpo_runs.CONFIG.read_text()
     sizes = {"rollout_batch_size": 16, "rollout_chunk": 16, "minibatch_size": 8}
     for key, value in {**sizes, "steps": 2, "images": 4, "interval": 1}.items():
         before = text
         text = "\n".join(replaced(line, key, value) for line in text.splitlines())
         assert text != before
     (tmp_path / "digits.yaml").write_text(text)
-    for name, path in (
-        ("CONFIG", tmp_path / "digits.yaml"),
-        ("WORK", tmp_path / "work"),
-        ("RESULTS", tmp_path),
-    ):
-        monkeypatch.setattr(rdpo, name, path)
-    monkeypatch.setattr("benchmarks.bench.TEACHER_INTERVALS", 4)
-    monkeypatch.setattr(rdpo, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(rdpo_runs, "CONFIG", tmp_path / "digits.yaml")
+    monkeypatch.setattr(rdpo_runs, "WORK", tmp_path / "work")
+    monkeypatch.setattr(rdpo, "RESULTS", tmp_path)
+    monkeypatch.setattr(teacher_reference, "TEACHER_INTERVALS", 2)
+    monkeypatch.setattr(heldout_eval, "fresh_prompts", lambda: fresh_prompts()[:6])
+    monkeypatch.setattr(rdpo_runs, "subprocess", SimpleNamespace(run=run))
     return tmp_path
 
 
@@ -64,22 +62,22 @@ def test_settings_are_compared_on_paired_images_and_runs_are_kept(small):
         1,
         {"narrow": ("ppo.dirichlet_concentration=300",), "wide": ("ppo.dirichlet_concentration=30",)},
     )
-    found = json.loads((small / "rdpo_two.json").read_text())["rows"]
-    assert [r["solver"] for r in found] == ["EPD distilled", "narrow, seed 0", "wide, seed 0"]
-    assert all(r["depth"] == 4 and r["evaluations"] == 6 for r in found)
-    for row in found[1:]:
-        assert row["reward_gain"] == pytest.approx(row["reward"] - found[0]["reward"])
+    rows = json.loads((small / "rdpo_two.json").read_text())["rows"]
+    assert [r["solver"] for r in rows] == ["EPD distilled", "narrow, seed 0", "wide, seed 0"]
+    assert all(r["depth"] == 4 and r["evaluations"] == 6 for r in rows)
+    for row in rows[1:]:
+        assert row["reward_gain"] == pytest.approx(row["reward"] - rows[0]["reward"])
         assert row["advantage_std"] > 0
-    assert found[2]["advantage_std"] > found[1]["advantage_std"]
+    assert rows[2]["advantage_std"] > rows[1]["advantage_std"]
     runs = sorted(p.name for p in (small / "work").glob("2*"))
     assert len(runs) == 2
-    again = rdpo.Job("narrow", 0, ("ppo.dirichlet_concentration=300",))
+    again = rdpo_runs.Job("narrow", 0, ("ppo.dirichlet_concentration=300",))
     assert again.arguments()[0] == "--resume"
-    assert rdpo.Job("narrow", 1, ("ppo.dirichlet_concentration=300",)).arguments()[0] == "--config"
+    assert rdpo_runs.Job("narrow", 1, ("ppo.dirichlet_concentration=300",)).arguments()[0] == "--config"
 
 
 def test_cma_es_tries_tables_of_the_same_shape(small):
-    found, start = cma_es(rdpo.CONFIG, rdpo.DISTILLED, 0, 0.1), load_predictor(rdpo.DISTILLED)
+    found, start = cma_es(rdpo_runs.CONFIG, rdpo_runs.DISTILLED, 0, 0.1), load_predictor(rdpo_runs.DISTILLED)
     assert found.table.r.shape == start.table.r.shape
     assert torch.equal(found.sigmas, start.sigmas)
     assert (found.table.r.diff(dim=-1) >= 0).all()
@@ -91,7 +89,7 @@ def test_cma_es_tries_tables_of_the_same_shape(small):
     torch.testing.assert_close(again.w[0], start.table.w, rtol=0, atol=1e-5)
 
 
-def test_the_exam_has_prompts_that_nothing_was_trained_or_chosen_on():
+def test_the_held_out_evaluation_has_prompts_that_nothing_was_trained_or_chosen_on():
     own = fresh_prompts()
     assert len(own) == len(set(own)) == 72
     assert not set(own) & {*training_prompts(10**4), *evaluation_prompts(256)}

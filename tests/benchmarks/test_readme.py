@@ -3,9 +3,11 @@
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import distillation, report, speed
+from benchmarks import report
+from benchmarks.quality import distillation, grid_cells
+from benchmarks.speed import summary
 
-README = (distillation.ROOT / "README.md").read_text()
+README = (grid_cells.ROOT / "README.md").read_text()
 SPEED = README[README.index("## Speed") : README.index("## Rewards")]
 
 
@@ -25,17 +27,17 @@ def figures(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "name", [*speed.PARTS, "overhead_cut", "overhead_cut_kept", "points_cut", "pipelines_cut"]
+    "name", [*summary.PARTS, "overhead_cut", "overhead_cut_kept", "points_cut", "pipelines_cut"]
 )
 def test_what_a_speed_benchmark_prints_is_in_the_readme(name, tmp_path):
     (tmp_path / f"{name}.json").write_text((report.RESULTS / f"{name}.json").read_text())
-    found = figures(printed(speed.main, "--results", str(tmp_path)))
+    found = figures(printed(summary.main, "--results", str(tmp_path)))
     assert found
     assert not [line for line in found if line not in SPEED]
 
 
 def test_the_tables_on_speed_hold_nothing_else():
-    lines = printed(speed.main).splitlines()
+    lines = printed(summary.main).splitlines()
     tables = [line for line in SPEED.splitlines() if line.startswith("|")]
     assert tables
     assert not [line for line in tables if line not in lines]

@@ -1,8 +1,8 @@
-"""The speed benchmarks count what they say they count; their times are not judged here."""
+"""The commands of the speed benchmarks: their rows, networks and files; times are not judged here."""
 
 import json
 import os
-import subprocess
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,32 +10,34 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import compile, families, memory, overhead, parallel, pipelines, points
-from benchmarks.families import condition_of, digits, full_size, network_of
-from benchmarks.parallel import ideal
+from benchmarks import report
 from benchmarks.report import write_json
-from benchmarks.timing import in_turn, ratio
-from solvers import Euler, Spec, UserError, sample
+from benchmarks.speed import compile, memory, networks, overhead, parallel, pipelines, points, summary
+from benchmarks.speed.networks import Networks, condition_of, full_size
+from solvers import Euler, Spec, UserError
 
-ROOT = Path(__file__).parents[2]
+from .. import forked
+
 CPU = torch.device("cpu")
+CUT = ("--full", "--layers", "1", "--resolution", "64", "--family", "sd3")
+SMALL = ("--batch", "1", "--repeats", "3")
 
 
 def rows_of(command, path: Path, *arguments: str) -> list[dict]:
-    result = CliRunner().invoke(
-        command, [*arguments, "--device", "cpu", "--out", str(path)], catch_exceptions=False
-    )
+    """The rows that a command writes."""
+    whole = [*arguments, "--device", "cpu", "--out", str(path)]
+    result = CliRunner().invoke(command, whole, catch_exceptions=False)
     assert result.exit_code == 0
-    found = json.loads(path.read_text())
-    assert found["machine"].keys() >= {"device", "torch", "date"}
-    return found["rows"]
+    written = json.loads(path.read_text())
+    assert written["machine"].keys() >= {"device", "torch", "date"}
+    return written["rows"]
 
 
-def test_a_result_says_what_the_allocator_is_told(tmp_path, monkeypatch):
+def test_a_result_has_the_settings_of_the_allocator(tmp_path, monkeypatch):
     for name in [name for name in os.environ if name.startswith("MALLOC_")]:
         monkeypatch.delenv(name)
-    told = {"MALLOC_MMAP_THRESHOLD_": "1", "MALLOC_TRIM_THRESHOLD_": "2"}
-    for environment, expected in ({}, {}), (told | {"MALLOCATED": "3"}, told):
+    settings = {"MALLOC_MMAP_THRESHOLD_": "1", "MALLOC_TRIM_THRESHOLD_": "2"}
+    for environment, expected in ({}, {}), (settings | {"MALLOCATED": "3"}, settings):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         write_json(tmp_path / "result.json", {}, [], CPU)
@@ -44,37 +46,19 @@ def test_a_result_says_what_the_allocator_is_told(tmp_path, monkeypatch):
         assert machine.keys() == {"device", "torch", "diffusers", "date", *expected}
 
 
-def test_jobs_take_turns():
-    order = []
-    times = in_turn([lambda: order.append("a"), lambda: order.append("b")], 3, CPU)
-    assert "".join(order) == "ab" + "ab" + "ba" + "ab"
-    assert times.shape == (2, 3)
+def test_full_size_results_have_files_of_their_own(tmp_path):
+    assert report.result_path("a", Networks(full=True).kind, None).name == "a_full.json"
+    assert report.result_path("a", Networks(full=True, resolution=64).kind, None).name == "a_cut.json"
+    assert report.result_path("a", Networks().kind, None).name == "a.json"
+    assert report.result_path("a", "_full", tmp_path / "b") == tmp_path / "b"
+    shutil.copy(report.RESULTS / "overhead.json", tmp_path / "overhead_full.json")
+    shown = CliRunner().invoke(summary.main, ["--results", str(tmp_path)], catch_exceptions=False).output
+    assert shown.startswith("benchmarks.speed.overhead (")
 
 
-def test_the_ratio_is_of_pairs():
-    """A machine that is ten times as slow in every third repeat changes nothing."""
-    base = torch.tensor([1.0, 10.0, 1.0] * 5, dtype=torch.float64)
-    found = ratio(1.5 * base, base)
-    assert found == pytest.approx({"ratio": 1.5, "low": 1.5, "high": 1.5})
-    noisy = ratio(torch.linspace(1, 3, 21, dtype=torch.float64), torch.ones(21, dtype=torch.float64))
-    assert 1 < noisy["low"] < noisy["ratio"] == 2 < noisy["high"] < 3
-
-
-@pytest.mark.parametrize("family", ["ldm", "sd3", "flux"])
-def test_bare_calls_are_those_of_the_trajectory(tmp_path, family):
-    rows = rows_of(
-        overhead.main,
-        tmp_path / "o.json",
-        "--family",
-        family,
-        "--batch",
-        "1",
-        "--depth",
-        "4",
-        "--repeats",
-        "3",
-    )
-    assert {r["solver"] for r in rows} == {"euler", "ipndm", "dpmpp", "unipc", "epd", "epd-plugin", "tableau"}
+def test_overhead_has_a_row_for_each_solver(tmp_path):
+    rows = rows_of(overhead.main, tmp_path / "o.json", "--family", "flux", "--depth", "4", *SMALL)
+    assert [r["solver"] for r in rows] == ["euler", "ipndm", "dpmpp", "unipc", "epd", "epd-plugin", "tableau"]
     for row in rows:
         assert row["calls"] == row["depth"] == 4
         assert row["evaluations"] == {"epd": 6, "epd-plugin": 6, "tableau": 8}.get(row["solver"], 4)
@@ -82,72 +66,44 @@ def test_bare_calls_are_those_of_the_trajectory(tmp_path, family):
         assert 1 < row["inside"]["low"] <= row["inside"]["ratio"] <= row["inside"]["high"]
 
 
-def test_recorded_calls_made_again_give_the_same():
-    backend = digits("ldm", CPU)
-    condition, network = condition_of(backend, "ldm", 2), network_of(backend, "ldm")
-    nodes, start = backend.sigmas(Spec(num_steps=3)), backend.initial_latents([0, 1], backend.sigma_max)
-    outputs = []
-    hook = network.register_forward_hook(lambda *found: outputs.append(found[-1].sample))
-    with torch.inference_mode():
-        calls = overhead.recorded_calls(
-            network, lambda: sample(Euler(), backend.velocity(condition), start, nodes)
-        )
-        for args, kwargs in calls:
-            network(*args, **kwargs)
-    hook.remove()
-    assert len(calls) == 2
-    assert torch.equal(outputs[0], outputs[2])
-    assert torch.equal(outputs[1], outputs[3])
-
-
-def test_points_in_a_batch(tmp_path):
-    rows = rows_of(points.main, tmp_path / "p.json", "--family", "sd3", "--batch", "1", "--repeats", "3")
+def test_points_have_a_row_for_each_k(tmp_path):
+    rows = rows_of(points.main, tmp_path / "p.json", "--family", "flux", *SMALL)
     assert [(r["points"], r["evaluations"]) for r in rows] == [(1, 6), (2, 9), (3, 12), (4, 15)]
     assert rows[0]["level"]["ratio"] == rows[0]["trajectory"]["ratio"] == 1
 
 
-@pytest.mark.parametrize(
-    "k, branches, world, expected",
-    [(2, 1, 2, 1.5), (4, 1, 4, 2.5), (3, 1, 2, 4 / 3), (2, 2, 4, 3), (2, 2, 2, 2)],
-)
-def test_the_ideal_of_points_over_processes(k, branches, world, expected):
-    assert ideal(k, branches, world) == pytest.approx(expected)
-
-
-def test_points_over_processes(tmp_path):
-    """It starts itself under torchrun."""
+def test_points_over_two_processes(tmp_path):
     path = tmp_path / "p.json"
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.parallel",
-        "--family",
-        "sd3",
-        "--points",
-        "2",
-        "--batch",
-        "1",
-        "--repeats",
-        "3",
-    ]
-    command += ["--device", "cpu", "--out", str(path)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=200)
+    arguments = ("--family", "sd3", "--points", 2, *SMALL, "--device", "cpu", "--out", path)
+    done = forked.start("benchmarks.speed.parallel", *arguments, ranks=2).wait()
     assert done.returncode == 0, done.stderr
     rows = json.loads(path.read_text())["rows"]
-    assert [(r["mode"], r["processes"], r["ideal"]) for r in rows] == [
-        ("points", 2, 1.5),
-        ("points-cfg", 2, 2.0),
-    ]
+    expected = [("points", 2, 1.5), ("points-cfg", 2, 2.0)]
+    assert [(r["mode"], r["processes"], r["ideal"]) for r in rows] == expected
     assert all(0 < r["gather_share"] < 1 for r in rows)
 
 
-CUT = ("--full", "--layers", "1", "--resolution", "64", "--family", "sd3")
+def test_points_over_processes_start_under_torchrun(monkeypatch):
+    commands = []
+
+    def run(command, env):
+        commands.append(command)
+        assert env["OMP_NUM_THREADS"] == "1"
+        return forked.subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(parallel.subprocess, "run", run)
+    monkeypatch.setattr(sys, "argv", ["parallel", "--processes", "2"])
+    result = CliRunner().invoke(parallel.main, ["--processes", "2", "--device", "cpu"])
+    assert result.exit_code == 3
+    assert commands[0][1:3] == ["-m", "torch.distributed.run"]
+    assert commands[0][-4:] == ["-m", "benchmarks.speed.parallel", "--processes", "2"]
 
 
 def test_full_size_networks_cut_short(tmp_path, monkeypatch):
     """The real widths of Stable Diffusion 3, one layer, at 64 pixels."""
     made = []
-    monkeypatch.setattr(families, "full_size", lambda *told: made.append(full_size(*told)) or made[-1])
+    monkeypatch.setattr(networks, "full_size", lambda *args: made.append(full_size(*args)) or made[-1])
     monkeypatch.setattr(
         overhead,
         "solvers_of",
@@ -158,24 +114,17 @@ def test_full_size_networks_cut_short(tmp_path, monkeypatch):
         "in_turn",
         lambda jobs, repeats, device: torch.tensor([[job() or 1.0] for job in jobs]).double(),
     )
-    (row,) = rows_of(
-        overhead.main, tmp_path / "o.json", *CUT, "--batch", "1", "--depth", "2", "--repeats", "3"
-    )
+    (row,) = rows_of(overhead.main, tmp_path / "o.json", *CUT, "--depth", "2", *SMALL)
     assert (row["evaluations"], row["calls"]) == (2, 2)
-    assert json.loads((tmp_path / "o.json").read_text())["settings"] == {
-        "full": True,
-        "layers": 1,
-        "resolution": 64,
-        "repeats": 3,
-    }
+    settings = {"full": True, "layers": 1, "resolution": 64, "repeats": 3}
+    assert json.loads((tmp_path / "o.json").read_text())["settings"] == settings
     (backend,) = made
     assert sum(p.numel() for p in backend.pipe.transformer.parameters()) / 1e6 == pytest.approx(73.8, abs=0.1)
     with torch.inference_mode():
-        slope = backend.velocity(condition_of(backend, "sd3", 1))(
-            backend.initial_latents([0], 1.0), torch.tensor(0.5, dtype=torch.float64)
-        )
-    assert slope.shape == (1, 16, 8, 8)
-    assert slope.isfinite().all()
+        velocity = backend.velocity(condition_of(backend, "sd3", 1))
+        output = velocity(backend.initial_latents([0], 1.0), torch.tensor(0.5, dtype=torch.float64))
+    assert output.shape == (1, 16, 8, 8)
+    assert output.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -192,20 +141,17 @@ def test_a_resolution_that_no_patches_fill_is_refused(tmp_path):
 
 
 def test_a_trajectory_needs_little_more_memory_than_a_call(tmp_path):
-    """No tensors are kept that nobody asked for; calls computed again in a backward pass need a fraction of
-    all activations.
-    """
-    arguments = ["--family", "sd3", "--part", "trajectory", "--part", "training"]
+    """A solver keeps few states, and recomputed calls need a fraction of all activations."""
+    arguments = ["--family", "sd3", "--part", "trajectory", "--part", "training", "--batch", "2"]
     rows = rows_of(memory.main, tmp_path / "m.json", *arguments)
-    found = {r["solver"]: r["trajectory"] / r["call"] for r in rows if r["part"] == "trajectory"}
-    assert len(found) == 7
-    assert 1 < min(found.values()) <= max(found.values()) < 1.1
-    kept, again, apart = (r["peak"] for r in rows if r["part"] == "training")
-    assert kept > 2 * again > 2 * apart
+    ratios = {r["solver"]: r["trajectory"] / r["call"] for r in rows if r["part"] == "trajectory"}
+    assert len(ratios) == 7
+    assert 1 < min(ratios.values()) <= max(ratios.values()) < 1.1
+    kept, recomputed, point_by_point = (r["peak"] for r in rows if r["part"] == "training")
+    assert kept > 2 * recomputed > 2 * point_by_point
 
 
-def test_kept_tensors_are_seen():
-    """What is held on to counts, and what is freed does not."""
+def test_the_peak_counts_what_is_kept_and_not_what_is_freed():
     states, held = torch.zeros(4, 16, 8, 8), []
     keeping = memory.peak_above(lambda: held.extend(states + 1 for _ in range(8)), CPU)
     assert keeping == pytest.approx(8 * states.nbytes, rel=0.01)
@@ -225,7 +171,7 @@ def test_sampling_without_text_encoders_needs_less_memory(tmp_path, monkeypatch)
 
 @pytest.mark.slow
 def test_compiled_blocks_are_timed(tmp_path):
-    (row,) = rows_of(compile.main, tmp_path / "c.json", "--family", "ldm", "--batch", "1", "--repeats", "3")
+    (row,) = rows_of(compile.main, tmp_path / "c.json", "--family", "ldm", *SMALL)
     assert row["compilations"] == 2
     assert row["recompilations"] == 0
     assert row["difference"] < 1e-3

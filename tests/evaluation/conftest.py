@@ -1,15 +1,12 @@
 """What the tests of evaluation share: folders of images with a manifest, scored in this process."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 import evaluate
 from digits.data import evaluation_prompts

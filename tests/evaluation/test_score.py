@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,7 @@ from common.records import exclusive
 from evaluation import scoring
 from rewards import load_reward
 
-from ..forked import Forked
+from ..forked import Forked, start
 
 ROOT = Path(__file__).parents[2]
 DIGITS_AND_CONSTANTS = ["--option", "multi.weights.digits=1", "--option", "multi.constants.digits=[0, 1]"]
@@ -129,18 +127,18 @@ def test_killed_half_way_and_run_again(evaluation, tmp_path):
 def test_two_processes_write_what_one_does(evaluation, tmp_path):
     one, two = evaluation.make(tmp_path / "one"), evaluation.make(tmp_path / "two")
     evaluation.score(one, "--batch", 3)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        "--standalone",
-        "evaluate.py",
+    arguments = (
         "score",
-    ]
-    command += ["--images", str(two), "--metrics", "digits,judge", "--batch", "3", "--device", "cpu"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+        "--images",
+        str(two),
+        "--metrics",
+        "digits,judge",
+        "--batch",
+        "3",
+        "--device",
+        "cpu",
+    )
+    done = start("evaluate", *arguments, ranks=2).wait()
     assert done.returncode == 0, done.stderr
     assert evaluation.contents(two) == evaluation.contents(one)
 
@@ -264,8 +262,7 @@ def test_damaged_scores_and_a_second_run_are_refused(evaluation, scored, tmp_pat
 
 
 def test_an_error_is_one_line_and_exit_status_2(tmp_path):
-    command = [sys.executable, "evaluate.py", "score", "--images", str(tmp_path), "--metrics", "digits"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = start("evaluate", "score", "--images", tmp_path, "--metrics", "digits").wait()
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: --images {tmp_path}: no manifest.jsonl")
     assert done.stderr.count("\n") == 1

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from statistics import fmean
@@ -17,18 +16,18 @@ import common.errors
 import evaluate
 import sample
 from evaluation import suite
-from evaluation.plan import PRESETS, make_plan, predictors_of
+from evaluation.suite_runs import PRESETS, plan_suite, predictors_of
 from evaluation.tables import number
 from solvers import UserError
 
-from ..forked import Forked, run_module
+from ..forked import Forked, run_module, start
 
 ROOT = Path(__file__).parent.parent.parent
-ARGUMENTS = ("digits", "--baselines", "euler,dpmpp", "--batch", "3", "--device", "cpu")
-SETTINGS = {"RUN_DIR": "", "RUN_NAME": "", "PROMPT_FILE": "", "MODEL_ID": "", "PROCESSES": "", "SEEDS": "0-5"}
-SETTINGS |= {"PREDICTOR": "exps/digits-distilled/epd-g7.5-d4"}
+ARGUMENTS = ("digits", "--baselines", "euler,dpmpp", "--batch", "2", "--device", "cpu")
+SETTINGS = {"RUN_DIR": "", "RUN_NAME": "", "PROMPT_FILE": "", "MODEL_ID": "", "PROCESSES": "", "SEEDS": "0-3"}
+SETTINGS |= {"PREDICTOR": "exps/digits/distilled.pkl"}
 FOLDERS = [
-    "epd-g7.5-d4-depth4-evals6",
+    "epd-distilled-depth4-evals6",
     "euler-depth4-evals4",
     "euler-depth6-evals6",
     "dpmpp-depth4-evals4",
@@ -110,7 +109,7 @@ def test_the_report_has_the_numbers_of_the_summaries(whole):
                 json.loads(line)["score"] for line in (scores / f"{metric}.jsonl").read_text().splitlines()
             ]
             assert summary["mean"] == pytest.approx(fmean(lines))
-            assert summary["count"] == len(lines) == 6
+            assert summary["count"] == len(lines) == 4
             assert number(summary["mean"]) in text
             assert number(summary["mean"]) in page
     assert text.endswith(f"report: {out / 'report.html'}\n")
@@ -126,7 +125,7 @@ def test_a_second_run_makes_nothing_anew(whole, monkeypatch):
 
 
 def test_a_second_run_with_a_learned_tableau_samples_nothing(monkeypatch, tmp_path):
-    tableau = {"PREDICTOR": "exps/digits-distilled/tableau1-g7.5-d4", "SEEDS": "0-1"}
+    tableau = {"PREDICTOR": "exps/digits/grid/tableau1-g7.5-d4", "SEEDS": "0-1"}
     arguments = ("digits", "--baselines", "euler", "--metrics", "judge", "--device", "cpu")
     _, first = run_here(monkeypatch, tmp_path, arguments, **tableau)
     assert first == ["sample.py", "sample.py", "evaluate.py"]
@@ -145,7 +144,7 @@ def test_a_run_killed_half_way_ends_in_the_same_files(whole, monkeypatch, tmp_pa
 
 def test_an_image_or_a_score_that_is_gone_is_made_again(whole, monkeypatch, tmp_path):
     out = shutil.copytree(whole[0], tmp_path / "digits")
-    (out / FOLDERS[2] / "000000" / "000004.png").unlink()
+    (out / FOLDERS[2] / "000000" / "000002.png").unlink()
     (out / FOLDERS[3] / "scores" / "judge.jsonl").unlink()
     assert run_here(monkeypatch, out)[1] == ["sample.py", "evaluate.py"]
     assert contents(out) == contents(whole[0])
@@ -160,9 +159,8 @@ def test_an_image_or_a_score_that_is_gone_is_made_again(whole, monkeypatch, tmp_
     ids=["name", "metric"],
 )
 def test_an_unknown_name_or_metric_is_one_line(tmp_path, arguments, words):
-    command = [sys.executable, "-m", "evaluation.suite", *arguments]
-    environment = os.environ | SETTINGS | {"OUTDIR": str(tmp_path / "out")}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
+    environment = SETTINGS | {"OUTDIR": str(tmp_path / "out")}
+    done = start("evaluation.suite", *arguments, environment=environment).wait()
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {words}")
     assert done.stderr.count("\n") == 1
@@ -189,31 +187,30 @@ def test_an_unknown_name_or_metric_is_one_line(tmp_path, arguments, words):
 def test_what_cannot_be_done_is_refused(monkeypatch, name, variables, words):
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match=words) as error:
-        make_plan(name, ["euler"], None, variables)
+        plan_suite(name, ["euler"], None, variables)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_baselines_have_the_depth_and_the_evaluations_of_the_table(monkeypatch, name):
     monkeypatch.chdir(ROOT)
-    parts = make_plan(
-        name, ["euler", "unipc"], None, {"PREDICTOR": next(iter(predictors_of(PRESETS[name], {}).values()))}
-    ).parts
-    first, *others = (part.settings for part in parts)
-    costs = [(part["depth"], part["evaluations"]) for part in others]
+    predictor = next(iter(predictors_of(PRESETS[name], {}).values()))
+    plan = plan_suite(name, ["euler", "unipc"], None, {"PREDICTOR": predictor})
+    first, *others = (run.settings for run in plan.runs)
+    costs = [(run["depth"], run["evaluations"]) for run in others]
     assert costs == [(c, c) for c in (first["depth"], first["evaluations"])] * 2
 
 
 def test_variables_of_the_published_scripts(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     (tmp_path / "p.csv").write_text("caption\none\ntwo\n")
-    told = {
+    variables = {
         "PROMPT_FILE": str(tmp_path / "p.csv"),
         "SEEDS": "7,3,5",
         "FLUX_MODEL_PATH": "weights/flux",
         "OUTDIR": str(tmp_path),
     }
-    plan = make_plan("flux", ["euler"], 2, told)
+    plan = plan_suite("flux", ["euler"], 2, variables)
     assert plan.pairs == [(3, "two"), (5, "two"), (7, "two")]
     assert plan.outdir == tmp_path
     assert plan.shared == (
@@ -222,11 +219,11 @@ def test_variables_of_the_published_scripts(monkeypatch, tmp_path):
         "--batch",
         "2",
         "--prompt-file",
-        told["PROMPT_FILE"],
+        variables["PROMPT_FILE"],
         "--model-path",
         "weights/flux",
     )
-    assert make_plan("flux", [], None, told | {"MODEL_ID": "a/b"}).shared[-1] == "a/b"
+    assert plan_suite("flux", [], None, variables | {"MODEL_ID": "a/b"}).shared[-1] == "a/b"
 
 
 def test_the_newest_run_of_a_name_is_measured(tmp_path):
@@ -237,16 +234,16 @@ def test_the_newest_run_of_a_name_is_measured(tmp_path):
         "20250401-000000-other",
     ):
         shutil.copytree(ROOT / "exps" / "digits", tmp_path / folder)
-    found = predictors_of(PRESETS["digits"], {"RUN_NAME": "tuned"}, tmp_path)
-    assert list(found.values()) == [str(tmp_path / "20250301-000000-tuned-1")]
+    tables = predictors_of(PRESETS["digits"], {"RUN_NAME": "tuned"}, tmp_path)
+    assert list(tables.values()) == [str(tmp_path / "20250301-000000-tuned-1")]
 
 
 def test_a_script_is_started_and_its_exit_status_kept(capfd):
-    told = [sys.executable, "-c", "import sys; print(sys.argv[1:]); sys.exit(int(sys.argv[-1]))"]
-    suite.call(told, "sample.py", "--batch", 0)
+    launcher = [sys.executable, "-c", "import sys; print(sys.argv[1:]); sys.exit(int(sys.argv[-1]))"]
+    suite.call(launcher, "sample.py", "--batch", 0)
     assert capfd.readouterr().out == f"[{str(ROOT / 'sample.py')!r}, '--batch', '0']\n"
     with pytest.raises(SystemExit) as end:
-        suite.call(told, "sample.py", "--batch", 3)
+        suite.call(launcher, "sample.py", "--batch", 3)
     assert end.value.code == 3
 
 

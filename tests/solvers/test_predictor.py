@@ -35,6 +35,7 @@ from solvers import (
     save_predictor,
 )
 
+ROOT = Path(__file__).parents[2]
 SPEC = Spec(
     dataset_name="ms_coco",
     backend="ldm",
@@ -464,6 +465,37 @@ def test_names_and_numbers_under_exps(tmp_path, monkeypatch):
         second,
         other,
     ]
+
+
+def test_a_name_may_leave_the_extension_out():
+    grid = ROOT / "exps" / "digits" / "grid"
+    assert resolve_predictor_path("digits/grid/epd-g7.5-d6", ROOT / "exps") == grid / "epd-g7.5-d6.pkl"
+    assert resolve_predictor_path(str(grid / "epd-g7.5-d6")) == grid / "epd-g7.5-d6.pkl"
+    assert resolve_predictor_path("digits/distilled", ROOT / "exps") == grid.parent / "distilled.pkl"
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("digits-distilled/epd-g7.5-d6", "digits/grid/epd-g7.5-d6.pkl"),
+        ("digits-distilled/wide2-g3-d4/network-snapshot-export-best.pkl", "digits/grid/wide2-g3-d4.pkl"),
+        ("digits-rdpo/epd-g7.5-d4/", "digits/best.pkl"),
+        ("digits-sd3-distilled/epd-g4.5-d4", "digits-sd3/distilled.pkl"),
+        ("digits-flux-distilled/epd-g3.5-d4", "digits-flux/distilled.pkl"),
+    ],
+)
+def test_the_folders_of_the_earlier_layout_are_found_in_the_new_one(monkeypatch, old, new):
+    monkeypatch.chdir(ROOT)
+    assert resolve_predictor_path(f"exps/{old}") == resolve_predictor_path(old) == Path("exps", new)
+    assert resolve_predictor_path(str(ROOT / "exps" / old)) == ROOT / "exps" / new
+
+
+def test_a_folder_of_many_tables_is_refused_with_some_of_their_names():
+    with pytest.raises(PredictorError) as caught:
+        resolve_predictor_path("digits/grid", ROOT / "exps")
+    assert "several predictors (84): epd-g1-d10.pkl, " in str(caught.value)
+    assert str(caught.value).endswith(f"name one of them, such as {ROOT / 'exps/digits/grid/epd-g1-d10'}")
+    assert len(str(caught.value)) < 500
 
 
 def test_what_is_not_found_says_where_it_was_looked_for(tmp_path):
