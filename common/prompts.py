@@ -5,7 +5,7 @@ import io
 import json
 from pathlib import Path
 
-from solvers import UserError
+from .errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "src" / "prompts"
 TRAIN, TEST = FOLDER / "train.txt", FOLDER / "test.txt"

@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.files import write_atomically
-from solvers import UserError
+from .errors import UserError
+from .files import write_atomically
 
 NAME = "manifest.jsonl"
 KEYS = frozenset({"file", "seed", "prompt"})

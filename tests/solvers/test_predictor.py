@@ -157,10 +157,7 @@ def test_secrets_are_never_saved(tmp_path):
     assert (
         copy.spec.backend_config
         == copy.provenance["config"]
-        == {
-            "resolution": 512,
-            "list": [{"deep": {}}, [{}]],
-        }
+        == {"resolution": 512, "list": [{"deep": {}}, [{}]]}
     )
     (tmp_path / "q.pkl").write_bytes(own(spec=asdict(SPEC) | {"backend_config": nested}, provenance=nested))
     assert "hf_" not in str(load_predictor(tmp_path / "q.pkl"))
