@@ -9,10 +9,10 @@ import backends
 from backends import SCHEDULES
 from common.errors import UserError, run_command
 from common.prompts import parse_seeds
-from generation.commands import PromptOptions, run_request
+from generation.generate import run_request
 from generation.options import BATCH_HELP, SEEDS_HELP, EitherSpelling, sampling_options, switch
 from generation.output import Output
-from generation.request import SamplingRequest
+from generation.request import PromptOptions, SamplingRequest
 
 PREDICTOR_HELP = "Learned table: a .pkl, a run folder, a name or number under exps."
 BACKEND_HELP = "Backbone; the predictor's by default, else digits."

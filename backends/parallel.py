@@ -78,7 +78,7 @@ class ChunkedVelocity:
         while True:
             rows = len(x) if self.evaluator.rows is None else min(self.evaluator.rows, len(x))
             try:
-                return self._in_chunks(x, sigma, rows)
+                return self.whole(x, sigma) if rows == len(x) else self._in_chunks(x, sigma, rows)
             except torch.OutOfMemoryError as error:
                 if rows == 1:
                     reason = str(error).splitlines()[0][:200]
@@ -88,8 +88,6 @@ class ChunkedVelocity:
             torch.cuda.empty_cache()
 
     def _in_chunks(self, x: Tensor, sigma: Tensor, rows: int) -> Tensor:
-        if rows == len(x):
-            return self.whole(x, sigma)
         images, sigmas = len(self.condition), sigma.expand(len(x))
         if rows >= images:
             size = rows // images * images

@@ -1,18 +1,136 @@
-"""One way from prompts and seeds to image files, for every backbone and solver: generate()."""
+"""From a request to image files, for every backbone and solver: run_request, generate, Sampler."""
 
-from collections.abc import Sequence
+import hashlib
+import math
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 
+import click
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common.distributed import Ranks
+from backends import Backend, load_backend
+from backends.parallel import ParallelEvaluator
+from common.distributed import Ranks, install_sigterm_handler, process_group
+from common.errors import UserError, note
 from common.records import Manifest, exclusive
+from solvers import BASELINES, Solver, Tableau, baseline_of, compile_tableau, sample
 
 from .output import Output, make_grid, save_png
-from .sampler import Sampler
+from .request import PromptOptions, ResolvedRequest, SamplingRequest, resolve
 
 Batch = list[dict]  # the manifest's records of its images
+StepCallback = Callable[[int, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """From prompts and seeds to latents and images, by one solver on the nodes `sigmas` of one backbone."""
+
+    backend: Backend
+    solver: Solver
+    solver_name: str
+    sigmas: Tensor
+    guidance_scale: float
+    finish: str = "none"
+    predictor: Path | None = None
+    evaluator: ParallelEvaluator = field(default_factory=ParallelEvaluator)
+
+    @cached_property
+    def cost(self) -> Tableau:
+        """The compiled tableau, off which serial depth and NFE are read."""
+        return compile_tableau(self.solver, self.sigmas, self.finish)
+
+    @property
+    def cfg_rows(self) -> int:
+        """Network rows of an evaluation: 2 where CFG needs the unconditional output as well."""
+        return 2 if self.guidance_scale != 1 and self.backend.cfg_doubles_rows else 1
+
+    @property
+    def steps(self) -> int:
+        """How many states the solver goes through."""
+        return self.solver.num_steps(self.sigmas)
+
+    def settings(self) -> dict:
+        """What the manifest records of every image."""
+        path = self.predictor
+        return {
+            "solver": self.solver_name,
+            "predictor": None if path is None else hashlib.sha256(path.read_bytes()).hexdigest(),
+            "nodes": self.sigmas.tolist(),
+            "depth": self.cost.depth,
+            "evaluations": self.cost.evaluations,
+            "guidance": self.guidance_scale,
+            "guidance_rows": self.cfg_rows,
+            "finish": self.finish,
+            "backbone": f"{self.backend.name}: {self.backend.identity()}",
+            "config": self.backend.image_options(),
+            "dtype": str(self.backend.dtype).removeprefix("torch."),
+        }
+
+    def latents(
+        self, prompts: Sequence[str], seeds: Sequence[int], callback: StepCallback | None = None
+    ) -> Tensor:
+        """Final latents [B, C, H, W] of B prompts and seeds; callback(n, x) sees those after step n."""
+        with torch.inference_mode():
+            condition = self.backend.encode(prompts, self.guidance_scale)
+            velocity = self.evaluator.velocity(self.backend, condition)
+            x = self.backend.initial_latents(seeds, self.sigmas[0])
+            return sample(self.solver, velocity, x, self.sigmas, callback, self.finish)
+
+    def images(
+        self, prompts: Sequence[str], seeds: Sequence[int], callback: StepCallback | None = None
+    ) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] of B prompts and seeds."""
+        with torch.inference_mode():
+            return self.backend.decode(self.latents(prompts, seeds, callback))
+
+
+def run_request(
+    request: SamplingRequest, seeds: list[int], prompts: PromptOptions, device: str | None, output: Output
+) -> None:
+    """Make the images of a command line and print what they cost."""
+    if request.guidance is not None and not math.isfinite(request.guidance):
+        raise UserError(f"--guidance {request.guidance}: expected a finite number")
+    with process_group(device) as ranks:
+        if ranks.world > 1:
+            install_sigterm_handler()
+        resolved = resolve(request)
+        for text in resolved.notes:
+            note(f"{resolved.path}: {text}")
+        texts = prompts.read(resolved.spec)
+        sampler = make_sampler(resolved, ranks)
+        output = replace(output, outdir=output.outdir or default_outdir(sampler))
+        report(describe(sampler, resolved), ranks)
+        generate(sampler, texts, seeds, output, ranks)
+        report(f"{len(seeds)} images in {output.outdir}", ranks)
+
+
+def report(text: str, ranks: Ranks) -> None:
+    """Print a line once for all ranks."""
+    if ranks.rank == 0:
+        click.echo(text)
+
+
+def default_outdir(sampler: Sampler) -> Path:
+    """samples/BACKEND/SOLVER-depthD-evalsE."""
+    cost = sampler.cost
+    name = f"{sampler.solver_name}-depth{cost.depth}-evals{cost.evaluations}"
+    return Path("samples", sampler.backend.name, name)
+
+
+def describe(sampler: Sampler, resolved: ResolvedRequest) -> str:
+    """Solver, predictor, cost and guidance in a line."""
+    cost, scale = sampler.cost, sampler.guidance_scale
+    rows = "2 rows" if sampler.cfg_rows == 2 else "1 row"
+    guidance = "" if scale == 1 else f", guidance {scale:g} (each evaluation on {rows})"
+    source = "" if resolved.path is None else f" from {resolved.path}"
+    nfe = f"serial depth {cost.depth}, {cost.evaluations} evaluations an image"
+    return f"{sampler.solver_name}{source}: {nfe}{guidance}"
 
 
 def generate(
@@ -104,8 +222,36 @@ def write_batch(sampler: Sampler, index: int, batch: Batch, output: Output) -> N
             save_png(image, output.inter_path(record["seed"], n))
 
     seeds, prompts = [r["seed"] for r in batch], [r["prompt"] for r in batch]
-    images = sampler.images(prompts, seeds, save_step if output.return_inters else None)
+    latents = sampler.latents(prompts, seeds, save_step if output.return_inters else None)
+    images = sampler.backend.decode(latents)
     for record, image in zip(batch, images, strict=True):
         save_png(image, output.outdir / record["file"])
     if output.grid:
         save_png(make_grid(images), output.grid_path(index))
+
+
+def make_sampler(resolved: ResolvedRequest, ranks: Ranks) -> Sampler:
+    """Load the backbone of a resolved request and put its solver on the nodes."""
+    spec, request = resolved.spec, resolved.request
+    backend = load_backend(spec, ranks.device, None if request.dtype == "auto" else request.dtype)
+    sigmas = backend.sigmas(spec) if resolved.sigmas is None else resolved.sigmas
+    if resolved.checks_nodes and (text := backend.nodes_note(spec, sigmas)):
+        note(text)
+    guidance = backend.default_guidance if spec.guidance_rate is None else spec.guidance_rate
+    solver = baseline_of(resolved.name, backend.flow) if resolved.name in BASELINES else resolved.solver
+    sampler = Sampler(backend, solver, resolved.name, sigmas, guidance, request.finish, resolved.path)
+    return sampler if request.parallel == "images" else divide_points(sampler, request.parallel, ranks)
+
+
+def divide_points(sampler: Sampler, parallel: str, ranks: Ranks) -> Sampler:
+    """The sampler whose points, and with "points-cfg" CFG branches, are divided among the ranks."""
+    branches = sampler.cfg_rows if parallel == "points-cfg" else 1
+    tasks = branches * max(len(level) for level in sampler.cost.levels)
+    useful = -(
+        -tasks // -(-tasks // ranks.world)
+    )  # each rank takes as many as the busiest, until none is left
+    if ranks.world == 1:
+        note(f"--parallel {parallel} has one process: start up to {tasks} with torchrun")
+    elif ranks.world > useful:
+        note(f"--parallel {parallel} gives work to {useful} of {ranks.world} processes: start {useful}")
+    return replace(sampler, evaluator=ParallelEvaluator(ranks if ranks.world > 1 else None, branches == 2))

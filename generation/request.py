@@ -7,24 +7,20 @@ from pathlib import Path
 
 from torch import Tensor
 
-from backends import check_backbone_known, check_backend, load_backend
-from backends.parallel import ParallelEvaluator
-from common.distributed import Ranks
+from backends import check_backbone_known, check_backend
 from common.errors import UserError, note
+from common.prompts import COCO, read_prompts
 from solvers import (
     BASELINES,
     Predictor,
     Solver,
     Spec,
     Tableau,
-    baseline_of,
     load_predictor,
     num_steps_for_depth,
     resolve_predictor_path,
 )
 from solvers.predictor.options import split_schedule_options
-
-from .sampler import Sampler
 
 ALIASES = {"ddim": "euler", "epd_parallel": "epd"}
 LABELS = {  # the options that name a field of the spec
@@ -54,6 +50,42 @@ class SamplingRequest:
     parallel: str = "images"
     compile: bool = False
     offload: bool = False
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """--prompt, --prompt-file, and whether the empty prompt is used for want of both."""
+
+    prompt: str | None
+    prompt_file: Path | None
+    allow_empty: bool = False
+
+    def read(self, spec: Spec) -> list[str]:
+        """The prompts; for want of any the digits', the COCO captions where their file exists, or the empty
+        one.
+        """
+        if self.prompt is not None:
+            return [self._checked(self.prompt)]
+        if self.prompt_file is not None:
+            return read_prompts(self.prompt_file, "--prompt-file")
+        if spec.backend == "digits":
+            from digits.data import ALL_LABELS, evaluation_prompts
+
+            return evaluation_prompts(len(ALL_LABELS))
+        if self.allow_empty:
+            note("neither --prompt nor --prompt-file is given: the empty prompt is used")
+            return [""]
+        if spec.dataset_name == "ms_coco" and COCO.is_file():
+            note(f"neither --prompt nor --prompt-file is given: the captions of {COCO} are used")
+            return read_prompts(COCO, "--prompt-file")
+        raise UserError("no prompts: give --prompt TEXT or --prompt-file FILE")
+
+    def _checked(self, prompt: str) -> str:
+        if self.prompt_file is not None:
+            note(f"--prompt is given: --prompt-file {self.prompt_file} is not read")
+        if not prompt.isprintable() and any("\ud800" <= c <= "\udfff" for c in prompt):
+            raise UserError(f"--prompt {prompt!a}: not UTF-8 text")
+        return prompt
 
 
 @dataclass(frozen=True)
@@ -147,30 +179,3 @@ def with_nodes(request: SamplingRequest, spec: Spec, predictor: Predictor | None
             f"--solver {name} needs --num-steps N (number of nodes), or --steps-match with a --predictor-path"
         )
     return spec
-
-
-def make_sampler(resolved: ResolvedRequest, ranks: Ranks) -> Sampler:
-    """Load the backbone of a resolved request and put its solver on the nodes."""
-    spec, request = resolved.spec, resolved.request
-    backend = load_backend(spec, ranks.device, None if request.dtype == "auto" else request.dtype)
-    sigmas = backend.sigmas(spec) if resolved.sigmas is None else resolved.sigmas
-    if resolved.checks_nodes and (text := backend.nodes_note(spec, sigmas)):
-        note(text)
-    guidance = backend.default_guidance if spec.guidance_rate is None else spec.guidance_rate
-    solver = baseline_of(resolved.name, backend.flow) if resolved.name in BASELINES else resolved.solver
-    sampler = Sampler(backend, solver, resolved.name, sigmas, guidance, request.finish, resolved.path)
-    return sampler if request.parallel == "images" else divide_points(sampler, request.parallel, ranks)
-
-
-def divide_points(sampler: Sampler, parallel: str, ranks: Ranks) -> Sampler:
-    """The sampler whose points, and with "points-cfg" CFG branches, are divided among the ranks."""
-    branches = sampler.cfg_rows if parallel == "points-cfg" else 1
-    tasks = branches * max(len(level) for level in sampler.cost.levels)
-    useful = -(
-        -tasks // -(-tasks // ranks.world)
-    )  # each rank takes as many as the busiest, until none is left
-    if ranks.world == 1:
-        note(f"--parallel {parallel} has one process: start up to {tasks} with torchrun")
-    elif ranks.world > useful:
-        note(f"--parallel {parallel} gives work to {useful} of {ranks.world} processes: start {useful}")
-    return replace(sampler, evaluator=ParallelEvaluator(ranks if ranks.world > 1 else None, branches == 2))
