@@ -8,6 +8,7 @@ import click
 import backends
 from backends import SCHEDULES
 from common.errors import UserError, run_command
+from common.plugins import NameOrCode
 from common.prompts import parse_seeds
 from generation.generate import run_request
 from generation.options import BATCH_HELP, SEEDS_HELP, EitherSpelling, sampling_options, switch
@@ -15,7 +16,7 @@ from generation.output import Output
 from generation.request import PromptOptions, SamplingRequest
 
 PREDICTOR_HELP = "Learned table: a .pkl, a run folder, a name or number under exps."
-BACKEND_HELP = "Backbone; the predictor's by default, else digits."
+BACKEND_HELP = "Backbone; the predictor's by default, else digits; my_module:FAMILY is one of your own."
 MODEL_HELP = "Folder, hub id, or single .safetensors/.ckpt file of the backbone."
 OUTDIR_HELP = "Default: samples/BACKEND/SOLVER-depthD-evalsE."
 FILES = ("outdir", "batch", "subdirs", "grid", "return_inters")
@@ -23,7 +24,7 @@ FILES = ("outdir", "batch", "subdirs", "grid", "return_inters")
 
 @click.command(cls=EitherSpelling)
 @click.option("--predictor-path", "--predictor", help=PREDICTOR_HELP)
-@click.option("--backend", type=click.Choice(backends.NAMES), help=BACKEND_HELP)
+@click.option("--backend", type=NameOrCode(backends.NAMES), help=BACKEND_HELP)
 @click.option("--model-path", "--model-id", help=MODEL_HELP)
 @click.option("--seeds", default="0-63", show_default=True, help=SEEDS_HELP)
 @click.option(

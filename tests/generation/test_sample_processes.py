@@ -13,8 +13,7 @@ import torch
 
 from backends import load_backend
 from common.distributed import Ranks
-from generation.request import divide_points
-from generation.sampler import Sampler
+from generation.generate import Sampler, divide_points
 from solvers import Spec, load_predictor
 
 from ..forked import start
