@@ -127,7 +127,7 @@ def test_own_code_is_named_on_the_command_line(own_files):
 def test_own_code_is_not_run_because_a_file_names_it(own_files):
     spec = Spec(backend="my_extension:FAMILY", num_steps=4, guidance_rate=1.0, schedule_type="polynomial")
     save_predictor(
-        Predictor(SolverTable.uniform(3, 2), spec, solvers.polynomial(4, 0.02, 10.0)), Path("p.pkl")
+        Predictor(SolverTable.uniform(3, 2), spec, polynomial(4, 0.02, 10.0)), Path("p.pkl")
     )
     run = "--predictor p.pkl --prompt red --seeds 0 --device cpu --outdir out"
     assert "would run code of my_extension.py" in refused(run)
