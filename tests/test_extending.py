@@ -16,7 +16,7 @@ from common.errors import UserError
 from generation.generate import run_request
 from generation.output import Output
 from generation.request import PromptOptions, SamplingRequest
-from solvers import BASELINES, Predictor, SolverTable, Spec, load_predictor, save_predictor
+from solvers import BASELINES, Predictor, SolverTable, Spec, load_predictor, polynomial, save_predictor
 
 from .generation.command import invoke, manifest, pixels, refused
 
@@ -126,9 +126,7 @@ def test_own_code_is_named_on_the_command_line(own_files):
 
 def test_own_code_is_not_run_because_a_file_names_it(own_files):
     spec = Spec(backend="my_extension:FAMILY", num_steps=4, guidance_rate=1.0, schedule_type="polynomial")
-    save_predictor(
-        Predictor(SolverTable.uniform(3, 2), spec, polynomial(4, 0.02, 10.0)), Path("p.pkl")
-    )
+    save_predictor(Predictor(SolverTable.uniform(3, 2), spec, polynomial(4, 0.02, 10.0)), Path("p.pkl"))
     run = "--predictor p.pkl --prompt red --seeds 0 --device cpu --outdir out"
     assert "would run code of my_extension.py" in refused(run)
     assert "my_extension" not in sys.modules
