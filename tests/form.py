@@ -95,7 +95,9 @@ def over_limits(paths: list[Path]) -> dict[str, list[str]]:
             f"{name}: {n}" for name, n in lengths.items() if n > MAX_FILE and name not in LONG_FILES
         ],
         f"functions over {MAX_FUNCTION} lines": [f"{f}: {f.lines}" for f in every if f.lines > MAX_FUNCTION],
-        f"functions over {MAX_PARAMETERS} parameters": [f"{f}: {f.parameters}" for f in wide],
+        f"functions over {MAX_PARAMETERS} parameters": [
+            f"{f}: {f.parameters}" for f in own if f.parameters > MAX_PARAMETERS
+        ],
         "banned words in names": [name for path in paths for name in banned(path)],
     }
 
