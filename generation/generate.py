@@ -223,11 +223,26 @@ def write_batch(sampler: Sampler, index: int, batch: Batch, output: Output) -> N
 
     seeds, prompts = [r["seed"] for r in batch], [r["prompt"] for r in batch]
     latents = sampler.latents(prompts, seeds, save_step if output.return_inters else None)
+    check_finite(latents, batch, "latents")
     images = sampler.backend.decode(latents)
+    check_finite(images, batch, "decoded images")
     for record, image in zip(batch, images, strict=True):
         save_png(image, output.outdir / record["file"])
     if output.grid:
         save_png(make_grid(images), output.grid_path(index))
+
+
+def check_finite(values: Tensor, batch: Batch, what: str) -> None:
+    """Refuse to write images of values [B, ...] that are not finite, which would be black: UserError."""
+    finite = values.isfinite().flatten(1).all(1).tolist()
+    if all(finite):
+        return
+    record = batch[finite.index(False)]
+    raise UserError(
+        f"seed {record['seed']}, prompt {record['prompt'][:80]!r}: its {what} are not finite numbers, nor are"
+        f" those of {finite.count(False) - 1} others of its batch; nothing was written of it: try --dtype"
+        " float32 or bfloat16, a lower --guidance, or another table"
+    )
 
 
 def make_sampler(resolved: ResolvedRequest, ranks: Ranks) -> Sampler:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .solver import Solver, sample
+from .solver import Solver, coefficient, sample
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,9 @@ class Tableau(Solver):
     Stages that do not depend on each other form a level and go into one batch: `depth` levels are the serial
     depth, `evaluations` counts the stages (NFE).
 
-    sigmas [S], stages [S, S + 1], output [S + 1] in float64; `levels` hold the stage numbers in order;
-    `nodes` are the ones it was made for, if known: it runs on no others.
+    sigmas [..., S], stages [..., S, S + 1], output [..., S + 1] in float64; leading dimensions hold one
+    tableau per image. `levels` hold the stage numbers in order; `nodes` are the ones it was made for, if
+    known: it runs on no others.
     """
 
     sigmas: Tensor
@@ -36,17 +37,18 @@ class Tableau(Solver):
     nodes: Tensor | None = None
 
     def __post_init__(self):
-        s = len(self.sigmas)
-        if self.stages.shape != (s, s + 1) or self.output.shape != (s + 1,):
+        *images, s = self.sigmas.shape
+        if self.stages.shape != (*images, s, s + 1) or self.output.shape != (*images, s + 1):
             raise ValueError(
                 f"tableau: stages {list(self.stages.shape)} and output {list(self.output.shape)} do not fit"
-                f" {s} sigmas"
+                f" sigmas {list(self.sigmas.shape)}"
             )
+        used = (self.stages.detach() != 0).flatten(0, -3).any(0) if images else self.stages.detach() != 0
         done: set[int] = set()
         for level in self.levels:
-            needed = self.stages[list(level), 1:].nonzero()[:, 1].tolist()
+            needed = used[list(level), 1:].nonzero()[:, 1].tolist()
             if not done.issuperset(needed):
-                raise ValueError("tableau: a stage uses a gradient of its own or a later level")
+                raise ValueError("tableau: a stage uses a velocity of its own or a later level")
             done.update(level)
         if done != set(range(s)) or sum(map(len, self.levels)) != s:
             raise ValueError("tableau: the levels do not hold each stage once")
@@ -57,7 +59,7 @@ class Tableau(Solver):
 
     @property
     def evaluations(self) -> int:
-        return len(self.sigmas)
+        return self.sigmas.shape[-1]
 
     def check(self, sigmas):
         if self.nodes is not None and not torch.equal(sigmas, self.nodes):
@@ -67,8 +69,10 @@ class Tableau(Solver):
         return 1
 
     def bind(self, sigmas):
-        rows = [_terms(row) for row in self.stages]
-        levels = tuple((self.sigmas[list(level)], tuple(rows[s] for s in level)) for level in self.levels)
+        rows = [_terms(row) for row in self.stages.unbind(-2)]
+        levels = tuple(
+            (self.sigmas[..., list(level)], tuple(rows[s] for s in level)) for level in self.levels
+        )
         return _BoundTableau(self, levels, _terms(self.output))
 
     def step(self, velocity, x, sigmas, n, history):
@@ -87,31 +91,43 @@ class _BoundTableau(Solver):
     output: Terms
 
     def step(self, velocity, x, sigmas, n, history):
+        images = self.tableau.sigmas.shape[:-1]
+        if images and images != (len(x),):
+            raise ValueError(f"tableau: one for each of {list(images)} images, but there are {len(x)}")
         values: dict[int, Tensor] = {0: x}  # of x_0 and, at 1 + s, of g_s
         for numbers, (level_sigmas, rows) in zip(self.tableau.levels, self.levels, strict=True):
             inputs = torch.cat([_combine(row, values) for row in rows])
-            velocities = velocity(inputs, level_sigmas.repeat_interleave(len(x))).split(len(x))
+            row_sigmas = level_sigmas.expand(len(x), -1).T.reshape(-1)
+            velocities = velocity(inputs, row_sigmas).split(len(x))
             values.update((1 + s, g) for s, g in zip(numbers, velocities, strict=True))
         return _combine(self.output, values), ()
 
 
 def _terms(row: Tensor) -> Terms:
-    """The entry of x_0, and the others that are not 0: numbers, or tensors where they are learned."""
-    numbers = row.tolist()
-    weights = row.unbind() if row.requires_grad else numbers
-    return tuple((j, weights[j]) for j, value in enumerate(numbers) if j == 0 or value != 0)
+    """The entry of x_0, and the others that are not 0: numbers, or tensors where they are learned or per
+    image.
+    """
+    used = (
+        (row.detach() != 0).flatten(0, -2).any(0).tolist() if row.ndim > 1 else (row.detach() != 0).tolist()
+    )
+    weights = row.unbind(-1) if row.requires_grad or row.ndim > 1 else row.tolist()
+    return tuple((j, weights[j]) for j, is_used in enumerate(used) if j == 0 or is_used)
 
 
 def _combine(terms: Terms, values: dict[int, Tensor]) -> Tensor:
     """The sum of weight x value."""
     (first, weight), *others = terms
-    total = values[first] * weight
+    total = _scaled(values[first], weight)
     for j, weight in others:
         if isinstance(weight, float):
             total = torch.add(total, values[j], alpha=weight)
         else:
-            total = total + weight * values[j]
+            total = total + _scaled(values[j], weight)
     return total
+
+
+def _scaled(value: Tensor, weight: float | Tensor) -> Tensor:
+    return value * (weight if isinstance(weight, float) else coefficient(weight, value))
 
 
 def compile_tableau(solver: Solver, sigmas: Tensor, finish: str = "none") -> Tableau:

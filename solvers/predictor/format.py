@@ -11,7 +11,7 @@ from torch import Tensor
 from common.files import write_atomically
 
 from ..table import SolverTable
-from .kinds import KINDS
+from .kinds import KINDS, MAX_EVALUATIONS
 from .plain_data import mapping, plain, tensor_of
 from .predictor import Predictor
 from .published import read_published
@@ -96,6 +96,11 @@ def checked(predictor: Predictor) -> Predictor:
     """The predictor, or an error when its parts contradict each other or cannot run."""
     table, spec, sigmas, kind = predictor.table, predictor.spec, predictor.sigmas, predictor.kind
     held = None if sigmas is None else len(sigmas)
+    count = kind.num_evaluations(table)
+    if count > MAX_EVALUATIONS:
+        raise PredictorError(
+            f"the {kind.name} takes {count} evaluations, more than a sampler has ({MAX_EVALUATIONS})"
+        )
     facts = [("spec.solver", spec.solver, kind.solver_name), *kind.facts(table, spec)]
     needed = kind.num_nodes(table)
     facts.append(("number of sigmas", held, needed))

@@ -17,6 +17,7 @@ from .safe_pickle import PredictorError
 from .spec import Spec
 
 Learned = TypeVar("Learned")
+MAX_EVALUATIONS = 4096  # of a file's solver: its compiled tableau is a square of them
 Fact = tuple[str, object, object]  # what it is, as recorded, as it is
 
 
@@ -50,6 +51,10 @@ class LearnedKind(ABC, Generic[Learned]):
     def num_nodes(self, learned: Learned) -> int | None:
         """The number of nodes that it must have, None for any."""
         return None
+
+    @abstractmethod
+    def num_evaluations(self, learned: Learned) -> int:
+        """An upper bound of its NFE, known without running it."""
 
     def facts(self, learned: Learned, spec: Spec) -> list[Fact]:
         """What the spec says of it, beside what is so."""
@@ -89,6 +94,9 @@ class TableKind(LearnedKind[SolverTable]):
 
     def num_nodes(self, learned):
         return learned.num_intervals + 1
+
+    def num_evaluations(self, learned):
+        return learned.num_intervals * (1 + learned.num_points)
 
     def facts(self, learned, spec):
         if learned.r.ndim != 2:
@@ -144,6 +152,16 @@ class TableauKind(LearnedKind[Tableau]):
 
     def num_intervals(self, learned):
         return 1
+
+    def num_evaluations(self, learned):
+        return learned.evaluations
+
+    def facts(self, learned, spec):
+        if learned.sigmas.ndim != 1:
+            raise PredictorError(
+                f"the tableau has sigmas {list(learned.sigmas.shape)}, expected one tableau [stages]"
+            )
+        return []
 
     def curves(self, learned):
         return {"sigmas": learned.sigmas, "output": learned.output}

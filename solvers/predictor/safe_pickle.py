@@ -13,6 +13,8 @@ from common.errors import UserError
 MAX_BYTES = 64 * 2**20
 MAX_ITEMS = 10**6  # opcodes of a file, items that its content unfolds to
 MAX_TUPLES = 10**4
+# integers of more than 4 bytes: many can have one hash, and a dictionary of such keys takes quadratic time
+MAX_LARGE = 1000
 MAX_MESSAGE = 2000  # characters
 CREATE = {
     "EMPTY_LIST",
@@ -170,7 +172,7 @@ def check_opcodes(file: io.BytesIO) -> None:
     taken from the memo: a tuple of tuples that are used twice takes exponential time to hash.
     """
     memo: list[bool] = []  # may this be used again?
-    count = tuples = frame_end = 0
+    count = tuples = large = frame_end = 0
     previous = ""
     for opcode, value, position in pickletools.genops(file):
         name, end = opcode.name, file.tell()
@@ -181,6 +183,9 @@ def check_opcodes(file: io.BytesIO) -> None:
             raise pickle.UnpicklingError(f"unexpected {name}")
         if count > MAX_ITEMS or tuples > MAX_TUPLES:
             raise pickle.UnpicklingError(f"more than {MAX_ITEMS} opcodes or {MAX_TUPLES} tuples")
+        large += name == "LONG1"
+        if large > MAX_LARGE:
+            raise pickle.UnpicklingError(f"more than {MAX_LARGE} integers of more than 4 bytes")
         if start < frame_end and (end > frame_end or name == "FRAME"):
             raise pickle.UnpicklingError("a frame that ends within an opcode")
         if name == "FRAME":

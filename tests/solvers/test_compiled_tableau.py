@@ -156,9 +156,9 @@ def test_malformed_tableaux():
     sigmas, output = torch.tensor([2.0, 1.0]), torch.tensor([1.0, -0.5, -0.5])
     stages = torch.tensor([[1.0, 0.0, 0.0], [1.0, -1.0, 0.0]])
     assert Tableau(sigmas, stages, output, ((0,), (1,))).depth == 2
-    with pytest.raises(ValueError, match=r"stages \[2, 2\] and output \[3\] do not fit 2 sigmas"):
+    with pytest.raises(ValueError, match=r"stages \[2, 2\] and output \[3\] do not fit sigmas \[2\]"):
         Tableau(sigmas, stages[:, :2], output, ((0,), (1,)))
-    with pytest.raises(ValueError, match=r"output \[2\] do not fit 2 sigmas"):
+    with pytest.raises(ValueError, match=r"output \[2\] do not fit sigmas \[2\]"):
         Tableau(sigmas, stages, output[:2], ((0,), (1,)))
     with pytest.raises(ValueError, match="of its own or a later level"):
         Tableau(sigmas, stages, output, ((0, 1),))
