@@ -115,7 +115,7 @@ def command_of(module: str) -> click.Command:
 def check(line: str) -> None:
     """Refuse a line whose module, subcommand or option does not exist: ValueError."""
     run = run_of(line)
-    if run is None or run.module == "pytest":
+    if run is None or run.module == "pytest" or run.module.startswith("tests."):
         return
     command, arguments = command_of(run.module), list(run.arguments)
     if isinstance(command, click.Group) and arguments and arguments[0] != "--help":

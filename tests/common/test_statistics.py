@@ -38,10 +38,10 @@ def test_the_bootstrap_has_the_closed_variance():
 
 
 def test_one_image_a_prompt_has_the_usual_standard_error():
-    found = estimate(VALUES, PROMPTS)
-    assert found.mean == pytest.approx(np.mean(VALUES))
-    assert found.standard_error == pytest.approx(stats.sem(VALUES))
-    assert (found.count, found.prompts) == (60, 60)
+    result = estimate(VALUES, PROMPTS)
+    assert result.mean == pytest.approx(np.mean(VALUES))
+    assert result.standard_error == pytest.approx(stats.sem(VALUES))
+    assert (result.count, result.prompts) == (60, 60)
 
 
 def test_images_of_a_prompt_add_no_prompts():
@@ -53,19 +53,19 @@ def test_images_of_a_prompt_add_no_prompts():
 
 
 def test_prompts_of_unequal_numbers_are_weighted_by_their_images():
-    found = estimate([0.0, 0.0, 0.0, 1.0], ["a", "a", "a", "b"])
-    assert found.mean == 0.25
-    assert found.standard_error == pytest.approx((2 * (0.75**2 + 0.75**2)) ** 0.5 / 4)
-    half = stats.t.ppf(0.975, 1) * found.standard_error
-    assert found.interval == pytest.approx([0.25 - half, 0.25 + half], rel=1e-4)
+    result = estimate([0.0, 0.0, 0.0, 1.0], ["a", "a", "a", "b"])
+    assert result.mean == 0.25
+    assert result.standard_error == pytest.approx((2 * (0.75**2 + 0.75**2)) ** 0.5 / 4)
+    half = stats.t.ppf(0.975, 1) * result.standard_error
+    assert result.interval == pytest.approx([0.25 - half, 0.25 + half], rel=1e-4)
 
 
 @pytest.mark.parametrize("prompts", [2, 5, 9])
 def test_few_prompts_have_the_interval_of_students_t(prompts):
-    found = estimate(VALUES[:prompts], PROMPTS[:prompts])
+    result = estimate(VALUES[:prompts], PROMPTS[:prompts])
     exact = stats.t.interval(0.95, prompts - 1, np.mean(VALUES[:prompts]), stats.sem(VALUES[:prompts]))
-    assert found.interval == pytest.approx(list(exact), rel=1e-3)
-    assert found.method == STUDENT
+    assert result.interval == pytest.approx(list(exact), rel=1e-3)
+    assert result.method == STUDENT
     assert estimate(VALUES[:10], PROMPTS[:10]).method == BOOTSTRAP
 
 
@@ -95,8 +95,8 @@ def test_95_percent_intervals_cover_the_mean_in_95_percent(prompts):
 
 
 def test_one_prompt_has_no_interval():
-    found = estimate([1.0, 2.0], ["a", "a"])
-    assert (found.mean, found.standard_error, found.interval, found.method) == (1.5, None, None, None)
+    result = estimate([1.0, 2.0], ["a", "a"])
+    assert (result.mean, result.standard_error, result.interval, result.method) == (1.5, None, None, None)
 
 
 def test_the_sign_test_is_scipys():
