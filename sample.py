@@ -16,7 +16,7 @@ from generation.output import Output
 from generation.request import PromptOptions, SamplingRequest
 
 PREDICTOR_HELP = "Learned table: a .pkl, a run folder, a name or number under exps."
-BACKEND_HELP = "Backbone; the predictor's by default, else digits; my_module:FAMILY is one of your own."
+BACKEND_HELP = "Backbone, or my_module:FAMILY; the predictor's by default, else digits."
 MODEL_HELP = "Folder, hub id, or single .safetensors/.ckpt file of the backbone."
 OUTDIR_HELP = "Default: samples/BACKEND/SOLVER-depthD-evalsE."
 FILES = ("outdir", "batch", "subdirs", "grid", "return_inters")
