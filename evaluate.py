@@ -9,6 +9,7 @@ import click
 from common.distributed import process_group, use_single_thread
 from common.errors import run_command
 from common.files import write_atomically
+from common.plugins import allow_code, is_code
 from evaluation.comparison import comparison_table, comparisons, load_runs
 from evaluation.images import read_image_set
 from evaluation.provenance import find_predictors, training_of
@@ -19,19 +20,21 @@ from rewards import NAMES, check_reward, load_reward
 from solvers import UserError
 
 FOLDER = click.Path(path_type=Path)
+METRICS_HELP = f"One or more of {', '.join(NAMES)} or my_module:MyReward, with commas."
 TRAINED_ON = {True: "yes", False: "no", None: "unknown"}
 
 
 def names_of(context, parameter, text: str) -> list[str]:
-    """The names of "hps,clip"; one that is empty, twice or no metric: UserError."""
+    """The names of "hps,clip,my_module:MyReward"; one that is twice or no metric: UserError."""
     names = [name.strip() for name in text.split(",")] if text else []
     for name in names:
-        if name not in NAMES:
+        if name not in NAMES and not is_code(name):
             raise UserError(
                 f"--metrics {text!r}: {name!r} is no metric, expected one or more of {', '.join(NAMES)}"
             )
         if names.count(name) > 1:
             raise UserError(f"--metrics {text!r}: {name} is there twice; name it once")
+    allow_code(*names)
     return names
 
 
@@ -40,7 +43,8 @@ def options_of(texts: tuple[str, ...], metrics: list[str]) -> dict[str, dict[str
     options: dict[str, dict[str, Any]] = {metric: {} for metric in metrics}
     for text in texts:
         name, equals, value = text.partition("=")
-        metric, *keys = name.split(".")
+        metric = next((metric for metric in metrics if name.startswith(f"{metric}.")), name.split(".")[0])
+        keys = name[len(metric) + 1 :].split(".")
         if not equals or not keys or not all(keys):
             raise UserError(f"--option {text!r}: expected metric.key=value, such as hps.weights_path=hps.pt")
         if metric not in options:
@@ -101,7 +105,10 @@ RUNS = click.option(
     help="The --outdir of sample.py, or any folder with --prompts.",
 )
 @click.option(
-    "--metrics", required=True, callback=names_of, help=f"One or more of {', '.join(NAMES)}, with commas."
+    "--metrics",
+    required=True,
+    callback=names_of,
+    help=METRICS_HELP,
 )
 @click.option(
     "--prompts",

@@ -1,6 +1,4 @@
-"""Pretrained families as right-hand sides of one ODE: load_backend makes them, Backend says what they
-offer.
-"""
+"""Pretrained families as right-hand sides of one ODE: load_backend makes them, Backend is their interface."""
 
 from .base import SCHEDULES, Backend, BackendError, initial_noise
 from .conditioning import Condition

@@ -1,4 +1,4 @@
-"""From prompts to conditions, the velocity of one ODE, and latents to images: what every backbone becomes."""
+"""The interface of a backbone: prompts to a condition, the velocity of one ODE, latents to images."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -18,8 +18,17 @@ class BackendError(UserError):
 
 
 class Backend(ABC):
-    """A frozen pretrained family as an ODE dx/dsigma = velocity, from latents of noise level sigma_max to
-    sigma_min.
+    """A frozen pretrained network as the ODE dx/dsigma = velocity, from noise level sigma_max to sigma_min.
+
+    A family sets the attributes and defines `encode`, `velocity`, `decode` and `identity`. Attributes:
+        name: of the backbone, in file names and messages.
+        device, dtype: of the network; states x are float32 whatever its dtype.
+        latent_shape: (C, H, W) of one state.
+        sigma_min, sigma_max: the noise levels between which the network is accurate.
+        noise_schedule: of a variance-preserving model, for discrete nodes.
+        flow_shift, flow_mu: the time shift of a flow-matching model, for its nodes.
+        default_schedule, default_guidance: where neither the user nor a predictor names one.
+        cfg_doubles_rows: whether guidance other than 1 doubles the rows of each evaluation.
     """
 
     name: str
@@ -34,7 +43,6 @@ class Backend(ABC):
     default_schedule: str = "discrete"
     default_guidance: float = 7.5
     cfg_doubles_rows: bool = True
-    """Whether guidance other than 1 doubles the rows of each evaluation."""
 
     @property
     def flow(self) -> bool:
@@ -45,13 +53,16 @@ class Backend(ABC):
     def encode(self, prompts: Sequence[str], guidance_scale: float) -> Condition:
         """The condition of B prompts; guidance_scale 1 means no guidance."""
 
-    def precompute_embeddings(self, prompts: Sequence[str], guidance_scale: float) -> None:  # noqa: B027  nothing, unless a backbone overrides it
-        """Told all prompts of a run before its first one is encoded; a backbone may make use of it."""
+    def precompute_embeddings(self, prompts: Sequence[str], guidance_scale: float) -> None:  # noqa: B027
+        """Encode all prompts of a run before its first batch, where that saves memory; nothing by default."""
 
     @abstractmethod
     def velocity(self, condition: Condition) -> Callable[[Tensor, Tensor], Tensor]:
-        """velocity(x [M*B, C, H, W], sigma [] or [M*B]) -> [M*B, C, H, W] float32; row m * B + b has
-        condition b.
+        """dx/dsigma under a condition of B images, for M points at once.
+
+        Returns:
+            velocity(x [M*B, C, H, W], sigma [] or [M*B]) -> [M*B, C, H, W] float32; row m*B + b has condition
+            b (point-major).
         """
 
     @abstractmethod
@@ -81,41 +92,46 @@ class Backend(ABC):
         return digest.hexdigest()[:16]
 
     def checkpoint_blocks(self) -> None:
-        """Make the network compute its blocks' activations again in a backward pass instead of
-        keeping them.
-        """
+        """Recompute the activations of the network's blocks in a backward pass instead of keeping them."""
         raise BackendError(
             f"backend.block_checkpointing: backend {self.name!r} has no blocks to compute again; set it to"
             " false"
         )
 
     def image_options(self) -> dict:
-        """The options, beside the weights, that decide what the images look like."""
+        """The options, beside the weights, that change the images."""
         return {}
 
     def sigmas(self, spec: Spec) -> Tensor:
-        """The nodes [num_steps] of a spec's schedule, between its noise levels or this backbone's."""
+        """The nodes of a spec's schedule, between its noise levels or this backbone's.
+
+        Returns:
+            Noise levels [num_steps] float64, descending.
+
+        Raises:
+            BackendError: no num_steps, or a schedule that does not fit this backbone.
+        """
         kind = spec.schedule_type or self.default_schedule
         if spec.num_steps is None:
             raise BackendError("num_steps is not set: give --num-steps")
         if kind == "discrete" and self.noise_schedule is not None:
             return discrete(spec.num_steps, self.noise_schedule)
-        if kind == "flowmatch" and (self.flow_shift is not None or self.flow_mu is not None):
-            return self._flow_nodes(spec)
+        if kind == "flowmatch" and self.flow:
+            return self._flow_nodes(spec, spec.num_steps)
         if kind in ("polynomial", "logsnr", "time_uniform"):
             low = self.sigma_min if spec.sigma_min is None else spec.sigma_min
             high = self.sigma_max if spec.sigma_max is None else spec.sigma_max
             return schedule_nodes(kind, spec.num_steps, low, high, spec.schedule_rho)
-        fitting = [
-            name for name in SCHEDULES if name != ("discrete" if self.noise_schedule is None else "flowmatch")
-        ]
+        unfit = "discrete" if self.noise_schedule is None else "flowmatch"
+        fitting = [name for name in SCHEDULES if name != unfit]
         raise BackendError(
             f"schedule {kind!r} does not fit backend {self.name!r}: expected one of {', '.join(fitting)}"
         )
 
     def nodes_note(self, spec: Spec, recorded: Tensor) -> str | None:
-        """What to say where nodes that a predictor recorded are not those of its schedule on this backbone;
-        they are used all the same.
+        """A note where the nodes that a predictor recorded are not those of its schedule on this backbone.
+
+        They are used all the same.
         """
         if spec.schedule_type is None:
             return None
@@ -128,13 +144,12 @@ class Backend(ABC):
             f" {100 * furthest:.2g} %; they are used"
         )
 
-    def _flow_nodes(self, spec: Spec) -> Tensor:
+    def _flow_nodes(self, spec: Spec, num_steps: int) -> Tensor:
         mu = self.flow_mu if spec.flowmatch_mu is None else spec.flowmatch_mu
         if mu is not None:
-            return flowmatch(spec.num_steps, mu=mu)
-        return flowmatch(
-            spec.num_steps, shift=self.flow_shift if spec.flowmatch_shift is None else spec.flowmatch_shift
-        )
+            return flowmatch(num_steps, mu=mu)
+        shift = self.flow_shift if spec.flowmatch_shift is None else spec.flowmatch_shift
+        return flowmatch(num_steps, shift=shift)
 
     def initial_latents(self, seeds: Sequence[int], sigma: float | Tensor) -> Tensor:
         """The state at the first node on the device: float32 noise of each seed, times sigma."""
@@ -142,7 +157,7 @@ class Backend(ABC):
 
 
 def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Unit float32 noise [len(seeds), *shape], each seed's from its own CPU generator: it depends on nothing
+    """Unit float32 noise [len(seeds), *shape]; that of a seed, from its own CPU generator, depends on nothing
     else.
     """
     return torch.stack(

@@ -1,23 +1,20 @@
-"""Networks whose repeated blocks are compiled (torch.compile): how, what it says where it cannot, and how
-often it happened.
-"""
+"""Regional compilation: torch.compile on the blocks that a network repeats."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
-
+from . import quiet  # noqa: F401  isort: skip
+from diffusers import ModelMixin  # isort: skip
 from .base import BackendError
 
 TORCH = {"dynamic": False, "fullgraph": True}
-LIMIT = (
-    1024  # compilations of one block's code; torch's own is 8, fewer than a U-Net and some batch sizes need
-)
+# compilations of one block's code; torch's own is 8, fewer than a U-Net and some batch sizes need
+LIMIT = 1024
 
 
-def compile_blocks(network: nn.Module) -> None:
-    """Compile the blocks that a network repeats (regional compilation): once for each shape, whichever block
-    meets it first.
+def compile_blocks(network: ModelMixin) -> None:
+    """Compile the blocks that a network of diffusers repeats: once for each shape, by the first block that
+    meets it.
     """
     import torch._dynamo.config as limits  # only here: it takes seconds to import
 
@@ -32,7 +29,7 @@ def compile_blocks(network: nn.Module) -> None:
 
 @contextmanager
 def compile_errors() -> Iterator[None]:
-    """Compilation happens at a block's first call: what torch raises there becomes one line."""
+    """Turn what torch raises at a block's first call, which compiles it, into a BackendError of one line."""
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
     try:
@@ -45,7 +42,7 @@ def compile_errors() -> Iterator[None]:
 
 
 def compilations() -> int:
-    """How many graphs this process has compiled so far."""
+    """The number of graphs that this process has compiled so far."""
     from torch._dynamo.utils import counters
 
     return counters["stats"]["unique_graphs"]

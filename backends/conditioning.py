@@ -9,10 +9,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Condition:
-    """What the network gets besides x and sigma: row b of each tensor belongs to image b.
+    """What the network gets besides x and sigma.
 
-    `negative` (one row, shared by all images) is there when classifier-free guidance is on: guidance_scale
-    other than 1.
+    Attributes:
+        positive: embeddings by name, each [B, ...]; row b belongs to image b.
+        negative: those of the negative prompt, each [1, ...], shared by all images; None without
+            classifier-free guidance, which is guidance_scale 1.
+        guidance_scale: s in u + s (c - u).
     """
 
     positive: dict[str, Tensor]
@@ -42,10 +45,9 @@ class Condition:
         return [replace(self, positive=part, negative=None) for part in (negative, self.positive)]
 
     def guided_batch(self, times: int = 1) -> dict[str, Tensor]:
-        """The rows of one doubled batch [negative of all, positive of all], or the positive rows without
-        guidance.
+        """The rows of one batch for CFG [negative of all, positive of all], or the positive rows without it.
 
-        Of `repeat(times)`, but in one copy, and without guidance and repetition in none.
+        Those of `repeat(times)`, in one copy; without guidance and repetition in none.
         """
         if self.negative is None:
             return self.positive if times == 1 else self.repeat(times).positive
@@ -59,7 +61,13 @@ class Condition:
 def repeat_condition(
     condition: Condition, rows: int, cache: dict[int, dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """The doubled batch of a condition repeated to `rows` rows, made once per number of rows."""
+    """The batch for CFG of a condition repeated to `rows` rows.
+
+    Args:
+        condition: of B images.
+        rows: M * B, the rows of the state.
+        cache: the batches made so far, by their number of rows.
+    """
     if rows not in cache:
         times, rest = divmod(rows, len(condition))
         if rest or not times:
@@ -69,7 +77,7 @@ def repeat_condition(
 
 
 def apply_cfg(output: Tensor, condition: Condition) -> Tensor:
-    """Classifier-free guidance (Ho and Salimans 2022): u + s (c - u) of a doubled batch [u, c], in
+    """Classifier-free guidance (Ho and Salimans 2022): u + s (c - u) of a batch [u, c], in
     float32.
     """
     output = output.float()

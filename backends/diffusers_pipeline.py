@@ -1,24 +1,21 @@
-"""What all diffusers families share: options, loading from a folder, hub id or file, and placing on a
-device.
-"""
+"""What all diffusers families share: options, prompts to conditions, offloading, decoding, placing."""
 
 import gc
-import json
-import os
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from . import quiet  # noqa: F401  isort: skip
-from diffusers import DiffusionPipeline  # isort: skip
-from huggingface_hub.errors import LocalEntryNotFoundError  # isort: skip
+from diffusers import DiffusionPipeline, ModelMixin  # isort: skip
 from .base import Backend, BackendError
 from .compiled import compile_blocks, compile_errors
+from .conditioning import Condition
+from .embeddings import EmbeddingCache
+from .timesteps import TimestepCache, flow_timesteps
 
-SINGLE_FILES = (".safetensors", ".ckpt")
 COMMON_OPTIONS = {  # name: type and meaning
     "model_name_or_path": (str, "folder, hub id or .safetensors/.ckpt file"),
     "revision": (str, "revision of a hub id"),
@@ -32,38 +29,66 @@ COMMON_OPTIONS = {  # name: type and meaning
     "use_safetensors": (bool, "true: safetensors weights only; false: pickled ones only"),
     "pipeline_kwargs": (dict, "more arguments of from_pretrained"),
 }
-RUNS_CODE = (
-    "custom_pipeline",
-    "custom_revision",
-    "trust_remote_code",
-)  # of from_pretrained: what comes with the weights would be run
+# arguments of from_pretrained that run code which comes with the weights
+RUNS_CODE = ("custom_pipeline", "custom_revision", "trust_remote_code")
 
 
 class PipelineBackend(Backend):
-    """A backbone that is a diffusers pipeline, `pipe`, with the options `config` that it was loaded with."""
+    """A backbone that is a diffusers pipeline; a family adds `embed`, `velocity` and its noise levels.
 
-    pipe: DiffusionPipeline
-    config: dict
-    _embeddings: "EmbeddingCache"
+    Attributes:
+        pipe: the pipeline, frozen and on the device.
+        config: the options that it was loaded with.
+        network: the network that velocity evaluates, pipe's part named NETWORK.
+    """
+
+    NETWORK: str
     IMAGE_OPTIONS: Sequence[str]
-    """The options, beside the weights, that decide what the images look like."""
+    """The options, beside the weights, that change the images."""
     _fingerprint: str | None = None
 
-    def identity(self):
-        if self.name == "digits":
-            return "embedded"
-        return self.config["model_name_or_path"] + (
-            f"@{self.config['revision']}" if self.config.get("revision") else ""
-        )
+    def __init__(self, pipe: DiffusionPipeline, device: torch.device, config: dict, name: str):
+        self.name, self.device, self.config, self.pipe = name, torch.device(device), config, pipe
+        self.network = pipe.components[self.NETWORK]
+        self.dtype = self.network.dtype
+        place(pipe, self.network, self.device, config)
+        self._timesteps = TimestepCache(self.timesteps, self.device)
+        self._embeddings = EmbeddingCache(self.embed, self.device)
 
-    def image_options(self):
+    @abstractmethod
+    def embed(self, prompt: str) -> dict[str, Tensor]:
+        """The text embeddings of one prompt: tensors [1, ...], by name."""
+
+    def timesteps(self, sigma: Tensor) -> tuple[Tensor, ...]:
+        """What the network gets of noise levels sigma [rows] float64; here the timesteps of flow matching."""
+        return flow_timesteps(sigma)
+
+    def encode(self, prompts: Sequence[str], guidance_scale: float) -> Condition:
+        negative = None
+        if guidance_scale != 1:
+            negative = self._embeddings.stacked([self.config.get("negative_prompt", "")])
+        return Condition(self._embeddings.stacked(prompts), negative, guidance_scale)
+
+    def networks(self) -> dict[str, torch.nn.Module]:
+        return {self.NETWORK: self.network, **text_encoders(self.pipe)}
+
+    def checkpoint_blocks(self) -> None:
+        self.network.enable_gradient_checkpointing()
+
+    def identity(self) -> str:
+        if "identity" in self.config:
+            return self.config["identity"]
+        model, revision = self.config["model_name_or_path"], self.config.get("revision")
+        return f"{model}@{revision}" if revision else model
+
+    def image_options(self) -> dict:
         return {k: self.config[k] for k in self.IMAGE_OPTIONS if k in self.config}
 
     def forget_prompts(self) -> None:
         """Encode every prompt anew from here on."""
         self._embeddings.known.clear()
 
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         if not self.config.get("offload"):
             return super().fingerprint()
         if self._fingerprint is None:  # kept: it is of the text encoders too, which will be freed
@@ -75,19 +100,17 @@ class PipelineBackend(Backend):
             self._fingerprint = super().fingerprint()
         return self._fingerprint
 
-    def precompute_embeddings(self, prompts, guidance_scale):
-        """With offload: encode them all, then free the text encoders for good."""
+    def precompute_embeddings(self, prompts: Sequence[str], guidance_scale: float) -> None:
+        """With offload: encode all prompts, then free the text encoders for good."""
         if not (prompts and self.config.get("offload")):
             return
         for prompt in prompts:
             self.encode([prompt], guidance_scale)
-            self._embeddings.check_room(len(prompts) + 1)
+            self._embeddings.check_capacity(len(prompts) + 1)
         self.offload_text_encoders()
 
     def offload_text_encoders(self) -> None:
-        """With offload, the first time: free the text encoders, and only then put the other networks on the
-        device.
-        """
+        """With offload: free the text encoders, then put the other networks on the device; once."""
         if self._embeddings.closed or not self.config.get("offload"):
             return
         self._embeddings.closed = True
@@ -98,10 +121,10 @@ class PipelineBackend(Backend):
         self.pipe.to(self.device)
 
     def compiling(self) -> AbstractContextManager[None]:
-        """Where the network is called: with compile, a failure to compile is told in one line."""
+        """Where the network is called: with compile, a failure to compile becomes one line."""
         return compile_errors() if self.config.get("compile") else nullcontext()
 
-    def decode(self, latents: Tensor, chunk: int | None = None):
+    def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
         """A few images at a time: 8 of 512 pixels a side, 2 of 1024; fewer where memory ends."""
         self.offload_text_encoders()
         side = latents.shape[-1] * self.pipe.vae_scale_factor
@@ -121,9 +144,7 @@ class PipelineBackend(Backend):
 
 
 def check_combinations(config: dict) -> None:
-    """Refuse arguments that would run code or are options of their own, and options that contradict each
-    other.
-    """
+    """Refuse arguments that would run code or are options already, and options that contradict each other."""
     for name in config.get("pipeline_kwargs", {}):
         if name in RUNS_CODE:
             raise BackendError(
@@ -142,79 +163,6 @@ def check_combinations(config: dict) -> None:
         )
 
 
-def load_pipeline(
-    cls: type, config: dict, dtype: torch.dtype, expected: str, local_only: bool = False, **parts
-) -> DiffusionPipeline:
-    """A pipeline of config["model_name_or_path"]; missing, gated or broken weights: BackendError with the
-    remedy.
-
-    `expected` says what it should be; `parts` goes to from_pretrained. With `local_only` nothing is
-    downloaded.
-    """
-    model = config["model_name_or_path"]
-    looks_local = (
-        model.endswith(SINGLE_FILES)
-        or model.startswith((".", "/", "~"))
-        or os.sep * 2 in model
-        or model.count("/") > 1
-    )
-    path = Path(model).expanduser()
-    if looks_local and not path.exists():
-        raise BackendError(
-            f"model {model!r} not found: expected a diffusers folder, a hub id, or a .safetensors/.ckpt file"
-        )
-    options = (
-        {k: config[k] for k in ("revision", "variant", "token") if config.get(k)} | {"dtype": dtype} | parts
-    )
-    options |= config.get("pipeline_kwargs", {})
-    try:
-        if path.is_file():
-            single = {"config": config["config"]} if config.get("config") else {}
-            return cls.from_single_file(str(path), **single, **options)
-        options |= {"use_safetensors": config["use_safetensors"]} if "use_safetensors" in config else {}
-        options.setdefault("local_files_only", local_only)
-        return cls.from_pretrained(str(path) if path.is_dir() else model, **options)
-    except Exception as error:  # what the libraries raise for a broken file has no common type
-        raise BackendError(missing_weights(model, path, error, expected, local_only)) from error
-
-
-def absent_parts(config: dict) -> dict:
-    """Parts that the folder's index says are absent, which from_pretrained wants to be told."""
-    index = Path(config["model_name_or_path"]).expanduser() / "model_index.json"
-    try:
-        parts = json.loads(index.read_text()) if index.is_file() else {}
-    except ValueError:
-        return {}  # from_pretrained says what is wrong with it
-    return {k: None for k, v in parts.items() if v == [None, None]} if isinstance(parts, dict) else {}
-
-
-def missing_weights(model: str, path: Path, error: Exception, expected: str, local_only: bool) -> str:
-    """One line that says what could not be loaded and what provides it."""
-    reason = " ".join(str(error).split())[:200]
-    if path.exists():
-        if isinstance(error, LocalEntryNotFoundError):
-            return (
-                f"model {model!r}: its configuration is not here and the hub is out of reach; name a folder"
-                " in backend_config.config"
-            )
-        return f"model {model!r} could not be loaded: expected {expected} ({type(error).__name__}: {reason})"
-    offline = (
-        "HF_HUB_OFFLINE is set; unset it, or "
-        if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
-        else ""
-    )
-    where = (
-        "neither a folder here nor in the local cache"
-        if local_only
-        else "neither a folder here nor available from the hub"
-    )
-    return (
-        f"model {model!r} is {where}: {offline}run "
-        f"'hf download {model}' (after 'hf auth login' and accepting its licence if it is gated), "
-        f"or give a local folder with --model_path ({type(error).__name__}: {reason})"
-    )
-
-
 def text_encoders(pipe: DiffusionPipeline) -> dict[str, torch.nn.Module]:
     """The text encoders that a pipeline has, by name."""
     return {
@@ -224,8 +172,8 @@ def text_encoders(pipe: DiffusionPipeline) -> dict[str, torch.nn.Module]:
     }
 
 
-def place(pipe: DiffusionPipeline, network: torch.nn.Module, device: torch.device, config: dict) -> None:
-    """Freeze all networks of a pipeline, compile one if asked to, and put them on the device.
+def place(pipe: DiffusionPipeline, network: ModelMixin, device: torch.device, config: dict) -> None:
+    """Freeze the networks of a pipeline, compile `network` with the option compile, put them on the device.
 
     With offload only the text encoders go there now; with enable_model_cpu_offload each network while it
     runs.
@@ -253,51 +201,3 @@ def checked_resolution(config: dict, own: int, multiple: int, allowed: tuple[int
     if allowed and pixels not in allowed:
         raise BackendError(f"resolution {pixels}: expected {' or '.join(map(str, allowed))} for this model")
     return pixels
-
-
-class EmbeddingCache:
-    """Text embeddings by prompt in host memory, each computed by itself so that it does not depend on its
-    batch.
-
-    The newest `limit` bytes are kept. Once `closed`, only those there are given.
-    """
-
-    def __init__(self, embed: Callable[[str], dict[str, Tensor]], device: torch.device, limit: int = 2**33):
-        self.embed, self.device, self.limit = embed, device, limit
-        self.known: dict[str, dict[str, Tensor]] = {}
-        self.closed = False
-
-    def __call__(self, prompt: str) -> dict[str, Tensor]:
-        """The embedding of a prompt, in host memory."""
-        if prompt not in self.known:
-            if self.closed:
-                raise BackendError(
-                    f"offload: the text encoders are freed, and prompt {prompt[:60]!r} was not encoded"
-                    " before; leave offload out"
-                )
-            with torch.inference_mode(False), torch.no_grad():  # kept for callers that differentiate as well
-                embedding = {k: v.cpu() for k, v in self.embed(prompt).items()}
-            while self.known and (len(self.known) + 1) * nbytes(embedding) > self.limit:
-                self.known.pop(next(iter(self.known)))
-            self.known[prompt] = embedding
-        return self.known[prompt]
-
-    def check_room(self, count: int) -> None:
-        """Refuse to keep more embeddings than there is room for; they are all of one size."""
-        need = count * nbytes(next(iter(self.known.values())))
-        if need > self.limit:
-            raise BackendError(
-                f"offload: the embeddings of {count} prompts need {need / 2**30:.1f} GiB of host memory, more"
-                f" than the {self.limit / 2**30:.1f} GiB set aside for them; sample in several runs, or leave"
-                " offload out"
-            )
-
-    def stacked(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """The embeddings of several prompts on the device, a row each."""
-        found = [self(p) for p in prompts]
-        return {k: torch.cat([f[k] for f in found]).to(self.device) for k in found[0]}
-
-
-def nbytes(embedding: dict[str, Tensor]) -> int:
-    """The memory of an embedding."""
-    return sum(t.nbytes for t in embedding.values())

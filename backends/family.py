@@ -12,11 +12,16 @@ Options = Mapping[str, tuple[type, str]]  # name: type and meaning
 
 @dataclass(frozen=True)
 class Size:
-    """A published model's sizes, for estimates: parameters in 10^9, and GB of 16-bit activations of a row.
+    """A published model's sizes, for estimates of memory; activations are 16-bit, from the shapes of layers.
 
-    Activations are those at `resolution`, from layer shapes: `kept` with all of a network call kept for its
-    backward pass, `kept_blocks` with block checkpointing, `passing` without a backward pass. `text` is the
-    number of values of a prompt's embedding.
+    Attributes:
+        resolution: pixels a side that the activations are those of.
+        channels: of a latent.
+        network, encoders: parameters in 10^9.
+        kept: GB of activations of one row in a network call that keeps them for its backward pass.
+        kept_blocks: the same with block checkpointing.
+        passing: the same without a backward pass.
+        text: values of a prompt's embedding.
     """
 
     resolution: int
@@ -33,8 +38,15 @@ class Size:
 class Family:
     """A family: how it is loaded, and what is known of it before any weights load.
 
-    `load(config, device, dtype, name)` makes the backbone, `options` are those it knows, `check` refuses
-    combinations of them. `half` is its number type on CUDA by default, `fixed_dtype` its only one.
+    Attributes:
+        name: of the family.
+        backend: its class.
+        load: load(config, device, dtype, name) makes the backbone.
+        options: the keys of backend_config that it takes.
+        size: of its published model, for estimates of memory.
+        check: refuses options that contradict each other: BackendError.
+        half: its number type on CUDA by default.
+        fixed_dtype: its only number type.
     """
 
     name: str
@@ -52,13 +64,12 @@ class Family:
         return self.backend.default_schedule == "flowmatch"
 
     def check_options(self, config: dict) -> None:
-        """Refuse an option that does not exist, has a value of another type, or does not go with
-        another one.
-        """
+        """Refuse an unknown option, a value of another type, or a contradiction between two options."""
         for name, value in config.items():
             if name not in self.options:
-                known = ", ".join(self.options) or "none"
-                raise BackendError(f"backend_config.{name}: unknown option, expected one of {known}")
+                names = ", ".join(self.options)
+                known = f"expected one of {names}" if names else "there are no options"
+                raise BackendError(f"backend_config.{name}: unknown option, {known}")
             kind, meaning = self.options[name]
             if type(value) is not kind:
                 shown = "not a text" if name == "token" else repr(value)

@@ -1,11 +1,13 @@
-"""A backbone whose answers are known exactly: a Gaussian mixture in latent space."""
+"""A backbone whose velocity is known exactly: a Gaussian mixture in latent space."""
 
 import zlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from solvers import NoiseSchedule
+from solvers.solver import Velocity
 
 from .base import Backend
 from .conditioning import Condition, apply_cfg, repeat_condition
@@ -19,8 +21,8 @@ class GaussianMixture(Backend):
     """The ODE of a mixture of isotropic Gaussians (Karras et al. 2022, appendix B.3) with SD1.5's noise
     levels.
 
-    A prompt makes one component, chosen by its checksum, e^3 times as likely as the others; guidance works on
-    it.
+    A prompt makes one component, chosen by its checksum, e^3 times as likely as the others, which is what
+    guidance acts on.
     """
 
     name = "gaussian"
@@ -35,35 +37,35 @@ class GaussianMixture(Backend):
         self.sigma_min, self.sigma_max = self.noise_schedule.sigma_min, self.noise_schedule.sigma_max
         self.latent_shape = SHAPE
 
-    def identity(self):
+    def identity(self) -> str:
         return f"gaussian mixture {SEED}"
 
-    def encode(self, prompts, guidance_scale):
+    def encode(self, prompts: Sequence[str], guidance_scale: float) -> Condition:
         chosen = [zlib.crc32(p.encode()) % COMPONENTS for p in prompts]
         logits = 3 * torch.eye(COMPONENTS, dtype=torch.float64, device=self.device)[chosen]
         negative = None if guidance_scale == 1 else {"logits": torch.zeros_like(logits[:1])}
         return Condition({"logits": logits}, negative, guidance_scale)
 
-    def velocity(self, condition):
+    def velocity(self, condition: Condition) -> Velocity:
         batches: dict[int, dict[str, Tensor]] = {}
 
         def velocity(x: Tensor, sigma: Tensor) -> Tensor:
             logits = repeat_condition(condition, len(x), batches)["logits"]
-            sigma = sigma.double().to(x.device).expand(len(x)).repeat(len(logits) // len(x))
-            return apply_cfg(
-                self._eps(x.double().repeat(len(logits) // len(x), 1, 1, 1), sigma, logits), condition
-            )
+            branches = len(logits) // len(x)
+            sigma = sigma.double().to(x.device).expand(len(x)).repeat(branches)
+            return apply_cfg(self._eps(x.double().repeat(branches, 1, 1, 1), sigma, logits), condition)
 
         return velocity
 
     def _eps(self, x: Tensor, sigma: Tensor, logits: Tensor) -> Tensor:
+        """E[eps | x] = sigma / (STD^2 + sigma^2) sum_k w_k (x - mean_k): -sigma times the score."""
         variance = STD**2 + sigma.view(-1, 1) ** 2
         gap = x.flatten(1)[:, None] - self.means.flatten(1)
         weights = (logits - gap.square().sum(-1) / (2 * variance)).softmax(-1)
         eps = sigma.view(-1, 1) / variance * (weights[..., None] * gap).sum(1)
         return eps.view_as(x)
 
-    def decode(self, latents):
+    def decode(self, latents: Tensor) -> Tensor:
         return (latents[:, :3].float() / 4 + 0.5).clamp(0, 1)
 
 

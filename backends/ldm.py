@@ -4,23 +4,16 @@ import torch
 from torch import Tensor
 
 from solvers import NoiseSchedule
+from solvers.solver import Velocity
 
 from . import quiet  # noqa: F401  isort: skip
 from diffusers import StableDiffusionPipeline  # isort: skip
 from .base import BackendError
 from .conditioning import Condition, apply_cfg, repeat_condition
-from .diffusers_pipeline import (
-    COMMON_OPTIONS,
-    EmbeddingCache,
-    PipelineBackend,
-    check_combinations,
-    checked_resolution,
-    load_pipeline,
-    place,
-)
+from .diffusers_pipeline import COMMON_OPTIONS, PipelineBackend, check_combinations, checked_resolution
 from .family import Family, Size
+from .loading import PipelineClass, load_pipeline
 from .model_ids import MODELS
-from .timesteps import TimestepCache
 
 OPTIONS = COMMON_OPTIONS | {
     "config": (str, "folder or hub id with the configuration of a single file"),
@@ -35,49 +28,33 @@ class LDM(PipelineBackend):
     velocity.
     """
 
+    NETWORK = "unet"
     IMAGE_OPTIONS = ("config", "variant", "resolution", "negative_prompt")
+    noise_schedule: NoiseSchedule
 
     def __init__(self, pipe: StableDiffusionPipeline, device: torch.device, config: dict, name: str = "ldm"):
-        self.name, self.device, self.config = name, torch.device(device), config
-        self.pipe, self.dtype = pipe, pipe.unet.dtype
         self.prediction = pipe.scheduler.config.prediction_type
         if self.prediction not in ("epsilon", "v_prediction"):
             raise BackendError(
                 f"prediction_type {self.prediction!r} of the scheduler: expected epsilon or v_prediction"
             )
-        place(pipe, pipe.unet, self.device, config)
+        super().__init__(pipe, device, config, name)
         self.noise_schedule = NoiseSchedule(pipe.scheduler.alphas_cumprod)
-        self._timesteps = TimestepCache(self._compute_timesteps, self.device)
         self.sigma_min, self.sigma_max = self.noise_schedule.sigma_min, self.noise_schedule.sigma_max
         factor = pipe.vae_scale_factor
         pixels = checked_resolution(config, pipe.unet.config.sample_size * factor, factor)
-        self.latent_shape = (pipe.unet.config.in_channels, *[pixels // factor] * 2)
-        self._embeddings = EmbeddingCache(self._embed, self.device)
+        self.latent_shape = (pipe.unet.config.in_channels, pixels // factor, pixels // factor)
 
-    def networks(self):
-        return {"unet": self.pipe.unet, "text_encoder": self.pipe.text_encoder}
-
-    def checkpoint_blocks(self):
-        self.pipe.unet.enable_gradient_checkpointing()
-
-    def encode(self, prompts, guidance_scale):
-        negative = (
-            None
-            if guidance_scale == 1
-            else self._embeddings.stacked([self.config.get("negative_prompt", "")])
-        )
-        return Condition(self._embeddings.stacked(prompts), negative, guidance_scale)
-
-    def _embed(self, prompt: str) -> dict[str, Tensor]:
+    def embed(self, prompt: str) -> dict[str, Tensor]:
         return {"text": self.pipe.encode_prompt(prompt, self.device, 1, False)[0]}
 
-    def _compute_timesteps(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The scale of the input, the time and the noise level of rows."""
+    def timesteps(self, sigma: Tensor) -> tuple[Tensor, ...]:
+        """The scale of the input, the time and the noise level of rows [rows]."""
         t = len(self.noise_schedule.times) * self.noise_schedule.t(sigma) - 1
         scale = (1 + sigma**2).rsqrt()
         return scale.float().view(-1, 1, 1, 1), t.float(), sigma.float().view(-1, 1, 1, 1)
 
-    def velocity(self, condition):
+    def velocity(self, condition: Condition) -> Velocity:
         self.offload_text_encoders()
         batches: dict[int, dict[str, Tensor]] = {}
 
@@ -88,8 +65,8 @@ class LDM(PipelineBackend):
             if condition.negative is not None:
                 inputs, t = torch.cat([inputs, inputs]), torch.cat([t, t])
             with self.compiling():
-                found = self.pipe.unet(inputs, t, encoder_hidden_states=text).sample
-            eps = apply_cfg(found, condition)
+                output = self.network(inputs, t, encoder_hidden_states=text).sample
+            eps = apply_cfg(output, condition)
             if self.prediction == "v_prediction":
                 eps = scale * (eps + sigma * scale * x)
             return eps
@@ -101,25 +78,22 @@ def load(config: dict, device: torch.device, dtype: torch.dtype, name: str = "ld
     """Load a Stable Diffusion 1.x or 2.x pipeline; missing or gated weights: BackendError with the remedy."""
     config = {"model_name_or_path": MODELS["ldm"]} | config
     parts = {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None}
-    pipe = load_pipeline(
-        StableDiffusionPipeline, config, dtype, "a Stable Diffusion 1.x/2.x pipeline", **parts
-    )
+    wanted = PipelineClass(StableDiffusionPipeline, "a Stable Diffusion 1.x/2.x pipeline")
+    pipe = load_pipeline(wanted, config, dtype, parts)
     check_parts(pipe, config["model_name_or_path"])
     return LDM(pipe, device, config, name)
 
 
 def check_parts(pipe: StableDiffusionPipeline, model: str) -> None:
-    """Refuse parts that load but do not belong together: inpainting and SDXL networks, a tokenizer without
-    its files.
-    """
-    unet, words = pipe.unet.config, len(pipe.tokenizer)
+    """Refuse networks of inpainting and SDXL, and a tokenizer without its files, all of which load."""
+    unet, tokens = pipe.unet.config, len(pipe.tokenizer)
     pairs = {
         "latent channels": (unet.in_channels, pipe.vae.config.latent_channels),
         "text width": (unet.cross_attention_dim, pipe.text_encoder.config.hidden_size),
     }
     wrong = [f"{name} {a} of the U-Net but {b} of its other part" for name, (a, b) in pairs.items() if a != b]
-    if words < 512:  # each byte, inside and at the end of a word
-        wrong.append(f"a tokenizer of {words} words, whose files are missing")
+    if tokens < 512:  # each byte, inside and at the end of a word
+        wrong.append(f"a tokenizer of {tokens} words, whose files are missing")
     if wrong:
         raise BackendError(
             f"model {model!r} is not a Stable Diffusion 1.x/2.x text-to-image pipeline: {'; '.join(wrong)}"

@@ -1,4 +1,4 @@
-"""The published model of each family, by its hub id; to be read without loading the libraries that run it."""
+"""The hub id of each family's published model, importable without the libraries that run it."""
 
 import os
 

@@ -18,9 +18,10 @@ from .conditioning import Condition, apply_cfg
 class ParallelEvaluator:
     """How the rows of a level are evaluated, in one call or in several; the results are the same to rounding.
 
-    With `ranks` the points are divided among them, and with `branches` the two branches of CFG as well; each
-    rank must hold the same state. `rows` is how many of x one call may have: it is halved whenever memory
-    runs out, down to one.
+    Attributes:
+        ranks: processes that the points are divided among; each must hold the same state.
+        branches: whether the two branches of CFG are divided among them as well.
+        rows: rows of x in one call; halved whenever memory runs out, down to one.
     """
 
     ranks: Ranks | None = None
@@ -64,7 +65,7 @@ class DistributedVelocity:
 
 
 class ChunkedVelocity:
-    """A velocity in network calls of at most `evaluator.rows` rows: of whole points, or of some images at one
+    """A velocity in network calls of at most `evaluator.rows` rows: of whole points, or images of one
     point.
     """
 

@@ -1,4 +1,4 @@
-"""Import this before diffusers: keeps its and transformers' notices and loading bars out of the output."""
+"""Import this before diffusers: it keeps the notices and progress bars of the libraries out of the output."""
 
 import diffusers.utils.logging
 import transformers.utils.logging

@@ -1,4 +1,4 @@
-"""The backbones by name: a family's module is imported when it is first asked for."""
+"""The backbones by name. A family is one module that exports FAMILY and one line of MODULES."""
 
 from importlib import import_module
 
@@ -16,7 +16,9 @@ MODULES = {
     "flux": "backends.flux",
     "gaussian": "backends.gaussian",
 }
-FAMILIES = ("ldm", "sd3", "flux")  # that the digits come in
+"""Imported when the family is first asked for: a name costs nothing."""
+FAMILIES = ("ldm", "sd3", "flux")
+"""That the digits come in."""
 NAMES = ("digits", *MODULES)
 DTYPES = {
     "float32": torch.float32,
@@ -45,17 +47,23 @@ def check_backend(spec: Spec) -> tuple[Family, dict]:
     """The family of a spec's backbone and its options, checked without loading weights; else BackendError."""
     config = {k: v for k, v in spec.backend_config.items() if v is not None}
     if spec.backend == "digits":
-        from digits import FOLDERS, OPTIONS
-
-        name = config.pop("family", "ldm")
-        if name not in FAMILIES:
-            raise BackendError(f"backend_config.family is {name!r}, expected one of {', '.join(FAMILIES)}")
-        family = find_family(name)
-        family.check_options(config)
-        return family, {"model_name_or_path": str(FOLDERS[name])} | OPTIONS[name] | config
+        return check_digits(config)
     family = find_family(spec.backend)
     family.check_options(config)
     return family, config
+
+
+def check_digits(config: dict) -> tuple[Family, dict]:
+    """The family that the digits come in by `config`, and its options with the embedded weights."""
+    from digits import FOLDERS, OPTIONS
+
+    name = config.pop("family", "ldm")
+    if name not in FAMILIES:
+        raise BackendError(f"backend_config.family is {name!r}, expected one of {', '.join(FAMILIES)}")
+    family = find_family(name)
+    family.check_options(config)
+    embedded = {"model_name_or_path": str(FOLDERS[name]), "identity": "embedded"}
+    return family, embedded | OPTIONS[name] | config
 
 
 def load_backend(spec: Spec, device: torch.device | str, dtype: torch.dtype | str | None = None) -> Backend:
@@ -75,7 +83,8 @@ def load_backend(spec: Spec, device: torch.device | str, dtype: torch.dtype | st
     chosen = config.get("torch_dtype") if dtype in (None, "auto") else dtype
     if config.get("enable_model_cpu_offload") and device.type == "cpu":
         raise BackendError("enable_model_cpu_offload needs an accelerator, but the device is cpu")
-    return family.load(config, device, resolve_dtype(chosen, device, family), str(spec.backend))
+    name = family.name if is_code(spec.backend) else str(spec.backend)
+    return family.load(config, device, resolve_dtype(chosen, device, family), name)
 
 
 def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device, family: Family) -> torch.dtype:
@@ -96,9 +105,14 @@ def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device, family:
 
 
 def check_backbone_known(spec: Spec, source: object) -> None:
-    """Refuse a predictor of a backbone that is not among these; `source` is its file.
+    """Refuse a predictor of an unknown backbone, which only a denoiser of the user's own can sample.
 
-    Only a denoiser of the user's own can sample it.
+    Args:
+        spec: what the predictor recorded.
+        source: its file, for the message.
+
+    Raises:
+        BackendError: the backbone is not among NAMES.
     """
     foreign = spec.backend is None and spec.dataset_name not in (None, "ms_coco", "digits")
     if foreign or not (spec.backend in (None, *NAMES) or is_code(spec.backend)):

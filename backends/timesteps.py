@@ -1,4 +1,4 @@
-"""From noise levels to what a network gets of them: timesteps and input scales."""
+"""From noise levels to the timesteps and input scales that a network gets."""
 
 from collections.abc import Callable
 
@@ -9,11 +9,15 @@ from solvers.solver import to_device
 
 
 class TimestepCache:
-    """What a network gets of noise levels sigma [] or [M*B] for some rows, computed once and kept on the
-    device.
+    """Timesteps and scales of noise levels sigma [] or [M*B], computed once and kept on the device.
 
-    `compute(sigma [rows])` -> tensors, in float64 on the host. Noise levels that are being learned are
-    computed anew at each call.
+    So no step of a solver waits for a copy to the device. Noise levels that are being learned are computed
+    anew at each call.
+
+    Args:
+        compute: compute(sigma [rows] float64 on the host) -> tensors.
+        device: where they are kept.
+        limit: entries, after which all are dropped.
     """
 
     def __init__(

@@ -9,7 +9,6 @@ from torch import Tensor
 from backends import Backend, load_backend
 from common.errors import run_command
 from digits import FOLDERS
-from digits.build import held_out_drawings
 from digits.data import (
     ALL_LABELS,
     HELD_OUT_LABELS,
@@ -20,6 +19,7 @@ from digits.data import (
     paint,
     parse,
 )
+from digits.drawings import held_out_drawings
 from digits.judge import Judge
 from solvers import Spec
 

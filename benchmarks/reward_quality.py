@@ -6,8 +6,8 @@ import click
 import torch
 
 from common.errors import run_command
-from digits.build import held_out_drawings
 from digits.data import COLOURS, DIGITS, WEIGHTS, Label, caption
+from digits.drawings import held_out_drawings
 from rewards import load_reward
 
 from .report import mean_and_halfwidth, text_table, write_json

@@ -1,5 +1,4 @@
-"""torch.distributed as this project uses it: one process group, a few collectives, work shared over the
-ranks.
+"""One process group of torch.distributed, its collectives, and loops divided among the ranks.
 
 Every collective ends cleanly when a rank is lost: one line and exit status 2 (collective_errors).
 """
@@ -20,10 +19,9 @@ from torch import Tensor
 
 from .errors import UserError
 
-KEPT = "what is complete is kept, run the same command again"
-TIMEOUT = timedelta(
-    days=1
-)  # a rank may have much more left to do than another; torchrun ends all when one dies
+RESUME_HINT = "what is complete is kept, run the same command again"
+# a rank may have much more left to do than another; torchrun ends all when one dies
+TIMEOUT = timedelta(days=1)
 Part = TypeVar("Part")
 
 
@@ -72,11 +70,9 @@ class Ranks:
         return parts
 
     def gather_rows(self, rows: Tensor) -> Tensor:
-        """Rows [n, d] that the ranks hold in turn (rank r has row r, r + world, ...) in their order,
-        everywhere.
+        """All rows [n, d], on every rank, where rank r holds rows r, r + world, ...
 
-        n may differ by one between ranks; the sum of the result is the same, bit for bit, however many there
-        are.
+        So the sum of the result is the same, bit for bit, for any number of ranks.
         """
         if self.world == 1:
             return rows
@@ -94,10 +90,15 @@ def never() -> bool:
 def rank_parts(
     parts: Sequence[Part], ranks: Ranks, stop_requested: Callable[[], bool] = never
 ) -> Iterator[Part]:
-    """This rank's parts, of which rank r has r, r + world, ...; StopRequested once a stop was requested.
+    """This rank's parts: rank r has r, r + world, ...
 
-    `stop_requested` is a collective: every rank calls it before each round of parts, with or without a part
-    in it.
+    Args:
+        parts: all parts.
+        ranks: the processes.
+        stop_requested: a collective that every rank calls before each round, with or without a part in it.
+
+    Raises:
+        StopRequested: on all ranks, once a stop was requested.
     """
     for first in range(0, len(parts), ranks.world):
         if stop_requested():
@@ -112,8 +113,7 @@ def distributed_map(
     ranks: Ranks,
     stop_requested: Callable[[], bool] = never,
 ) -> Tensor:
-    """measure(rows i to j) -> [j - i, ...] over `count` rows, the ranks taking chunks in turn: [count, ...]
-    float64.
+    """measure(rows i to j) -> [j - i, ...] over `count` rows, whose chunks the ranks take in turn.
 
     A row's chunk, and so its rounding, does not depend on the number of ranks.
 
@@ -123,6 +123,9 @@ def distributed_map(
         chunk: rows in one call of `measure`.
         ranks: the processes.
         stop_requested: a collective that is asked before each round of chunks.
+
+    Returns:
+        [count, ...] float64.
 
     Raises:
         StopRequested: on all ranks, once a stop was requested.
@@ -143,8 +146,8 @@ def use_single_thread(ranks: Ranks) -> None:
 
 
 def first_to_report() -> bool:
-    """Whether no other rank has reported the end of this run: counted in torchrun's store, which outlives the
-    ranks.
+    """Whether no other rank has reported the end of this run, counted in torchrun's store, which
+    outlives it.
     """
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -156,9 +159,7 @@ def first_to_report() -> bool:
 
 @contextmanager
 def collective_errors() -> Iterator[None]:
-    """Turn the failure of a collective, which means that another rank has ended, into one line and exit
-    status 2.
-    """
+    """Turn the failure of a collective, which means that another rank has ended, into a UserError."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -168,7 +169,7 @@ def collective_errors() -> Iterator[None]:
         if not first_to_report():
             raise SystemExit(2) from None
         reason = " ".join(str(error).split())[:120]
-        raise UserError(f"another process of this run has ended; {KEPT} ({reason})") from None
+        raise UserError(f"another process of this run has ended; {RESUME_HINT} ({reason})") from None
 
 
 def install_sigterm_handler() -> None:
@@ -186,7 +187,9 @@ def install_sigterm_handler() -> None:
         while os.read(read, 1)[0] != signal.SIGTERM:
             pass
         if first_to_report():
-            text = f"error: another process of this run has ended, or SIGTERM stopped this one; {KEPT}\n"
+            text = (
+                f"error: another process of this run has ended, or SIGTERM stopped this one; {RESUME_HINT}\n"
+            )
             os.write(2, text.encode())
         os._exit(2)
 
@@ -225,9 +228,7 @@ def process_group(device: str | None = None) -> Iterator[Ranks]:
 
 
 def use_device(kind: str) -> None:
-    """Make a device the current one of this process, without touching another, which would create a context
-    there.
-    """
+    """Make a device the current one of this process; touching another would create a context there."""
     check_device(kind)
     device = torch.device(kind)
     if device.type == "cuda" and device.index is not None:

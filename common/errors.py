@@ -20,9 +20,7 @@ def note(text: str) -> None:
 
 
 def run_command(command: click.Command) -> None:
-    """Run a command line; a UserError, a file that cannot be used or memory that ends becomes one line and
-    exit status 2.
-    """
+    """Run a command line; a UserError, an unusable file or a full memory is one line and exit status 2."""
     try:
         command()
     except UserError as error:

@@ -1,8 +1,7 @@
-"""Backbones, solvers and rewards from a user's own file, named my_module:NAME. Loading one runs that file's
-code.
+"""Backbones, solvers and rewards from a user's own file, named my_module:NAME. Loading one runs that file.
 
-So a name is only followed where the user gave it, on the command line or in a configuration of theirs
-(allow_code), and never because a predictor or another data file holds it.
+So a name is only loaded where the user gave it, on the command line or in a configuration file (allow_code),
+and never because a predictor or another data file holds it.
 """
 
 import sys
@@ -54,9 +53,7 @@ def load_code(name: str, what: str, expected: type) -> Any:
 
 
 class NameOrCode(click.Choice):
-    """An option that takes one of some names, or my_module:NAME, which the user thereby allows to be
-    loaded.
-    """
+    """An option that takes one of some names, or my_module:NAME, which is thereby allowed to be loaded."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if is_code(value):

@@ -9,14 +9,13 @@ from .errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "src" / "prompts"
 TRAIN, TEST = FOLDER / "train.txt", FOLDER / "test.txt"
-COCO = (
-    FOLDER / "MS-COCO_val2014_30k_captions.csv"
-)  # of the published system: not shipped, used where it is there
+COCO = FOLDER / "MS-COCO_val2014_30k_captions.csv"
+"""The captions of the published system: not shipped, used where the file exists."""
 
 
 def default_prompts(dataset_name: str | None) -> Path:
-    """The prompts to learn from for want of others: the COCO captions for ms_coco where they are there, else
-    our own.
+    """The default training prompts: for ms_coco the COCO captions where they exist, else the
+    project's own.
     """
     return COCO if dataset_name == "ms_coco" and COCO.is_file() else TRAIN
 
@@ -24,8 +23,8 @@ def default_prompts(dataset_name: str | None) -> Path:
 def read_prompts(path: Path, option: str) -> list[str]:
     """The prompts of a text file, one a line, of a CSV file, or of the captions of a COCO JSON file.
 
-    A file that cannot be read, or holds none: UserError that begins with `option`, the option or key that
-    named it.
+    Raises:
+        UserError: the file cannot be read or holds none; begins with `option`, which named it.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -56,9 +55,7 @@ def csv_column(text: str) -> list[str]:
 
 
 def coco_captions(text: str) -> list[str]:
-    """The first caption of each image of a COCO caption file, in order of image id; another content:
-    ValueError.
-    """
+    """The first caption of each image of a COCO caption file, in order of image id; else ValueError."""
     document = json.loads(text)
     annotations = document.get("annotations") if isinstance(document, dict) else None
     if not isinstance(annotations, list):
@@ -82,9 +79,7 @@ READERS = {".csv": csv_column, ".json": coco_captions}
 
 
 def parse_seeds(text: str, option: str = "--seeds") -> list[int]:
-    """Seeds of "0,3,10-12": [0, 3, 10, 11, 12]; anything else: UserError that begins with `option`, the
-    option that named them.
-    """
+    """The seeds of "0,3,10-12": [0, 3, 10, 11, 12]; else a UserError that begins with `option`."""
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
@@ -96,6 +91,6 @@ def parse_seeds(text: str, option: str = "--seeds") -> list[int]:
     twice = {s for s in seeds if seeds.count(s) > 1} if len(seeds) < 10000 else set(seeds[len(set(seeds)) :])
     if twice:
         raise UserError(f"{option} {text!r}: seed {min(twice)} is there twice, but a seed names one image")
-    if max(seeds) >= 2**32:  # generators tell no more seeds apart
+    if max(seeds) >= 2**32:  # a CPU generator uses 32 bits of a seed
         raise UserError(f"{option} {text!r}: {max(seeds)} is too large, expected less than 2^32")
     return seeds

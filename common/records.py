@@ -1,6 +1,4 @@
-"""Which images of an output folder are done, and what made them: manifest.jsonl, one part a rank while
-running.
-"""
+"""manifest.jsonl: which images of an output folder are complete and what made them; a part for each rank."""
 
 import fcntl
 import json
@@ -17,16 +15,21 @@ KEYS = frozenset({"file", "seed", "prompt"})
 
 
 class ManifestError(UserError):
-    """An output folder that holds something else than what is asked for; the message is one line for the
-    user.
-    """
+    """An output folder that holds other images than this run's; the message is one line for the user."""
 
 
 def read_records(
     path: Path, keys: Collection[str] = KEYS, remedy: str = "make all images anew"
 ) -> list[dict]:
-    """The complete lines of a manifest, or of a file like it, or part; a last line torn by a killed run is
-    left out.
+    """The complete lines of a manifest or another file of records.
+
+    Args:
+        path: the file; one that does not exist has none.
+        keys: what each record must have.
+        remedy: what removing the file does, for the message.
+
+    Raises:
+        ManifestError: a line is no record; a last line that a killed run left half written is skipped.
     """
     records: list[dict] = []
     if not path.exists():
@@ -78,7 +81,7 @@ def append_records(part: Path, records: list[dict]) -> None:
 
 
 def replace_records(path: Path, records: list[dict]) -> None:
-    """Put records into a file in place of what it and its parts hold; the same content is left untouched."""
+    """Replace the content of a file and its parts by these records; a file that is equal stays as it is."""
     content = "".join(map(line_of, records)).encode()
     if not path.is_file() or path.read_bytes() != content:
         write_atomically(path, content)

@@ -1,4 +1,4 @@
-"""Means with intervals by prompt, and the sign test."""
+"""Means with intervals clustered by prompt, and the sign test."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,9 @@ Z_975 = 1.959964
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over images, its standard error, its 95 % interval and how that was made; the last three are
-    None with one prompt.
+    """A mean over images, its standard error, its 95 % interval and the method of the interval.
+
+    The last three are None with one prompt.
     """
 
     mean: float
@@ -29,8 +30,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float], prompts: Sequence[str]) -> Estimate:
-    """The mean of values [n] with a standard error and an interval that take the prompts [n] as drawn, not
-    the images.
+    """The mean of values [n] with a standard error and an interval that treat the prompts [n] as the sample.
 
     The interval is a percentile bootstrap over prompts, or Student's t with the clustered standard error
     below ENOUGH_PROMPTS.
@@ -48,17 +48,16 @@ def estimate(values: Sequence[float], prompts: Sequence[str]) -> Estimate:
 
 
 def clustered_halfwidth(values: Sequence[float], prompts: Sequence[str]) -> float | None:
-    """Half the 95 % interval of the mean of values [n] whose prompts [n] are drawn: t_(G - 1) standard errors
-    of G prompts.
+    """Half the 95 % interval of the mean of values [n], clustered by their prompts [n]; None for one prompt.
 
-    None where there is one prompt only.
+    It is t_(G - 1) standard errors of G prompts.
     """
     sums, counts = by_prompt(values, prompts)
     return student_t_975(len(sums) - 1) * clustered_error(sums, counts) if len(sums) > 1 else None
 
 
 def student_t_975(degrees: int) -> float:
-    """The 97.5 % quantile of Student's t: a table to 9 degrees of freedom, then Abramowitz & Stegun
+    """The 97.5 % quantile of Student's t: a table up to 9 degrees of freedom, then Abramowitz & Stegun
     26.7.5.
     """
     if degrees < 1:
@@ -82,18 +81,14 @@ def by_prompt(values: Sequence[float], prompts: Sequence[str]) -> tuple[NDArray,
 
 
 def clustered_error(sums: NDArray, counts: NDArray) -> float:
-    """Standard error of a mean clustered by prompt (Liang & Zeger 1986): s / sqrt(n) where each prompt [G]
-    has one image.
-    """
+    """Standard error of a mean clustered by prompt (Liang & Zeger 1986), from the sums [G] and counts [G]."""
     groups = len(sums)
     residuals = sums - counts * (sums.sum() / counts.sum())
     return float(np.sqrt(groups / (groups - 1) * (residuals**2).sum()) / counts.sum())
 
 
 def bootstrap_means(sums: NDArray, counts: NDArray, resamples: int = RESAMPLES, seed: int = SEED) -> NDArray:
-    """Means [resamples] of the values of G prompts drawn with replacement (Efron 1979), always the same ones
-    for a seed.
-    """
+    """Means [resamples] over G prompts drawn with replacement (Efron 1979), from sums [G] and counts [G]."""
     generator = np.random.default_rng(seed)
     chunk = max(1, 2**22 // len(sums))  # resamples at a time, for the memory
     means = []
@@ -104,8 +99,9 @@ def bootstrap_means(sums: NDArray, counts: NDArray, resamples: int = RESAMPLES, 
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Exact two-sided p-value of the sign test (Dixon & Mood 1946): min(1, 2 P(X <= min(wins, losses))), X
-    binomial with 1/2.
+    """Exact two-sided p-value of the sign test (Dixon & Mood 1946): min(1, 2 P(X <= min(wins, losses))).
+
+    X is binomial with n = wins + losses and probability 1/2.
     """
     n = wins + losses
     ways, tail = 1, 0

@@ -1,6 +1,4 @@
-"""Train the digits backbone, its judge and its reward from scikit-learn's bundled scans: python -m
-digits.build.
-"""
+"""python -m digits.build: train the digits backbone, its judge and its reward on scikit-learn's scans."""
 
 import shutil
 import tempfile
@@ -13,31 +11,11 @@ from safetensors.torch import save_file
 
 from backends import quiet  # noqa: F401  isort: skip
 from . import FOLDER, REWARD_FOLDER, build_flow, data, judge, models
-from .fit import fit
+from .drawings import draw_batch, held_out_drawings, latents_of_training_set
+from .fit import Training, fit
 
 STEPS = {"judge": 2500, "vae": 2500, "unet": 9000, "reward": 3000}
 CHECK_STEPS = {"judge": 6, "vae": 6, "unet": 6, "reward": 6}
-VIEWS = 3  # augmented views of each training scan whose latents the U-Net sees
-
-
-def drawings(grey: torch.Tensor, digits: torch.Tensor, generator: torch.Generator, held_out: bool = False):
-    """Random drawings [n, 3, 32, 32] of grey scans and their labels; held-out combinations only if
-    asked for.
-    """
-    pools = [
-        [c for c in data.ALL_LABELS if c.digit == d and (held_out or c not in data.HELD_OUT_LABELS)]
-        for d in range(10)
-    ]
-    u = torch.rand(len(grey), generator=generator).tolist()
-    labels = [pools[d][int(u[i] * len(pools[d]))] for i, d in enumerate(digits.tolist())]
-    colour, weight = (torch.tensor([vars(c)[k] for c in labels]) for k in ("colour", "weight"))
-    return data.paint(grey, colour, weight), labels
-
-
-def draw_batch(grey, digits, size, generator, held_out=False):
-    """A training batch of augmented drawings and their labels."""
-    pick = torch.randint(len(grey), (size,), generator=generator)
-    return drawings(data.augment(grey[pick], generator), digits[pick], generator, held_out)
 
 
 def train_judge(steps: int, work: Path, seed: int) -> judge.JudgeNet:
@@ -52,13 +30,11 @@ def train_judge(steps: int, work: Path, seed: int) -> judge.JudgeNet:
         out = net(images)
         return sum(F.cross_entropy(out[k], torch.tensor([vars(c)[k] for c in labels])) for k in out)
 
-    return fit(net, loss_fn, steps, 2e-3, work / "judge.pt", seed, ema_decay=0.99)
+    return fit(net, loss_fn, Training(steps, 2e-3, work / "judge.pt", seed, ema_decay=0.99))
 
 
 def save_judge(net: judge.JudgeNet, folder: Path) -> None:
-    """Write the weights in fp16 and, beside them, the feature moments of every drawing of the
-    held-out scans.
-    """
+    """Write the weights in fp16 and, with them, the feature moments of all drawings of the held-out scans."""
     state = {k: v.half().contiguous() for k, v in net.state_dict().items()}
     net.load_state_dict({k: v.float() for k, v in state.items()})
     images, _ = held_out_drawings()
@@ -66,19 +42,6 @@ def save_judge(net: judge.JudgeNet, folder: Path) -> None:
         mean, cov = judge.moments(torch.cat([net.features(chunk) for chunk in images.split(256)]))
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state | {"real.mean": mean.float(), "real.cov": cov.float()}, folder / "judge.safetensors")
-
-
-def held_out_drawings() -> tuple[torch.Tensor, list[data.Label]]:
-    """Each held-out scan in all 18 combinations of colour and weight."""
-    scans, digits = data.load_scans("test")
-    grey = data.enlarge(scans)
-    images, labels = [], []
-    for colour in range(len(data.COLOURS)):
-        for weight in range(len(data.WEIGHTS)):
-            n = len(grey)
-            images.append(data.paint(grey, torch.full((n,), colour), torch.full((n,), weight)))
-            labels += [data.Label(d, colour, weight) for d in digits.tolist()]
-    return torch.cat(images), labels
 
 
 def train_vae(steps: int, work: Path, seed: int):
@@ -96,24 +59,11 @@ def train_vae(steps: int, work: Path, seed: int):
             + 1e-4 * posterior.kl().mean() / 256
         )
 
-    vae = fit(vae, loss_fn, steps, 3e-3, work / "vae.pt", seed, ema_decay=0.99).requires_grad_(False)
+    vae = fit(vae, loss_fn, Training(steps, 3e-3, work / "vae.pt", seed, ema_decay=0.99))
+    vae.requires_grad_(False)
     sample, _ = draw_batch(grey, digits, 1024, torch.Generator().manual_seed(seed))
     vae.register_to_config(scaling_factor=1 / vae.encode(sample * 2 - 1).latent_dist.mean.std().item())
     return vae
-
-
-def latents_of_training_set(vae, generator: torch.Generator):
-    """Scaled latents of VIEWS views of each training scan, each in 6 combinations, and their labels."""
-    scans, digits = data.load_scans("train")
-    grey = data.enlarge(scans).repeat(VIEWS, 1, 1)
-    grey[len(scans) :] = data.augment(grey[len(scans) :], generator)
-    latents, labels = [], []
-    for _ in range(6):
-        images, found = drawings(grey, digits.repeat(VIEWS), generator)
-        for chunk in images.split(256):
-            latents.append(vae.encode(chunk * 2 - 1).latent_dist.mean * vae.config.scaling_factor)
-        labels += found
-    return torch.cat(latents), labels
 
 
 class Denoiser(torch.nn.Module):
@@ -128,7 +78,7 @@ class Denoiser(torch.nn.Module):
 
 
 def random_timesteps(n: int, generator: torch.Generator) -> torch.Tensor:
-    """Half uniform, half around 600, where digit and colour are decided (sigma 1 to 8)."""
+    """Half uniform, half around 600, where digit and colour take shape (sigma 1 to 8)."""
     uniform = torch.rand(n, generator=generator) * 1000
     middle = 600 + 200 * torch.randn(n, generator=generator)
     return torch.where(torch.rand(n, generator=generator) < 0.5, uniform, middle).clamp(0, 999).long()
@@ -162,7 +112,7 @@ def train_unet(steps: int, work: Path, seed: int, vae, tokenizer):
             net(a.sqrt() * latents[pick] + (1 - a).sqrt() * noise, t, tokens_of(prompts)), noise
         )
 
-    return fit(net, loss_fn, steps, 2e-3, work / "unet.pt", seed, ema_decay=0.999)
+    return fit(net, loss_fn, Training(steps, 2e-3, work / "unet.pt", seed, ema_decay=0.999))
 
 
 def train_reward(steps: int, work: Path, seed: int, tokenizer):
@@ -192,7 +142,7 @@ def train_reward(steps: int, work: Path, seed: int, tokenizer):
             / 2
         )
 
-    return fit(net, loss_fn, steps, 2e-3, work / "reward.pt", seed, ema_decay=0.99)
+    return fit(net, loss_fn, Training(steps, 2e-3, work / "reward.pt", seed, ema_decay=0.99))
 
 
 def save_reward(net, tokenizer, folder: Path) -> None:
@@ -203,23 +153,22 @@ def save_reward(net, tokenizer, folder: Path) -> None:
     models.make_image_processor().save_pretrained(folder)
 
 
-def build(
-    out: Path,
-    work: Path,
-    steps: dict[str, int],
-    seed: int,
-    judge_folder: Path,
-    reward_folder: Path,
-    parts: tuple[str, ...],
-) -> None:
-    """Train the parts asked for and write the pipeline folder (fp16), the judge and the reward."""
+def build(folders: dict[str, Path], work: Path, steps: dict[str, int], seed: int) -> None:
+    """Train the parts that have a folder and write them there in fp16.
+
+    Args:
+        folders: where "judge", "sd" (the pipeline) and "reward" go; only those that are named are trained.
+        work: folder of the checkpoints.
+        steps: training steps of each network.
+        seed: of the whole build.
+    """
     torch.manual_seed(seed)  # initial weights
     generator = torch.Generator().manual_seed(seed)
     captions = [data.random_caption(label, generator) for label in data.ALL_LABELS * 20]
     tokenizer = models.make_tokenizer(captions, work / "tokenizer")
-    if "judge" in parts:
-        save_judge(train_judge(steps["judge"], work, seed), judge_folder)
-    if "sd" in parts:
+    if "judge" in folders:
+        save_judge(train_judge(steps["judge"], work, seed), folders["judge"])
+    if "sd" in folders:
         torch.manual_seed(seed + 1)
         vae = train_vae(steps["vae"], work, seed + 1)
         torch.manual_seed(seed + 2)
@@ -227,11 +176,11 @@ def build(
         pipe = models.make_pipeline(vae, denoiser.text_encoder, tokenizer, denoiser.unet).to(
             dtype=torch.float16
         )
-        shutil.rmtree(out, ignore_errors=True)
-        pipe.save_pretrained(out)
-    if "reward" in parts:
+        shutil.rmtree(folders["sd"], ignore_errors=True)
+        pipe.save_pretrained(folders["sd"])
+    if "reward" in folders:
         torch.manual_seed(seed + 3)
-        save_reward(train_reward(steps["reward"], work, seed + 3, tokenizer), tokenizer, reward_folder)
+        save_reward(train_reward(steps["reward"], work, seed + 3, tokenizer), tokenizer, folders["reward"])
 
 
 PARTS = ("judge", "sd", "reward")
@@ -272,21 +221,26 @@ def main(parts: tuple[str, ...], family: str | None, out: Path, work: Path, seed
     """Train the digits backbone, its judge and its reward; an interrupted build goes on where it stopped."""
     parts = parts or PARTS
     if check:
-        with tempfile.TemporaryDirectory() as tmp:
-            tmp = Path(tmp)
-            if family is not None:
-                build_flow.build_family(family, tmp, build_flow.CHECK_STEPS, seed, tmp / "pipeline")
-            else:
-                build(tmp / "sd", tmp, CHECK_STEPS, seed, tmp / "judge", tmp / "reward", parts)
+        with tempfile.TemporaryDirectory() as folder:
+            check_build(Path(folder), parts, family, seed)
         click.echo("build check passed")
         return
     work.mkdir(parents=True, exist_ok=True)
     if family is not None:
         click.echo(f"wrote {build_flow.build_family(family, work, build_flow.STEPS, seed)}")
         return
-    build(out, work, STEPS, seed, judge.FOLDER, REWARD_FOLDER, parts)
-    folders = {"judge": judge.FOLDER, "sd": out, "reward": REWARD_FOLDER}
-    click.echo(f"wrote {', '.join(str(folders[part]) for part in parts)}")
+    everything = {"judge": judge.FOLDER, "sd": out, "reward": REWARD_FOLDER}
+    folders = {part: everything[part] for part in parts}
+    build(folders, work, STEPS, seed)
+    click.echo(f"wrote {', '.join(map(str, folders.values()))}")
+
+
+def check_build(folder: Path, parts: tuple[str, ...], family: str | None, seed: int) -> None:
+    """A few training steps of each part, or of a twin, written to a folder."""
+    if family is not None:
+        build_flow.build_family(family, folder, build_flow.CHECK_STEPS, seed, folder / "pipeline")
+    else:
+        build({part: folder / part for part in parts}, folder, CHECK_STEPS, seed)
 
 
 if __name__ == "__main__":

@@ -111,12 +111,12 @@ class SD3Denoiser(torch.nn.Module):
 
     def embed(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What StableDiffusion3Pipeline.encode_prompt makes of tokens [B, L] without a third encoder."""
-        found = [
+        outputs = [
             encoder(tokens, output_hidden_states=True) for encoder in (self.text_encoder, self.text_encoder_2)
         ]
-        text = torch.cat([f.hidden_states[-2] for f in found], -1)
+        text = torch.cat([output.hidden_states[-2] for output in outputs], -1)
         extra = text.new_zeros(len(text), SD3_EXTRA_TOKENS, text.shape[-1])
-        return torch.cat([text, extra], 1), torch.cat([f[0] for f in found], -1)
+        return torch.cat([text, extra], 1), torch.cat([output[0] for output in outputs], -1)
 
     def forward(
         self, x: torch.Tensor, t: torch.Tensor, tokens: dict[str, torch.Tensor], guidance=None
@@ -149,8 +149,8 @@ class SD3Denoiser(torch.nn.Module):
 
 
 class FluxDenoiser(torch.nn.Module):
-    """The transformer and both text encoders of the twin of FLUX.1, trained together; told its guidance
-    scale.
+    """The transformer and both text encoders of the twin of FLUX.1, trained together; the guidance scale is
+    an input.
     """
 
     def __init__(self, clip: CLIPTokenizer, t5: T5TokenizerFast):
@@ -175,7 +175,7 @@ class FluxDenoiser(torch.nn.Module):
         """The velocity at states [B, 4, 8, 8], times [B] in [0, 1] and guidance scales [B]."""
         n = len(x)
         text = self.text_encoder_2(tokens["t5"])[0]
-        found = self.transformer(
+        output = self.transformer(
             hidden_states=FluxPipeline._pack_latents(x, n, 4, 8, 8),
             timestep=t,
             guidance=guidance,
@@ -185,7 +185,7 @@ class FluxDenoiser(torch.nn.Module):
             img_ids=FluxPipeline._prepare_latent_image_ids(1, 4, 4, "cpu", torch.float32),
             return_dict=False,
         )[0]
-        return FluxPipeline._unpack_latents(found, 32, 32, 4)
+        return FluxPipeline._unpack_latents(output, 32, 32, 4)
 
     def pipeline(self, vae: AutoencoderKL, clip: CLIPTokenizer, t5: T5TokenizerFast) -> FluxPipeline:
         """The pipeline of these parts, with FLUX.1-dev's scheduler."""

@@ -61,8 +61,8 @@ def moments(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge read off images [n]: booleans [n] against the labels asked for (True where a part is
-    left open).
+    """Whether images [n] show the labels asked for: booleans [n], True where a label leaves a part open, and
+    features [n, 64].
     """
 
     digit: torch.Tensor
@@ -92,11 +92,11 @@ class Judge:
     def __call__(self, images: torch.Tensor, labels: list[Label]) -> Verdict:
         with torch.inference_mode():
             features = torch.cat([self.net.features(chunk) for chunk in images.to(self.device).split(256)])
-            found = {name: head(features).argmax(-1).cpu() for name, head in self.net.heads.items()}
+            read = {name: head(features).argmax(-1).cpu() for name, head in self.net.heads.items()}
         right = {}
         for name in ("digit", "colour", "weight"):
             asked = torch.tensor([vars(label)[name] for label in labels])
-            right[name] = (found[name] == asked) | (asked < 0)
+            right[name] = (read[name] == asked) | (asked < 0)
         return Verdict(**right, features=features.cpu())
 
     def frechet(self, features: torch.Tensor) -> float:

@@ -18,7 +18,7 @@ FILE, REPOSITORY = "sac+logos+ava1-l14-linearMSE.pth", "camenduru/improved-aesth
 
 class AestheticReward(Reward):
     """How well people like an image, about 1 to 10, from its unit CLIP embedding (LAION aesthetic predictor
-    V2); no prompt is read.
+    V2); the prompt has no effect.
 
     `weights_path` is the file of the head, `clip_path` the CLIP model: a folder or a name on the hub.
     """

@@ -1,4 +1,4 @@
-"""What scores an image against its prompt, and says by which protocol."""
+"""Scores of images against their prompts, and the protocol by which they were computed."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -23,25 +23,36 @@ class RewardError(UserError):
 class Reward(ABC):
     """Image-text scores on the device, higher is better; an image's score does not depend on its batch.
 
-    The keyword parameters of a class, but for device, are the options of its reward.
+    A reward is a subclass with `score`, and a line in the registry. The keyword parameters of its __init__,
+    but for device, are its options. Attributes:
+        name, version: which score it is.
+        device: where it is computed.
+        pixels: how images are prepared, where the reward leaves that to Pixels.
+        options: the options that change a score, with their values.
+        parts: the names of the scores that it sums; none where it is no sum.
+        files: the files that its weights were read from.
     """
 
     name: str
-    version: str
+    version: str = "1"
     device: torch.device
     pixels: Pixels | None = None
-    """What is done to the images first."""
     options: Mapping[str, Any] = {}
-    """Options that change a score, with their values."""
     parts: Sequence[str] = ()
-    """The names of the scores that it sums; none where it is no sum."""
     files: Sequence[Path] = ()
-    """Files the weights were read from."""
+
+    def __init__(self, device: torch.device | str):
+        self.device = torch.device(device)
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> list[str]:
-        """Refuse options (all of them, by name) that cannot work, loading nothing: RewardError; what will be
-        fetched, in words.
+        """Check all options, by name, without loading weights.
+
+        Returns:
+            Notes for the user, such as what will be fetched.
+
+        Raises:
+            RewardError: options that cannot work.
         """
         return []
 
@@ -50,9 +61,7 @@ class Reward(ABC):
         """Scores [B] of images [B, 3, H, W] in [0, 1] on the device."""
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores [B] float32 of images [B, 3, H, W] in [0, 1]; a number of prompts other than B:
-        ValueError.
-        """
+        """Scores [B] float32 of images [B, 3, H, W] in [0, 1] and their B prompts."""
         if images.ndim != 4 or images.shape[1] != 3 or len(images) != len(prompts):
             raise ValueError(
                 f"reward {self.name}: {list(images.shape)} images for {len(prompts)} prompts, expected [B, 3,"
@@ -62,17 +71,15 @@ class Reward(ABC):
             return self.score(images.to(self.device, torch.float32), prompts).float()
 
     def heads(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """The scores [B] that it combines, as they are."""
+        """The scores [B] that it combines, by name."""
         return {self.name: self(images, prompts)}
 
     def combine(self, heads: Mapping[str, Tensor]) -> Tensor:
-        """The score [B] that heads() make."""
+        """The score [B] of what heads() returned."""
         return heads[self.name]
 
     def protocol(self) -> dict[str, Any]:
-        """What two scores must share to be compared, as JSON values: name, version, hashes of the weights,
-        preprocessing, options.
-        """
+        """What two scores must have in common to be compared, as JSON values."""
         preprocessing = "none" if self.pixels is None else str(self.pixels)
         return {
             "name": self.name,
@@ -85,11 +92,11 @@ class Reward(ABC):
     @cached_property
     def hashes(self) -> list[str]:
         """The first 16 hexadecimal digits of the SHA-256 of each file of weights."""
-        found = []
+        hashes = []
         for path in self.files:
             with path.open("rb") as file:
-                found.append(hashlib.file_digest(file, "sha256").hexdigest()[:16])
-        return found
+                hashes.append(hashlib.file_digest(file, "sha256").hexdigest()[:16])
+        return hashes
 
 
 class CosineReward(Reward):
@@ -101,16 +108,17 @@ class CosineReward(Reward):
     pixels: Pixels
 
     def __init__(self, device: torch.device | str, pixels: Pixels):
-        self.device, self.pixels = torch.device(device), pixels
+        super().__init__(device)
+        self.pixels = pixels
         self.text = lru_cache(maxsize=4096)(self.encode_text)
 
     @abstractmethod
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Embeddings [B, D] of prepared images [B, 3, side, side], of any length."""
+        """Embeddings [B, D], not yet normalised, of prepared images [B, 3, side, side]."""
 
     @abstractmethod
     def encode_text(self, prompt: str) -> Tensor:
-        """The embedding [1, D] of a prompt, of any length."""
+        """The embedding [1, D], not yet normalised, of a prompt."""
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         texts = torch.cat([self.text(prompt) for prompt in prompts])

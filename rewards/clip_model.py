@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 from digits import REWARD_FOLDER
 
 from .base import CosineReward
-from .files import check_folder, unusable, weight_files, wrap_errors
+from .files import check_folder, unusable_model, weight_files, wrap_errors
 from .pixels import Pixels
 
 CLIP_L = "openai/clip-vit-large-patch14"
@@ -19,18 +19,24 @@ PICKSCORE = "yuvalkirstain/PickScore_v1"
 
 
 class ClipReward(CosineReward):
-    """Cosine of a CLIP model's image and text embeddings (Radford et al. 2021, arXiv 2103.00020); times its
-    logit scale if `scaled`.
+    """Cosine of a CLIP model's image and text embeddings (Radford et al. 2021, arXiv 2103.00020).
 
-    `folder` holds the model and `processor` its tokenizer and image sizes: folders or names on the hub.
-    Neither: RewardError.
+    Args:
+        name: of the reward.
+        folder: the model: a folder or a name on the hub.
+        processor: its tokenizer and image sizes: a folder or a name on the hub.
+        device: where the model is.
+        scaled: times its logit scale.
+
+    Raises:
+        RewardError: one of the two cannot be loaded.
     """
 
     version = "1"
 
     def __init__(self, name: str, folder: str, processor: str, device: torch.device | str, scaled: bool):
         self.name, self.scaled = name, scaled
-        with wrap_errors(name, unusable(folder, "a CLIP model")):
+        with wrap_errors(name, unusable_model(folder, "a CLIP model")):
             model, info = CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
             lacking = [*info["missing_keys"], *info["mismatched_keys"]]
             if lacking:
@@ -98,15 +104,12 @@ class PickScore(ClipReward):
 
 
 def load_processor(reward: str, where: str) -> tuple[Any, Pixels]:
-    """The tokenizer and the image preparation of a CLIP model, in a folder or on the hub; none that can work:
-    RewardError.
-    """
-    with wrap_errors(reward, unusable(where, "a CLIP processor")):
+    """The tokenizer and the image preparation of a CLIP model in a folder or on the hub, else RewardError."""
+    with wrap_errors(reward, unusable_model(where, "a CLIP processor")):
         tokenizer = AutoTokenizer.from_pretrained(where)
         if len(tokenizer) < 512:  # each byte, inside and at the end of a word
             raise ValueError(f"a tokenizer of {len(tokenizer)} words, whose files are missing")
-        # The PIL one by name: which one AutoImageProcessor takes depends on what is installed. It only tells
-        # sizes here.
+        # PIL's by name, for its sizes: which one AutoImageProcessor takes depends on what is installed
         processor = CLIPImageProcessorPil.from_pretrained(where)
         if "shortest_edge" not in processor.size:
             raise ValueError(f"its processor has size {dict(processor.size)}, expected shortest_edge")

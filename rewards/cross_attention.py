@@ -1,6 +1,4 @@
-"""How MPS lets image tokens read the prompt: multi-query attention with a gated feed-forward network beside
-it.
-"""
+"""MPS's condition module: multi-query cross-attention with a gated feed-forward network in parallel."""
 
 import re
 from collections.abc import Mapping
@@ -12,22 +10,30 @@ from torch import Tensor, nn
 WIDTH = 64  # of a head
 
 
-def heads_of(x: Tensor) -> Tensor:
+def split_heads(x: Tensor) -> Tensor:
     """[B, n, heads * WIDTH] as [B, heads, n, WIDTH]."""
     return x.unflatten(-1, (-1, WIDTH)).transpose(1, 2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, kept: Tensor | None = None) -> Tensor:
-    """Attention of queries [B, heads, n, WIDTH] to one head of keys and values [B, 1, m, WIDTH] (Shazeer
-    2019): [B, n, heads * WIDTH].
+    """Multi-query attention (Shazeer 2019).
+
+    Args:
+        q: queries [B, heads, n, WIDTH].
+        k: one head of keys [B, 1, m, WIDTH].
+        v: one head of values [B, 1, m, WIDTH].
+        kept: true where a key is attended to, [B, 1, 1, m]; None for all.
+
+    Returns:
+        [B, n, heads * WIDTH].
     """
     k, v = (x.expand(-1, q.shape[1], -1, -1) for x in (k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=kept).transpose(1, 2).flatten(2)
 
 
 def rotated(x: Tensor) -> Tensor:
-    """Rotary positions 0..n-1 (Su et al. 2021, equation 34) on [B, heads, n, WIDTH], pairs half a
-    head apart.
+    """Rotary positions 0..n-1 (Su et al. 2021, equation 34) on [B, heads, n, WIDTH], in pairs half a head
+    apart.
     """
     half = WIDTH // 2
     frequencies = 10000.0 ** (-torch.arange(half, device=x.device, dtype=x.dtype) / half)
@@ -47,8 +53,8 @@ class SwiGLU(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Image tokens [B, n, D] read prompt tokens [B, m, D] where `kept` [B, m] is true, a feed-forward network
-    beside: [B, n, D].
+    """Cross-attention of image tokens [B, n, D] to prompt tokens [B, m, D] where `kept` [B, m] is true, plus
+    a feed-forward network of the image tokens: [B, n, D].
     """
 
     def __init__(self, dim: int, heads: int, ff_mult: int):
@@ -65,12 +71,12 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, context: Tensor, kept: Tensor) -> Tensor:
         x = self.norm(x)
         k, v = self.to_kv(context)[:, None].chunk(2, -1)
-        return self.to_out(attend(heads_of(self.to_q(x)), k, v, kept[:, None, None])) + self.ff(x)
+        return self.to_out(attend(split_heads(self.to_q(x)), k, v, kept[:, None, None])) + self.ff(x)
 
 
 class ParallelBlock(nn.Module):
-    """Self-attention with rotary positions and a feed-forward network, both from one projection, of [B, n, D]
-    (PaLM's block).
+    """The parallel block of PaLM (Chowdhery et al. 2022) on [B, n, D]: self-attention with rotary positions
+    plus a feed-forward network, both from one projection.
     """
 
     def __init__(self, dim: int, heads: int, ff_mult: int):
@@ -83,13 +89,13 @@ class ParallelBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v, ff = self.fused_attn_ff_proj(self.norm(x)).split(self.widths, -1)
-        attended = attend(rotated(heads_of(q)), rotated(k[:, None]), v[:, None])
+        attended = attend(rotated(split_heads(q)), rotated(k[:, None]), v[:, None])
         return self.attn_out(attended) + self.ff_out(ff)
 
 
 class CrossModel(nn.Module):
-    """The layers of MPS's condition module (Zhang et al. 2024, arXiv 2405.14705): [B, n, D] of the image,
-    having read the prompt.
+    """The condition module of MPS (Zhang et al. 2024, arXiv 2405.14705), image tokens [B, n, D] to
+    [B, n, D].
     """
 
     def __init__(self, dim: int, layers: int = 4, heads: int = 16, ff_mult: int = 4):
@@ -100,7 +106,9 @@ class CrossModel(nn.Module):
         )
 
     def forward(self, image: Tensor, prompt: Tensor, kept: Tensor) -> Tensor:
-        for cross, block in self.layers:
+        for layer in self.layers:
+            assert isinstance(layer, nn.ModuleList)  # as __init__ made it
+            cross, block = layer
             image = image + cross(image, prompt, kept)
             image = image + block(image)
         return image
@@ -109,10 +117,10 @@ class CrossModel(nn.Module):
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The published tensors under this module's names: residual wrappers and rotary constants left out."""
     rules = ((r"\.fn\.", "."), (r"\.gamma$", ".weight"), (r"\.beta$", ".bias"))
-    found = {}
+    tensors = {}
     for name, tensor in state.items():
         for pattern, replacement in rules:
             name = re.sub(pattern, replacement, name)
         if not name.endswith("inv_freq"):
-            found[name] = tensor
-    return found
+            tensors[name] = tensor
+    return tensors

@@ -1,4 +1,4 @@
-"""The digits judge as a score: how sure it is of what the prompt asks for."""
+"""The digits classifier as a score: its log probability of what the prompt names."""
 
 from collections.abc import Sequence
 
@@ -37,6 +37,6 @@ class JudgeReward(Reward):
         total = torch.zeros(len(images), device=self.device)
         for name in ("digit", "colour"):
             asked = torch.tensor([vars(label)[name] for label in labels], device=self.device)
-            found = heads[name].log_softmax(-1).gather(1, asked.clamp(min=0)[:, None])[:, 0]
-            total += torch.where(asked < 0, torch.zeros_like(found), found)
+            log_prob = heads[name].log_softmax(-1).gather(1, asked.clamp(min=0)[:, None])[:, 0]
+            total += torch.where(asked < 0, torch.zeros_like(log_prob), log_prob)
         return total / 2

@@ -1,13 +1,11 @@
-"""Where a reward's weights are, how they are read without running anything, and what to say when they cannot
-be.
-"""
+"""Find a reward's weights and read them without running code; what is missing or broken: RewardError."""
 
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import is_offline_mode, try_to_load_from_cache
@@ -17,13 +15,20 @@ from torch import Tensor, nn
 from .base import RewardError
 
 FOLDER = Path("weights")
+Net = TypeVar("Net", bound=nn.Module)
 
 
 def find_file(reward: str, path: str | None, file: str, repository: str | None) -> Path:
-    """The weight file of a reward: the one named, else FOLDER/file, else the one in the hub cache; none:
-    RewardError.
+    """The weight file of a reward: the one named, else FOLDER/file, else the one in the hub cache.
 
-    `repository` is where the hub has it, if it does.
+    Args:
+        reward: name of the reward, for messages.
+        path: the file that the user named, if any.
+        file: its published name.
+        repository: where the hub has it, if it does.
+
+    Raises:
+        RewardError: there is none.
     """
     places, remedy = f"{FOLDER / file}", f"put {file}, from its authors, into {FOLDER}/"
     if repository is not None:
@@ -58,8 +63,13 @@ def find_folder(where: str, file: str = "config.json") -> Path | None:
 
 
 def check_folder(reward: str, where: str, file: str = "config.json") -> list[str]:
-    """What will be fetched for a model, in words; a model that is nowhere and cannot be fetched:
-    RewardError.
+    """Check that a model is in a folder or the hub cache, or can be fetched.
+
+    Returns:
+        Notes for the user: what will be fetched.
+
+    Raises:
+        RewardError: it is neither here nor can it be fetched.
     """
     if find_folder(where, file) is not None:
         return []
@@ -85,28 +95,40 @@ def weight_files(where: str) -> list[Path]:
 
 def read_checkpoint(reward: str, path: Path) -> dict[str, Any]:
     """The dictionary in a torch file, of tensors and plain containers only; anything else: RewardError."""
-    with wrap_errors(reward, not_fitting(path)):
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        if not isinstance(found, dict):
-            raise TypeError(f"it holds a {type(found).__name__}, expected a dictionary")
-        return found
+    with wrap_errors(reward, wrong_weights(path)):
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__}, expected a dictionary")
+        return content
 
 
 def load_weights(
     reward: str, path: Path, module: nn.Module, state: Mapping[str, Tensor], assign: bool = False
 ) -> None:
-    """Load the tensors of a file into a module, strictly; one lacking, left over or of another shape:
-    RewardError.
+    """load_state_dict, strictly: a tensor missing, left over or of another shape is a RewardError.
+
+    Args:
+        reward: name of the reward, for messages.
+        path: the file that the tensors came from, for messages.
+        module: gets the tensors.
+        state: the tensors by name.
+        assign: take the tensors themselves instead of copying their values.
     """
-    with wrap_errors(reward, not_fitting(path)):
+    with wrap_errors(reward, wrong_weights(path)):
         module.load_state_dict(state, strict=True, assign=assign)
 
 
-def build_with_weights(
-    reward: str, path: Path, build: Callable[[], nn.Module], state: Mapping[str, Tensor]
-) -> nn.Module:
-    """The module that `build` makes, with the tensors of a file, in float32, frozen; nothing is initialised
-    on the way.
+def build_with_weights(reward: str, path: Path, build: Callable[[], Net], state: Mapping[str, Tensor]) -> Net:
+    """A frozen module in float32 with the tensors of a file, without initialising it first.
+
+    Args:
+        reward: name of the reward, for messages.
+        path: the file that the tensors came from, for messages.
+        build: makes the module; called on the meta device.
+        state: the tensors by name.
+
+    Raises:
+        RewardError: a tensor is missing, left over or of another shape.
     """
     with torch.device("meta"):
         module = build()
@@ -119,20 +141,22 @@ def build_with_weights(
 
 
 @contextmanager
-def wrap_errors(reward: str, said: str) -> Iterator[None]:
-    """Whatever goes wrong within becomes a RewardError that says this, and why."""
+def wrap_errors(reward: str, message: str) -> Iterator[None]:
+    """Turn any error within into a RewardError of one line: the message, and the error in brackets."""
     try:
         yield
     except Exception as error:  # what the libraries raise for a broken file has no common type
         reason = re.sub(r"https?://\S+", "the hub", " ".join(str(error).split()))[:240]
-        raise RewardError(f"reward {reward!r}: {said} ({type(error).__name__}: {reason})") from error
+        raise RewardError(f"reward {reward!r}: {message} ({type(error).__name__}: {reason})") from error
 
 
-def not_fitting(path: Path) -> str:
-    """What is said of a file that does not hold what a reward needs."""
+def wrong_weights(path: Path) -> str:
+    """The message for a file that does not hold a reward's weights."""
     return f"{path} does not hold the weights it needs; download it again, or name another file"
 
 
-def unusable(where: str, what: str) -> str:
-    """What is said of a folder, or a name on the hub, that does not hold what a reward needs."""
-    return f"{where!r} is not {what} that can be loaded; run 'hf download {where}', or name another folder"
+def unusable_model(where: str, expected: str) -> str:
+    """The message for a folder, or a name on the hub, that does not hold the expected model."""
+    return (
+        f"{where!r} is not {expected} that can be loaded; run 'hf download {where}', or name another folder"
+    )

@@ -17,12 +17,18 @@ VERSIONS = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 
 
 class HPSReward(CosineReward):
-    """Cosine of HPSv2's image and text embeddings (Wu et al. 2023, arXiv 2306.09341), prepared as hpsv2 does:
-    resized as floats.
+    """Cosine of HPSv2's image and text embeddings (Wu et al. 2023, arXiv 2306.09341); images are resized as
+    floats, as hpsv2 does.
 
-    `weights_path` is the published file of `version`, {'state_dict': ...}; `model_name` its layout in
-    open_clip; under `amp` the towers run in float16 on CUDA. A file of another version or layout, or no
-    open_clip: RewardError.
+    Args:
+        device: where the model is.
+        weights_path: the published file of `version`, {'state_dict': ...}.
+        version: "v2.0" or "v2.1".
+        model_name: the layout of the file in open_clip.
+        amp: run the towers in float16 on CUDA.
+
+    Raises:
+        RewardError: a file of another version or layout, or no open_clip.
     """
 
     name = "hps"
@@ -44,9 +50,7 @@ class HPSReward(CosineReward):
                 f"reward 'hps': unknown model_name {model_name!r}, expected one of open_clip's models, such"
                 " as ViT-H-14"
             )
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # its random weights, replaced at once, are not to disturb the caller's numbers
+        with torch.random.fork_rng(devices=[]):  # its random weights, replaced below, draw no numbers here
             model = open_clip.create_model(model_name, pretrained=None, output_dict=False)
         checkpoint = read_checkpoint("hps", path)
         if "state_dict" not in checkpoint:
@@ -75,7 +79,7 @@ class HPSReward(CosineReward):
             return self.model.encode_text(self.tokenizer([prompt]).to(self.device))
 
     def autocast(self) -> AbstractContextManager:
-        """Where the towers run."""
+        """float16 on CUDA with `amp`, else no change."""
         return torch.autocast(self.device.type, torch.float16, enabled=self.amp)
 
 

@@ -1,5 +1,5 @@
-"""ImageReward (Xu et al. 2023, arXiv 2304.05977): BLIP reads the prompt with the image before it, and a head
-scores what it read.
+"""ImageReward (Xu et al. 2023, arXiv 2304.05977): BLIP's text encoder with cross-attention to the image, and
+a linear head on its first token.
 """
 
 import re
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from .base import Reward, RewardError
-from .files import build_with_weights, check_folder, find_file, read_checkpoint, unusable, wrap_errors
+from .files import build_with_weights, check_folder, find_file, read_checkpoint, unusable_model, wrap_errors
 from .linear_head import linear_head
 from .pixels import Pixels
 
@@ -20,7 +20,7 @@ TOKENIZER = "google-bert/bert-base-uncased"
 TOKENS = 35
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the training scores
 OFFSETS = {"none": 0.0, "published": 3 * STD}
-VISION = {  # ViT-L/16
+VISION: dict[str, Any] = {  # ViT-L/16
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 24,
@@ -30,7 +30,7 @@ VISION = {  # ViT-L/16
     "hidden_act": "gelu",
     "layer_norm_eps": 1e-6,
 }
-TEXT = {  # BERT base, each layer also attends to the image
+TEXT: dict[str, Any] = {  # BERT base, each layer also attends to the image
     "vocab_size": 30524,
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -73,9 +73,9 @@ class ImageRewardNet(nn.Module):
         self.mlp = linear_head(TEXT["hidden_size"])
 
     def forward(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        seen = self.vision(pixel_values=pixels).last_hidden_state
-        read = self.text(input_ids=tokens, attention_mask=mask, encoder_hidden_states=seen).last_hidden_state
-        return self.mlp(read[:, 0])[:, 0]
+        image = self.vision(pixel_values=pixels).last_hidden_state
+        text = self.text(input_ids=tokens, attention_mask=mask, encoder_hidden_states=image).last_hidden_state
+        return self.mlp(text[:, 0])[:, 0]
 
 
 class ImageReward(Reward):
@@ -88,6 +88,7 @@ class ImageReward(Reward):
 
     name = "imagereward"
     version = "v1.0"
+    pixels: Pixels
 
     def __init__(
         self,
@@ -121,13 +122,13 @@ class ImageReward(Reward):
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of the published file under transformers' names, without those that no score needs."""
-    found = {}
+    tensors = {}
     for name, tensor in state.items():
         for pattern, replacement in RULES:
             name = re.sub(pattern, replacement, name)
         if not UNUSED.match(name):
-            found[name] = tensor
-    return found
+            tensors[name] = tensor
+    return tensors
 
 
 def offset_of(choice: str) -> float:
@@ -141,7 +142,7 @@ def offset_of(choice: str) -> float:
 
 def load_tokenizer(where: str) -> BertTokenizer:
     """BERT's tokenizer from a folder or the hub; none there: RewardError."""
-    with wrap_errors("imagereward", unusable(where, "a BERT tokenizer")):
+    with wrap_errors("imagereward", unusable_model(where, "a BERT tokenizer")):
         tokenizer = BertTokenizer.from_pretrained(where)
         if len(tokenizer) < 100:
             raise ValueError(f"a tokenizer of {len(tokenizer)} words, whose files are missing")

@@ -1,6 +1,4 @@
-"""The head that the aesthetic predictor and ImageReward share: five linear layers with nothing but dropout
-between.
-"""
+"""The head of the aesthetic predictor and of ImageReward: five linear layers, only dropout between them."""
 
 from itertools import pairwise
 

@@ -1,5 +1,5 @@
-"""MPS (Zhang et al. 2024, arXiv 2405.14705): CLIP ViT-H/14 whose image reads the words of the prompt that
-matter for a condition.
+"""MPS (Zhang et al. 2024, arXiv 2405.14705): CLIP ViT-H/14 with cross-attention of the image to the words of
+the prompt that a condition selects.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,8 @@ from transformers import CLIPConfig, CLIPModel
 from .base import Reward, RewardError
 from .clip_model import CLIP_H, load_processor
 from .cross_attention import CrossModel, renamed
-from .files import build_with_weights, check_folder, find_file, not_fitting, unusable, wrap_errors
+from .files import build_with_weights, check_folder, find_file, unusable_model, wrap_errors, wrong_weights
+from .pixels import Pixels
 from .safe_pickle import read_module_tensors
 
 FILE = "MPS_overall_checkpoint.pth"
@@ -25,9 +26,9 @@ OVERALL = (
 )
 
 
-class Text(NamedTuple):
-    """What is known of a prompt: its tokens' embeddings [77, D], its own [D], and which tokens the condition
-    keeps [77].
+class PromptEmbedding(NamedTuple):
+    """Embeddings of a prompt's tokens [77, D] and of the whole [D], and which tokens the condition keeps
+    [77].
     """
 
     tokens: Tensor
@@ -36,7 +37,7 @@ class Text(NamedTuple):
 
 
 class MPSNet(nn.Module):
-    """CLIP, and the layers in which its image tokens read its prompt tokens."""
+    """CLIP and the condition module on its tokens."""
 
     def __init__(self, config: CLIPConfig):
         super().__init__()
@@ -46,15 +47,16 @@ class MPSNet(nn.Module):
 
 class MPSReward(Reward):
     """The overall score of MPS (Zhang et al. 2024, arXiv 2405.14705): logit scale times cosine of the prompt
-    and the image that read it.
+    and the image conditioned on it.
 
-    A prompt token is read where its best inner product with a token of `condition`, over the prompt's
+    A prompt token is attended to where its best inner product with a token of `condition`, over the prompt's
     largest, is above `threshold`. `weights_path` is the published pickle, of which only tensors are read;
     `processor` has the CLIP configuration and tokenizer: a folder or a name on the hub.
     """
 
     name = "mps"
     version = "overall"
+    pixels: Pixels
 
     def __init__(
         self,
@@ -68,7 +70,7 @@ class MPSReward(Reward):
         path = find_file(self.name, weights_path, FILE, None)
         self.device, self.threshold = torch.device(device), threshold
         self.tokenizer, self.pixels = load_processor(self.name, processor)
-        with wrap_errors(self.name, unusable(processor, "a CLIP configuration")):
+        with wrap_errors(self.name, unusable_model(processor, "a CLIP configuration")):
             config = CLIPConfig.from_pretrained(processor)
         self.net = build_with_weights(
             self.name, path, lambda: MPSNet(config), read_state(self.name, path)
@@ -76,7 +78,7 @@ class MPSReward(Reward):
         self.files, self.options = [path], {"condition": condition, "threshold": threshold}
         with torch.inference_mode():
             self.condition = self.encode(condition)[0]
-        self.text = lru_cache(maxsize=256)(self.read)
+        self.text = lru_cache(maxsize=256)(self.embed_prompt)
 
     @classmethod
     def check(cls, options: Mapping[str, Any]) -> list[str]:
@@ -87,15 +89,15 @@ class MPSReward(Reward):
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         clip, texts = self.net.model, [self.text(prompt) for prompt in prompts]
         tokens, whole, kept = (torch.stack(part) for part in zip(*texts, strict=True))
-        seen = clip.visual_projection(clip.vision_model(pixel_values=self.pixels(images)).last_hidden_state)
-        read = self.net.cross_model(seen, tokens, kept)[:, 0]
-        return clip.logit_scale.exp() * F.cosine_similarity(read, whole, dim=-1)
+        image = clip.visual_projection(clip.vision_model(pixel_values=self.pixels(images)).last_hidden_state)
+        conditioned = self.net.cross_model(image, tokens, kept)[:, 0]
+        return clip.logit_scale.exp() * F.cosine_similarity(conditioned, whole, dim=-1)
 
-    def read(self, prompt: str) -> Text:
-        """A prompt by itself, so that what is kept of it does not depend on its batch."""
+    def embed_prompt(self, prompt: str) -> PromptEmbedding:
+        """A prompt by itself, so that which of its tokens are kept does not depend on its batch."""
         tokens, whole = self.encode(prompt)
         best = (tokens @ self.condition.T).amax(-1)
-        return Text(tokens, whole, best / best.max() > self.threshold)
+        return PromptEmbedding(tokens, whole, best / best.max() > self.threshold)
 
     def encode(self, text: str) -> tuple[Tensor, Tensor]:
         """Embeddings of a text's tokens, padding and all [77, D], and of its end [D]."""
@@ -104,13 +106,14 @@ class MPSReward(Reward):
         tokens = self.tokenizer(
             text, padding="max_length", truncation=True, max_length=longest, return_tensors="pt"
         ).input_ids
-        found = clip.text_model(input_ids=tokens.to(self.device))
-        return clip.text_projection(found.last_hidden_state[0]), clip.text_projection(found.pooler_output[0])
+        output = clip.text_model(input_ids=tokens.to(self.device))
+        whole = clip.text_projection(output.pooler_output[0])
+        return clip.text_projection(output.last_hidden_state[0]), whole
 
 
 def read_state(reward: str, path: Path) -> dict[str, Tensor]:
     """The tensors of the published pickle under the names of MPSNet; another file: RewardError."""
-    with wrap_errors(reward, not_fitting(path)):
+    with wrap_errors(reward, wrong_weights(path)):
         state = renamed(read_module_tensors(path))
     return {name: tensor for name, tensor in state.items() if not name.endswith(".position_ids")}
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.plugins import is_code
+
 from .base import Reward, RewardError
 from .registry import NAMES, check_reward, choice, load_reward
 
@@ -14,10 +16,7 @@ HEADS = tuple(name for name in NAMES if name not in ("judge", "multi"))
 PUBLISHED = {  # lowest and highest score
     "hps": (0.0, 1.0),
     "pickscore": (0.0, 26.0),
-    "imagereward": (
-        -3.1000185,
-        6.8999815,
-    ),  # published as 0 to 10 of the score plus 3 std; here the standard score
+    "imagereward": (-3.1000185, 6.8999815),  # of the standard score; published as 0 to 10 of it plus 3 std
     "clip": (0.0, 1.0),
     "aesthetic": (0.0, 10.0),
 }
@@ -28,9 +27,16 @@ CONSTANTS = {"published": PUBLISHED, "standard": STANDARD}
 class MultiReward(Reward):
     """sum_h weight_h n_h / sum_h weight_h over heads h with a weight above 0; the others are not loaded.
 
-    `normalise: published` takes n = clip((s - low) / (high - low), 0, 1), `standard` n = (s - mean) / std of
-    a head's score s, with the pair of that head from `constants`, else the one published. `configs` has each
-    head's own options. A head without a pair, a weight below 0, or an unknown name: RewardError.
+    Args:
+        device: where the heads compute.
+        weights: of the heads by name; 1 for each published head by default.
+        normalise: "published" is n = clip((s - low) / (high - low), 0, 1) of a head's score s, "standard"
+            n = (s - mean) / std.
+        constants: the pair (low, high) or (mean, std) of a head, by default the published one.
+        configs: the options of each head.
+
+    Raises:
+        RewardError: a head without a pair, a weight below 0, or an unknown name.
     """
 
     name = "multi"
@@ -64,8 +70,8 @@ class MultiReward(Reward):
 
     def combine(self, heads: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum [B] of the heads' own scores [B]."""
-        total = sum(weight * self.normalised(name, heads[name]) for name, weight in self.weights.items())
-        return total / sum(self.weights.values())
+        parts = (weight * self.normalised(name, heads[name]) for name, weight in self.weights.items())
+        return sum(parts, torch.zeros(())) / sum(self.weights.values())
 
     def normalised(self, name: str, scores: Tensor) -> Tensor:
         """A head's scores on the common scale."""
@@ -79,7 +85,7 @@ class MultiReward(Reward):
 
     def protocol(self) -> dict[str, Any]:
         heads = {name: reward.protocol() for name, reward in self.rewards.items()}
-        hashes = [found for head in heads.values() for found in head["weights"]]
+        hashes = [weights for head in heads.values() for weights in head["weights"]]
         options = {**self.options, "heads": heads}
         return super().protocol() | {
             "weights": hashes,
@@ -88,11 +94,17 @@ class MultiReward(Reward):
         }
 
 
+def check_head(what: str, name: str) -> None:
+    """Refuse what is neither one of HEADS nor my_module:MyReward: RewardError."""
+    if not is_code(name):
+        choice("multi", what, name, HEADS)
+
+
 def weights_of(asked: Mapping[str, float] | None) -> dict[str, float]:
     """The weights above 0; by default 1 for each published head."""
     weights = dict.fromkeys(PUBLISHED, 1.0) if asked is None else dict(asked)
     for name, weight in weights.items():
-        choice("multi", "head", name, HEADS)
+        check_head("head", name)
         if not is_number(weight) or weight < 0:
             raise RewardError(
                 f"reward 'multi': weights.{name} is {weight!r}, expected a number of at least 0"
@@ -109,8 +121,8 @@ def constants_of(
     """The pair of numbers that brings each head to the common scale."""
     choice("multi", "normalise", normalise, tuple(CONSTANTS))
     for name in asked:
-        choice("multi", "head of constants", name, HEADS)
-    known, found = CONSTANTS[normalise] | dict(asked), {}
+        check_head("head of constants", name)
+    known, constants = CONSTANTS[normalise] | dict(asked), {}
     meaning = "[mean, std] with std above 0" if normalise == "standard" else "[lowest, highest] in this order"
     for name in weights:
         if name not in known:
@@ -120,8 +132,8 @@ def constants_of(
         pair = known[name]
         if not is_pair(pair) or pair[1] <= (0 if normalise == "standard" else pair[0]):
             raise RewardError(f"reward 'multi': constants.{name} is {pair!r}, expected {meaning}")
-        found[name] = [float(value) for value in pair]
-    return found
+        constants[name] = [float(value) for value in pair]
+    return constants
 
 
 def is_number(value: object) -> bool:
@@ -139,7 +151,7 @@ def configs_of(
 ) -> dict[str, dict[str, Any]]:
     """Each head's own options."""
     for name in asked:
-        choice("multi", "head of configs", name, HEADS)
+        check_head("head of configs", name)
     if "offset" in asked.get("imagereward", {}):
         raise RewardError(
             "reward 'multi': configs.imagereward.offset has no use here: constants.imagereward are of the"

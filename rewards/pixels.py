@@ -1,4 +1,4 @@
-"""From images to what a vision tower takes, on tensors of any device."""
+"""CLIP's preparation of images, on tensors of any device."""
 
 from dataclasses import dataclass
 
@@ -11,10 +11,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class Pixels:
-    """Shorter side to `side`, the centre cut out, normalised, as CLIP does (Radford et al. 2021, arXiv
-    2103.00020).
+    """Resize the shorter side, crop the centre, normalise (Radford et al. 2021, arXiv 2103.00020).
 
-    [B, 3, H, W] in [0, 1] to [B, 3, side, side]. Nothing is rounded to 8 bits. `clamp` takes off the
+    [B, 3, H, W] in [0, 1] to [B, 3, side, side]. Nothing is rounded to 8 bits; `clamp` takes off the
     overshoot of the bicubic filter, as resizing an 8-bit image does.
     """
 

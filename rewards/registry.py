@@ -1,4 +1,4 @@
-"""Rewards by name, imported when used."""
+"""Rewards by name, imported when used. A reward is one module with its class and one line of CLASSES."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,8 @@ from pkgutil import resolve_name
 from typing import Any
 
 import torch
+
+from common.plugins import is_code, load_code
 
 from .base import Reward, RewardError
 
@@ -26,9 +28,15 @@ TRAINABLE = tuple(name for name in NAMES if name != "judge")  # the judge is for
 
 
 def load_reward(name: str, config: Mapping[str, Any], device: torch.device | str) -> Reward:
-    """The reward of a name with its options; None leaves an option at its default.
+    """The reward of a name, or of my_module:MyReward where the user gave that.
 
-    An unknown name or option, or weights that are not there or do not fit: RewardError.
+    Args:
+        name: one of NAMES, or of a class in a module of the user's own.
+        config: its options; None leaves an option at its default.
+        device: where it computes.
+
+    Raises:
+        RewardError: an unknown name or option, or weights that are not there or do not fit.
     """
     reward, options = resolve(name, config)
     reward.check(options)
@@ -36,8 +44,13 @@ def load_reward(name: str, config: Mapping[str, Any], device: torch.device | str
 
 
 def check_reward(name: str, config: Mapping[str, Any]) -> list[str]:
-    """Refuse what load_reward would refuse, as far as can be told without loading weights; what it will
-    fetch, in words.
+    """Check a name and its options as load_reward does, without loading weights.
+
+    Returns:
+        Notes for the user, such as what will be fetched.
+
+    Raises:
+        RewardError: an unknown name or option, or weights that are not there.
     """
     reward, options = resolve(name, config)
     return reward.check(options)
@@ -45,14 +58,25 @@ def check_reward(name: str, config: Mapping[str, Any]) -> list[str]:
 
 def resolve(name: str, config: Mapping[str, Any]) -> tuple[type[Reward], dict[str, Any]]:
     """The class of a reward and all its options; an unknown name or option: RewardError."""
-    if name not in CLASSES:
-        raise RewardError(f"reward {name!r}: expected one of {', '.join(NAMES)}{nearest(name, NAMES)}")
-    reward = resolve_name(f"{__package__}.{CLASSES[name]}")
+    reward = find_class(name)
     parameters = inspect.signature(reward).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.name != "device"}
     for option in config:
         choice(name, "option", option, tuple(defaults))
     return reward, defaults | {option: value for option, value in config.items() if value is not None}
+
+
+def find_class(name: str) -> type[Reward]:
+    """The class of a reward; an unknown name: RewardError."""
+    if name in CLASSES:
+        return resolve_name(f"{__package__}.{CLASSES[name]}")
+    if not is_code(name):
+        expected = f"expected one of {', '.join(NAMES)}, or my_module:MyReward"
+        raise RewardError(f"reward {name!r}: {expected}{nearest(name, NAMES)}")
+    reward = load_code(name, "reward", Reward)
+    if not isinstance(reward, type):
+        raise RewardError(f"reward {name!r} is an object, expected its class")
+    return reward
 
 
 def choice(reward: str, what: str, value: str, valid: Sequence[str]) -> None:

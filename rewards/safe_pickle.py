@@ -1,16 +1,16 @@
 """Read the tensors of a pickled torch module without running any of its code."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 
-class Inert:
-    """Stands in for a class or function of a pickle: takes any arguments and does nothing with them."""
+class Stub:
+    """In place of a class or function that a pickle names: takes any arguments and does nothing with them."""
 
-    def __new__(cls, *arguments: object) -> "Inert":
+    def __new__(cls, *arguments: object) -> "Stub":
         return super().__new__(cls)
 
     def __init__(self, *arguments: object):
@@ -18,26 +18,29 @@ class Inert:
 
 
 def read_module_tensors(path: Path) -> dict[str, Tensor]:
-    """Parameters and buffers by name of a whole module saved with torch.save; no module there: ValueError.
+    """Parameters and buffers by name of a whole module saved with torch.save.
 
-    Every class that the file names, but for tensors and containers, becomes an inert stand-in; none is
-    imported, none is called. A file that is no zip archive, or that a limited unpickler refuses even so,
-    raises what torch raises.
+    Every class that the file names, but for tensors and containers, becomes a stub; none is imported, none is
+    called.
+
+    Raises:
+        ValueError: the file holds no module.
+        Exception: what torch raises for a file that is no zip archive, or that its limited unpickler refuses.
     """
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    stand_ins = [(Inert, name) for name in names]
-    with torch.serialization.safe_globals(stand_ins):
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    if not isinstance(found, Inert):
-        raise ValueError(f"it holds a {type(found).__name__}, expected a whole module")
-    return dict(walk(vars(found), ""))
+    stubs: list[Callable | tuple[Callable, str]] = [(Stub, name) for name in names]
+    with torch.serialization.safe_globals(stubs):
+        module = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(module, Stub):
+        raise ValueError(f"it holds a {type(module).__name__}, expected a whole module")
+    return dict(named_tensors(vars(module), ""))
 
 
-def walk(module: Mapping, prefix: str) -> list[tuple[str, Tensor]]:
-    """The named tensors of a module's attributes, its own first."""
+def named_tensors(module: Mapping, prefix: str) -> list[tuple[str, Tensor]]:
+    """The parameters and buffers among a module's attributes by name, its own first."""
     own = {**module["_parameters"], **module["_buffers"]}
-    found = [(prefix + name, tensor) for name, tensor in own.items() if tensor is not None]
+    tensors = [(prefix + name, tensor) for name, tensor in own.items() if tensor is not None]
     for name, child in module["_modules"].items():
         if child is not None:
-            found += walk(vars(child), f"{prefix}{name}.")
-    return found
+            tensors += named_tensors(vars(child), f"{prefix}{name}.")
+    return tensors

@@ -30,7 +30,7 @@ def renamed(rest: str, names: dict[str, str]) -> str:
 
 
 def unet_name(key: str, layers: int, has_attention: list[bool]) -> str:
-    """The name of a U-Net weight; has_attention tells which up blocks attend to the text."""
+    """The name of a U-Net weight; has_attention: whether each up block attends to the text."""
     part, _, kind = key.rpartition(".")
     if part in UNET_ENDS:
         return f"{UNET_ENDS[part]}.{kind}"

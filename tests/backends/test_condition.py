@@ -78,7 +78,7 @@ def test_a_guided_batch_is_one_copy():
     assert copies.values == 12 * (2 * 5 + 1)
 
 
-def test_per_points_keeps_the_batch_of_each_number_of_rows():
+def test_repeated_conditions_are_kept_for_each_number_of_rows():
     condition, cache = make(), {}
     first = repeat_condition(condition, 6, cache)
     assert numbers(first) == [-1] * 6 + [0, 1, 2] * 2
@@ -89,7 +89,7 @@ def test_per_points_keeps_the_batch_of_each_number_of_rows():
             repeat_condition(condition, rows, cache)
 
 
-def test_guide():
+def test_classifier_free_guidance():
     u, c = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [-4.0]])
     guided = apply_cfg(torch.cat([u, c]).bfloat16(), make(2, 4.0))
     assert guided.dtype == torch.float32
@@ -122,11 +122,11 @@ def test_noise_has_unit_variance():
     assert noise.std().item() == pytest.approx(1, abs=0.01)
 
 
-def test_start(tiny, gaussian):
+def test_initial_latents(tiny, gaussian):
     for backend in (tiny, gaussian):
         expected = 14.5 * initial_noise([5, 6], backend.latent_shape)
         for sigma in (14.5, torch.tensor(14.5, dtype=torch.float64)):
-            start = backend.initial_latents([5, 6], sigma)
-            assert start.dtype == torch.float32
-            assert start.device == CPU
-            assert torch.equal(start, expected)
+            latents = backend.initial_latents([5, 6], sigma)
+            assert latents.dtype == torch.float32
+            assert latents.device == CPU
+            assert torch.equal(latents, expected)

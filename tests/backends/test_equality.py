@@ -33,7 +33,7 @@ def configure(pipe, solver):
         pipe.scheduler = EulerDiscreteScheduler.from_config(
             pipe.scheduler.config, timestep_spacing="linspace"
         )
-        ours = Euler()
+        method = Euler()
     else:
         options = {
             "algorithm_type": "dpmsolver++",
@@ -42,14 +42,14 @@ def configure(pipe, solver):
             "timestep_spacing": "linspace",
         }
         pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, **options)
-        ours = DPMpp(2)
+        method = DPMpp(2)
     pipe.scheduler.set_timesteps(STEPS[solver])
     assert torch.equal(pipe.scheduler.timesteps.double() % 1, torch.zeros(STEPS[solver], dtype=torch.float64))
     assert pipe.scheduler.sigmas[-1] == 0
-    return ours, pipe.scheduler.sigmas.double()
+    return method, pipe.scheduler.sigmas.double()
 
 
-def theirs(pipe, solver, prompts, guidance, output="latent"):
+def diffusers_images(pipe, solver, prompts, guidance, output="latent"):
     """What the pipeline makes of seeds 0, 1, ...; the solver's state is variance preserving for
     DPM-Solver++.
     """
@@ -74,10 +74,10 @@ def difference(a, b):
 @pytest.mark.parametrize("solver", ["euler", "dpmpp"])
 def test_latents(pair, solver, guidance, batch):
     backend, pipe = pair
-    ours, sigmas = configure(pipe, solver)
+    method, sigmas = configure(pipe, solver)
     prompts = PROMPTS[:batch]
-    latents = Sampler(backend, ours, solver, sigmas, guidance).latents(prompts, range(batch))
-    expected = theirs(pipe, solver, prompts, guidance)
+    latents = Sampler(backend, method, solver, sigmas, guidance).latents(prompts, range(batch))
+    expected = diffusers_images(pipe, solver, prompts, guidance)
     assert expected.abs().max() > 0.5
     assert difference(latents, expected) <= 1e-4 * max(
         1, expected.abs().max() / 20
@@ -87,34 +87,34 @@ def test_latents(pair, solver, guidance, batch):
 @pytest.mark.parametrize("solver", ["euler", "dpmpp"])
 def test_images(pair, solver):
     backend, pipe = pair
-    ours, sigmas = configure(pipe, solver)
-    images = Sampler(backend, ours, solver, sigmas, 7.5).images(PROMPTS, range(3))
-    assert difference(images, theirs(pipe, solver, PROMPTS, 7.5, "pt")) <= 1e-4
+    method, sigmas = configure(pipe, solver)
+    images = Sampler(backend, method, solver, sigmas, 7.5).images(PROMPTS, range(3))
+    assert difference(images, diffusers_images(pipe, solver, PROMPTS, 7.5, "pt")) <= 1e-4
 
 
 @pytest.mark.parametrize("solver", ["euler", "dpmpp"])
 def test_guidance_the_wrong_way_round_would_show(pair, solver):
     backend, pipe = pair
-    ours, sigmas = configure(pipe, solver)
+    method, sigmas = configure(pipe, solver)
     condition = backend.encode(PROMPTS, 7.5)
     empty = {k: v.expand(3, -1, -1) for k, v in condition.negative.items()}
     swapped = replace(condition, positive=empty, negative=condition.positive)
     with torch.inference_mode():
         latents = sample(
-            ours, backend.velocity(swapped), backend.initial_latents(range(3), sigmas[0]), sigmas
+            method, backend.velocity(swapped), backend.initial_latents(range(3), sigmas[0]), sigmas
         )
-    assert difference(latents, theirs(pipe, solver, PROMPTS, 7.5)) > 1e-3
+    assert difference(latents, diffusers_images(pipe, solver, PROMPTS, 7.5)) > 1e-3
 
 
 @pytest.mark.parametrize("shift", [-1, 1])
 @pytest.mark.parametrize("solver", ["euler", "dpmpp"])
 def test_a_time_off_by_one_would_show(pair, solver, shift, monkeypatch):
     backend, pipe = pair
-    ours, sigmas = configure(pipe, solver)
-    expected = theirs(pipe, solver, PROMPTS, 7.5)
+    method, sigmas = configure(pipe, solver)
+    expected = diffusers_images(pipe, solver, PROMPTS, 7.5)
     forward = backend.pipe.unet.forward
     monkeypatch.setattr(
         backend.pipe.unet, "forward", lambda x, t, **options: forward(x, t + shift, **options)
     )
-    latents = Sampler(backend, ours, solver, sigmas, 7.5).latents(PROMPTS, range(3))
+    latents = Sampler(backend, method, solver, sigmas, 7.5).latents(PROMPTS, range(3))
     assert difference(latents, expected) > 1e-3

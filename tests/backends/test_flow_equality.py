@@ -12,7 +12,7 @@ from diffusers import FluxPipeline, StableDiffusion3Pipeline
 from tiny_flow import save_flux, save_sd3
 
 from backends import BackendError, initial_noise, load_backend
-from backends.diffusers_pipeline import absent_parts
+from backends.loading import absent_parts
 from digits import FOLDERS, OPTIONS
 from generation.generate import Sampler
 from solvers import Euler, Spec, flowmatch, sample
@@ -74,8 +74,8 @@ def with_zero(nodes):
     return torch.cat([nodes, nodes.new_zeros(1)])
 
 
-def told(backend, output):
-    """How diffusers' pipelines are told what our backend knows."""
+def call_options(backend, output):
+    """The arguments of diffusers' pipelines that fit our backend."""
     pixels = backend.latent_shape[1] * backend.pipe.vae_scale_factor
     return {
         "height": pixels,
@@ -85,25 +85,29 @@ def told(backend, output):
     }
 
 
-def theirs_sd3(backend, pipe, prompts, guidance, output="latent"):
+def diffusers_sd3(backend, pipe, prompts, guidance, output="latent"):
     noise = initial_noise(range(len(prompts)), backend.latent_shape)
     return pipe(
-        prompts, num_inference_steps=STEPS, guidance_scale=guidance, latents=noise, **told(backend, output)
+        prompts,
+        num_inference_steps=STEPS,
+        guidance_scale=guidance,
+        latents=noise,
+        **call_options(backend, output),
     ).images
 
 
-def theirs_flux(backend, pipe, prompts, guidance, output="latent"):
+def diffusers_flux(backend, pipe, prompts, guidance, output="latent"):
     channels, height, width = backend.latent_shape
     packed = FluxPipeline._pack_latents(
         initial_noise(range(len(prompts)), backend.latent_shape), len(prompts), channels, height, width
     )
-    options = told(backend, output)
-    found = pipe(
+    options = call_options(backend, output)
+    images = pipe(
         prompts, num_inference_steps=STEPS, guidance_scale=guidance, latents=packed, **options
     ).images
     if output != "latent":
-        return found
-    return FluxPipeline._unpack_latents(found, options["height"], options["width"], pipe.vae_scale_factor)
+        return images
+    return FluxPipeline._unpack_latents(images, options["height"], options["width"], pipe.vae_scale_factor)
 
 
 def flux_nodes(pipe):
@@ -123,10 +127,10 @@ def difference(a, b):
 def test_sd3_latents(sd3, guidance, batch):
     backend, pipe = sd3
     nodes = with_zero(flowmatch(STEPS, shift=backend.flow_shift))
-    found = Sampler(backend, Euler(), "euler", nodes, guidance).latents(PROMPTS[:batch], range(batch))
-    expected = theirs_sd3(backend, pipe, PROMPTS[:batch], guidance)
+    latents = Sampler(backend, Euler(), "euler", nodes, guidance).latents(PROMPTS[:batch], range(batch))
+    expected = diffusers_sd3(backend, pipe, PROMPTS[:batch], guidance)
     assert expected.std() > 0.1
-    assert difference(found, expected) <= 1e-4
+    assert difference(latents, expected) <= 1e-4
 
 
 def test_sd3_images_and_nodes(sd3):
@@ -134,36 +138,36 @@ def test_sd3_images_and_nodes(sd3):
     nodes = with_zero(backend.sigmas(Spec(num_steps=STEPS)))
     pipe.scheduler.set_timesteps(STEPS)
     torch.testing.assert_close(pipe.scheduler.sigmas.double(), nodes, rtol=0, atol=1e-7)
-    found = Sampler(backend, Euler(), "euler", nodes, 4.5).images(PROMPTS, range(3))
-    assert difference(found, theirs_sd3(backend, pipe, PROMPTS, 4.5, "pt")) <= 1e-4
+    images = Sampler(backend, Euler(), "euler", nodes, 4.5).images(PROMPTS, range(3))
+    assert difference(images, diffusers_sd3(backend, pipe, PROMPTS, 4.5, "pt")) <= 1e-4
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("guidance", [1, 3.5])
 def test_flux_latents(flux, guidance, batch):
     backend, pipe = flux
-    found = Sampler(backend, Euler(), "euler", flux_nodes(pipe), guidance).latents(
+    latents = Sampler(backend, Euler(), "euler", flux_nodes(pipe), guidance).latents(
         PROMPTS[:batch], range(batch)
     )
-    expected = theirs_flux(backend, pipe, PROMPTS[:batch], guidance)
+    expected = diffusers_flux(backend, pipe, PROMPTS[:batch], guidance)
     assert expected.std() > 0.1
-    assert difference(found, expected) <= 1e-4
+    assert difference(latents, expected) <= 1e-4
 
 
 def test_flux_images_and_shift(flux):
     backend, pipe = flux
     assert backend.flow_mu == pytest.approx(0.5 + (1.15 - 0.5) / (4096 - 256) * (16 - 256))
-    found = Sampler(backend, Euler(), "euler", flux_nodes(pipe), 3.5).images(PROMPTS, range(3))
-    assert difference(found, theirs_flux(backend, pipe, PROMPTS, 3.5, "pt")) <= 1e-4
+    images = Sampler(backend, Euler(), "euler", flux_nodes(pipe), 3.5).images(PROMPTS, range(3))
+    assert difference(images, diffusers_flux(backend, pipe, PROMPTS, 3.5, "pt")) <= 1e-4
 
 
 def test_a_pipeline_of_our_flux_network_keeps_its_own_times(flux):
     backend, pipe = flux
-    expected = theirs_flux(backend, pipe, PROMPTS, 3.5)
+    expected = diffusers_flux(backend, pipe, PROMPTS, 3.5)
     Sampler(backend, Euler(), "euler", flux_nodes(pipe), 3.5).latents(PROMPTS, range(3))
     shared = FluxPipeline(**backend.pipe.components)
     shared.set_progress_bar_config(disable=True)
-    assert difference(theirs_flux(backend, shared, PROMPTS, 3.5), expected) <= 1e-6
+    assert difference(diffusers_flux(backend, shared, PROMPTS, 3.5), expected) <= 1e-6
 
 
 def test_what_equality_would_miss_shows_in_sd3(sd3):
@@ -171,7 +175,7 @@ def test_what_equality_would_miss_shows_in_sd3(sd3):
     bound.
     """
     backend, pipe = sd3
-    expected, nodes = theirs_sd3(backend, pipe, PROMPTS, 4.5), with_zero(flowmatch(STEPS, shift=3.0))
+    expected, nodes = diffusers_sd3(backend, pipe, PROMPTS, 4.5), with_zero(flowmatch(STEPS, shift=3.0))
     condition, x = backend.encode(PROMPTS, 4.5), initial_noise(range(3), backend.latent_shape)
     velocity = backend.velocity(condition)
     swapped = backend.velocity(replace(condition, guidance_scale=1 - 4.5))
@@ -182,14 +186,14 @@ def test_what_equality_would_miss_shows_in_sd3(sd3):
             (lambda x, sigma: velocity(x, sigma / 1000), nodes),
         ]:
             assert difference(sample(Euler(), wrong, x, grid), expected) > 1e-3
-        image = theirs_sd3(backend, pipe, PROMPTS, 4.5, "pt")
+        image = diffusers_sd3(backend, pipe, PROMPTS, 4.5, "pt")
         assert difference(backend.decode(expected * 1.02), image) > 1e-3
 
 
 def test_what_equality_would_miss_shows_in_flux(flux):
     """So do the wrong embedded guidance and the wrong shift."""
     backend, pipe = flux
-    expected, nodes = theirs_flux(backend, pipe, PROMPTS, 3.5), flux_nodes(pipe)
+    expected, nodes = diffusers_flux(backend, pipe, PROMPTS, 3.5), flux_nodes(pipe)
     assert (
         difference(Sampler(backend, Euler(), "euler", nodes, 3.0).latents(PROMPTS, range(3)), expected) > 1e-3
     )
@@ -207,7 +211,8 @@ def test_what_equality_would_miss_shows_in_flux(flux):
             difference(sample(Euler(), lambda x, sigma: velocity(x, sigma / 1000), x, nodes), expected) > 1e-3
         )
         assert (
-            difference(backend.decode(expected * 1.02), theirs_flux(backend, pipe, PROMPTS, 3.5, "pt")) > 1e-3
+            difference(backend.decode(expected * 1.02), diffusers_flux(backend, pipe, PROMPTS, 3.5, "pt"))
+            > 1e-3
         )
 
 
@@ -234,21 +239,21 @@ def test_a_bfloat16_network_gives_its_velocity_unharmed(sd3):
     )
     assert backend.dtype == torch.bfloat16
     sigma, condition = torch.tensor(0.05), backend.encode(PROMPTS, 1)
-    told, velocity = condition.positive, backend.velocity(condition)
+    embeddings, velocity = condition.positive, backend.velocity(condition)
     with torch.inference_mode():
         noise = initial_noise(range(3), backend.latent_shape)
         x = sample(
             Euler(), velocity, noise, torch.linspace(1, 0.05, 12, dtype=torch.float64)
         )  # a state as it is at this level
-        found = velocity(x, sigma)
+        output = velocity(x, sigma)
         own = backend.pipe.transformer(
             hidden_states=x.bfloat16(),
             timestep=torch.full((3,), 50.0),
-            encoder_hidden_states=told["text"],
-            pooled_projections=told["pooled"],
+            encoder_hidden_states=embeddings["text"],
+            pooled_projections=embeddings["pooled"],
             return_dict=False,
         )[0].float()
-    assert difference(found, own) == 0
+    assert difference(output, own) == 0
     half = x.bfloat16()
     published = (half.float() - (half - sigma.bfloat16() * own.bfloat16()).float()) / sigma
     lost = ((published - own).norm() / own.norm()).item()
@@ -259,7 +264,7 @@ def test_a_bfloat16_network_gives_its_velocity_unharmed(sd3):
     assert lost > 0.02
 
 
-def test_a_bfloat16_flux_tells_nearby_times_apart(flux):
+def test_a_bfloat16_flux_distinguishes_nearby_times(flux):
     """Left alone, it would round times to bfloat16: 100 of them between 0.95 and 1 would be 13."""
     backend = load(
         "flux",
@@ -294,7 +299,7 @@ def test_gradients_reach_the_noise_level_and_the_state(either):
 def test_what_does_not_fit_is_refused_in_one_line(tmp_path, pair):
     flux, sd3 = pair("flux", "random"), pair("sd3", "with T5")
     folder = flux[0].config["model_name_or_path"]
-    for name, path, options, told in [
+    for name, path, options, message in [
         ("flux", folder, {"negative_prompt": "ugly"}, "FLUX has no negative prompt"),
         ("flux", folder, {"resolution": 128}, "resolution 128: expected 64"),
         ("sd3", sd3[0].config["model_name_or_path"], {"resolution": 100}, "multiple of 16"),
@@ -302,7 +307,7 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path, pair):
         ("flux", "/no/such/folder", {}, "not found"),
         ("flux", folder, {"steps": 3}, "unknown option"),
     ]:
-        with pytest.raises(BackendError, match=told) as caught:
+        with pytest.raises(BackendError, match=message) as caught:
             load(name, path, **options)
         assert "\n" not in str(caught.value)
     schnell = load("flux", save_flux(tmp_path, guidance_embeds=False))

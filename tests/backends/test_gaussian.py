@@ -98,10 +98,10 @@ def test_samples_have_the_moments_of_the_mixture(gaussian):
         assert share == pytest.approx(
             weights[k].item(), abs=4 * (weights[k] * (1 - weights[k]) / n).sqrt().item()
         )
-        mine = gaps[nearest == k, k]
+        offsets = gaps[nearest == k, k]
         std = math.hypot(STD, 0.02)
-        assert mine.mean(0).abs().max().item() < 5 * std / len(mine) ** 0.5
-        assert mine.std(correction=0).item() == pytest.approx(std, rel=0.02)
+        assert offsets.mean(0).abs().max().item() < 5 * std / len(offsets) ** 0.5
+        assert offsets.std(correction=0).item() == pytest.approx(std, rel=0.02)
 
 
 def test_decode(gaussian):

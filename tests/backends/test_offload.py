@@ -12,7 +12,7 @@ from tiny import CPU
 from tiny_flow import save_flux, save_sd3
 
 from backends import BackendError, load_backend
-from backends.diffusers_pipeline import EmbeddingCache
+from backends.embeddings import EmbeddingCache
 from common.distributed import Ranks
 from generation.generate import Output, Sampler, generate
 from solvers import BASELINES, Spec
@@ -110,7 +110,7 @@ def test_a_prompt_too_late_is_one_line(folders):
     sampler = sampler_of(folders, "ldm", offload=True)
     assert (
         sampler.latents(PROMPTS[:1], [0]).isfinite().all()
-    )  # without being told ahead: its prompts are encoded before the network runs
+    )  # without precompute_embeddings: its prompts are encoded before the network runs
     assert sampler.latents(PROMPTS[:1], [1]).isfinite().all()
     with pytest.raises(
         BackendError,

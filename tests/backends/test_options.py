@@ -16,6 +16,8 @@ import sample
 import sample_sd3
 from backends import BackendError, check_backend, load_backend
 from common import prompts as prompt_files
+from generation import request
+from generation.request import PromptOptions
 from solvers import Predictor, SolverTable, Spec, UserError, flowmatch, save_predictor
 
 
@@ -117,9 +119,9 @@ def test_model_id_and_token_on_the_command_line(tmp_path, sd3, passed_on):
         "--outdir",
         tmp_path / "out",
     ]
-    said = run(sample_sd3.main, *common, "--backend-config", config)
+    output = run(sample_sd3.main, *common, "--backend-config", config)
     assert passed_on["token"] == "hf_1"
-    assert "hf_1" not in said
+    assert "hf_1" not in output
     assert not any(b"hf_1" in p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file())
 
 
@@ -142,13 +144,13 @@ def test_a_schedule_option_that_contradicts_the_table_names_both(tmp_path, sd3):
 def test_the_coco_captions_are_used_where_they_are(tmp_path, monkeypatch):
     captions = tmp_path / "MS-COCO_val2014_30k_captions.csv"
     monkeypatch.setattr(prompt_files, "COCO", captions)
-    monkeypatch.setattr(sample, "COCO", captions)
+    monkeypatch.setattr(request, "COCO", captions)
     spec = Spec(dataset_name="ms_coco", backend="ldm")
     assert prompt_files.default_prompts("ms_coco") == prompt_files.TRAIN
     with pytest.raises(UserError, match="no prompts"):
-        sample.choose_prompts(None, None, spec, False)
+        PromptOptions(None, None).read(spec)
     captions.write_text("id,text\n1,a dog\n2,a cat\n")
     assert prompt_files.default_prompts("ms_coco") == captions
     assert prompt_files.default_prompts("other") == prompt_files.TRAIN
-    assert sample.choose_prompts(None, None, spec, False) == ["a dog", "a cat"]
-    assert sample.choose_prompts(None, None, spec, True) == [""]
+    assert PromptOptions(None, None).read(spec) == ["a dog", "a cat"]
+    assert PromptOptions(None, None, allow_empty=True).read(spec) == [""]

@@ -62,11 +62,11 @@ def test_the_layout_is_the_original(checkpoint, tiny):
 def test_the_weights_are_those_of_the_folder(file, configuration, tiny):
     single = load_tiny(file, config=str(configuration))
     for name in ("unet", "vae", "text_encoder"):
-        expected, found = (
+        expected, loaded = (
             parts[name].state_dict() for parts in (tiny.pipe.components, single.pipe.components)
         )
-        assert expected.keys() == found.keys()
-        assert all(torch.equal(found[k], expected[k]) for k in expected), name
+        assert expected.keys() == loaded.keys()
+        assert all(torch.equal(loaded[k], expected[k]) for k in expected), name
 
 
 def test_velocity_and_images_are_those_of_the_folder(file, configuration, tiny):
@@ -76,8 +76,8 @@ def test_velocity_and_images_are_those_of_the_folder(file, configuration, tiny):
         torch.tensor(2.5, dtype=torch.float64),
     )
     with torch.no_grad():
-        ours, expected = (b.velocity(b.encode(PROMPTS, 7.5))(x, sigma) for b in (single, tiny))
-        assert torch.equal(ours, expected)
+        velocity, expected = (b.velocity(b.encode(PROMPTS, 7.5))(x, sigma) for b in (single, tiny))
+        assert torch.equal(velocity, expected)
         assert torch.equal(single.decode(x), tiny.decode(x))
     assert single.identity() == str(file)
 
@@ -92,8 +92,8 @@ def test_other_weights_give_another_velocity(checkpoint, configuration, tiny, tm
         torch.tensor(2.5),
     )
     with torch.no_grad():
-        ours, expected = (b.velocity(b.encode(PROMPTS, 1))(x, sigma) for b in (single, tiny))
-    assert (ours - expected).abs().max() > 1e-4
+        velocity, expected = (b.velocity(b.encode(PROMPTS, 1))(x, sigma) for b in (single, tiny))
+    assert (velocity - expected).abs().max() > 1e-4
 
 
 def test_dtype(file, configuration):

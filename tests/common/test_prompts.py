@@ -59,7 +59,7 @@ def test_a_malformed_coco_file_is_one_line_that_names_it(tmp_path, content, word
     assert "\n" not in str(error.value)
 
 
-def test_seeds_are_told_by_the_option_that_named_them():
+def test_errors_of_seeds_begin_with_the_option_that_named_them():
     assert parse_seeds("0,3,10-12") == [0, 3, 10, 11, 12]
     with pytest.raises(UserError, match=r"^SEEDS '3-1': the range 3-1 is reversed"):
         parse_seeds("3-1", "SEEDS")

@@ -40,11 +40,11 @@ class Planted:
 def planted(tmp_path):
     """What leaves a file behind when it is unpickled without care, and that file."""
     mark = tmp_path / "mark"
-    found = Planted(exec, f"open({str(mark)!r}, 'w').close()")
-    pickle.loads(pickle.dumps(found))
+    trap = Planted(exec, f"open({str(mark)!r}, 'w').close()")
+    pickle.loads(pickle.dumps(trap))
     assert mark.exists()  # it is able to
     mark.unlink()
-    return found, mark
+    return trap, mark
 
 
 @pytest.fixture(scope="session")

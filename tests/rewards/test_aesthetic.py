@@ -12,11 +12,11 @@ WIDTHS = (32, 1024, 128, 64, 16, 1)
 
 @pytest.fixture(scope="module")
 def state():
-    generator, found = torch.Generator().manual_seed(7), {}
+    generator, tensors = torch.Generator().manual_seed(7), {}
     for position, inputs, outputs in zip((0, 2, 4, 6, 7), WIDTHS, WIDTHS[1:], strict=False):
-        found[f"layers.{position}.weight"] = torch.randn(outputs, inputs, generator=generator) / inputs**0.5
-        found[f"layers.{position}.bias"] = torch.randn(outputs, generator=generator)
-    return found
+        tensors[f"layers.{position}.weight"] = torch.randn(outputs, inputs, generator=generator) / inputs**0.5
+        tensors[f"layers.{position}.bias"] = torch.randn(outputs, generator=generator)
+    return tensors
 
 
 @pytest.fixture(scope="module")
@@ -42,21 +42,21 @@ def test_the_score_is_the_head_on_the_unit_embedding(state, weights, clip_folder
             + state[f"layers.{position}.bias"].double().numpy()
         )
     reward = load(weights, clip_folder)
-    found = batch_free(reward, images, ["a", "b", "c"])
-    np.testing.assert_allclose(found.numpy(), x[:, 0], rtol=0, atol=1e-5)
-    assert torch.equal(found, reward(images, ["c", "", "a"]))  # whatever the prompt
+    scores = batch_free(reward, images, ["a", "b", "c"])
+    np.testing.assert_allclose(scores.numpy(), x[:, 0], rtol=0, atol=1e-5)
+    assert torch.equal(scores, reward(images, ["c", "", "a"]))  # whatever the prompt
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, message",
     [
         ({"layers.7.bias": None}, "Missing key.*7.bias"),
         ({"layers.9.bias": torch.zeros(1)}, "Unexpected key.*9.bias"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused(tmp_path, state, clip_folder, refused, change, told):
+def test_a_file_that_does_not_fit_is_refused(tmp_path, state, clip_folder, refused, change, message):
     torch.save({k: v for k, v in (state | change).items() if v is not None}, tmp_path / "head.pth")
-    with refused(told):
+    with refused(message):
         load(tmp_path / "head.pth", clip_folder)
 
 

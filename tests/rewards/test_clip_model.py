@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from digits import REWARD_FOLDER
-from digits.build import held_out_drawings
 from digits.data import DIGITS, Label, caption
+from digits.drawings import held_out_drawings
 from rewards import RewardError, load_reward
 from rewards.clip_model import ClipReward
 
@@ -43,8 +43,8 @@ def test_the_score_is_transformers_own(scaled):
     with torch.no_grad():
         logits = model(pixel_values=pixels, **tokens).logits_per_image.diagonal()
     expected = logits if scaled else logits / model.logit_scale.exp()
-    found = ClipReward("x", folder, folder, torch.device("cpu"), scaled)(images, PROMPTS)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    scores = ClipReward("x", folder, folder, torch.device("cpu"), scaled)(images, PROMPTS)
+    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_pickscore_is_transformers_own_logit(clip_folder):
@@ -56,10 +56,10 @@ def test_pickscore_is_transformers_own_logit(clip_folder):
     with torch.no_grad():
         expected = model(pixel_values=(images - 0.5) / 0.5, **tokens).logits_per_image.diagonal()
     folder = str(clip_folder)
-    found = load_reward("pickscore", {"weights_path": folder, "processor": str(REWARD_FOLDER)}, "cpu")(
+    scores = load_reward("pickscore", {"weights_path": folder, "processor": str(REWARD_FOLDER)}, "cpu")(
         images, PROMPTS
     )
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5)
     cosine = load_reward("clip", {"weights_path": folder}, "cpu")(images, PROMPTS)
     torch.testing.assert_close(cosine, expected / model.logit_scale.exp().detach(), rtol=1e-5, atol=1e-6)
 
@@ -77,13 +77,13 @@ def test_larger_images_are_reduced_as_the_processor_does(reward):
     expected = CLIPImageProcessorPil.from_pretrained(REWARD_FOLDER)(
         Image.fromarray(array), return_tensors="pt"
     ).pixel_values
-    found = reward.pixels(large)
-    assert (found - expected).abs().mean() < 0.01
-    assert found.shape == expected.shape
+    pixels = reward.pixels(large)
+    assert (pixels - expected).abs().mean() < 0.01
+    assert pixels.shape == expected.shape
 
 
-def test_it_reads_digits_that_it_was_never_shown(reward):
-    images, labels = drawings(20)
+def test_it_reads_held_out_digits(reward):
+    images, labels = drawings(60)
     scores = [
         reward(images, [caption(Label(d, c.colour, c.weight)) for c in labels]) for d in range(len(DIGITS))
     ]
@@ -126,13 +126,13 @@ def test_a_damaged_folder_is_refused_rather_than_scored_with(tmp_path, damage):
     assert "\n" not in str(caught.value)
 
 
-def test_what_cannot_be_loaded_or_scored_is_said_in_one_line(tmp_path, reward):
-    for name, config, told in [
+def test_what_cannot_be_loaded_or_scored_is_one_line(tmp_path, reward):
+    for name, config, message in [
         ("beauty", {}, "expected one of digits"),
         ("digits", {"path": "x"}, "unknown option 'path'"),
         ("digits", {"weights_path": str(tmp_path)}, "has no config.json"),
     ]:
-        with pytest.raises(RewardError, match=told) as caught:
+        with pytest.raises(RewardError, match=message) as caught:
             load_reward(name, config, "cpu")
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="2 prompts"):

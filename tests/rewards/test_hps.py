@@ -86,7 +86,7 @@ def test_loading_leaves_the_random_numbers_alone(weights):
 @pytest.mark.parametrize("damage", ["lacking", "extra", "shape", "bare", "cut", "list"])
 def test_a_file_that_does_not_fit_is_refused(tmp_path, model, refused, damage):
     state, path = dict(model.state_dict()), tmp_path / "w.pt"
-    told = {
+    messages = {
         "lacking": "Missing key.*visual.proj",
         "extra": "Unexpected key.*more",
         "shape": "size mismatch for visual.proj",
@@ -100,7 +100,9 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path, model, refused, damage):
     torch.save(state if damage == "bare" else [state] if damage == "list" else {"state_dict": state}, path)
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:2000])
-    with refused(told.get(damage, "no 'state_dict'" if damage == "bare" else "does not hold the weights")):
+    with refused(
+        messages.get(damage, "no 'state_dict'" if damage == "bare" else "does not hold the weights")
+    ):
         load(path)
 
 

@@ -54,12 +54,12 @@ def shapes(vision, text):
     )
     patch, positions = vision["patch_size"], (vision["image_size"] // vision["patch_size"]) ** 2 + 1
     v, b = "blip.visual_encoder.", "blip.text_encoder."
-    found = {
+    shapes_of = {
         v + "cls_token": (1, 1, d),
         v + "pos_embed": (1, positions, d),
         v + "patch_embed.proj.weight": (d, 3, patch, patch),
     }
-    found |= {v + "patch_embed.proj.bias": (d,), v + "norm.weight": (d,), v + "norm.bias": (d,)}
+    shapes_of |= {v + "patch_embed.proj.bias": (d,), v + "norm.weight": (d,), v + "norm.bias": (d,)}
 
     def linear(name, outputs, inputs):
         return {name + ".weight": (outputs, inputs), name + ".bias": (outputs,)}
@@ -69,32 +69,36 @@ def shapes(vision, text):
 
     for n in range(vision["num_hidden_layers"]):
         block = f"{v}blocks.{n}."
-        found |= norm(block + "norm1", d) | norm(block + "norm2", d) | linear(block + "attn.qkv", 3 * d, d)
-        found |= (
+        shapes_of |= (
+            norm(block + "norm1", d) | norm(block + "norm2", d) | linear(block + "attn.qkv", 3 * d, d)
+        )
+        shapes_of |= (
             linear(block + "attn.proj", d, d)
             | linear(block + "mlp.fc1", h, d)
             | linear(block + "mlp.fc2", d, h)
         )
-    found |= {b + "embeddings.word_embeddings.weight": (text["vocab_size"], t)}
-    found |= {b + "embeddings.position_embeddings.weight": (text["max_position_embeddings"], t)} | norm(
+    shapes_of |= {b + "embeddings.word_embeddings.weight": (text["vocab_size"], t)}
+    shapes_of |= {b + "embeddings.position_embeddings.weight": (text["max_position_embeddings"], t)} | norm(
         b + "embeddings.LayerNorm", t
     )
     for n in range(text["num_hidden_layers"]):
         layer = f"{b}encoder.layer.{n}."
         for kind, width in (("attention", t), ("crossattention", d)):
-            found |= linear(f"{layer}{kind}.self.query", t, t) | linear(f"{layer}{kind}.self.key", t, width)
-            found |= linear(f"{layer}{kind}.self.value", t, width) | linear(
+            shapes_of |= linear(f"{layer}{kind}.self.query", t, t) | linear(
+                f"{layer}{kind}.self.key", t, width
+            )
+            shapes_of |= linear(f"{layer}{kind}.self.value", t, width) | linear(
                 f"{layer}{kind}.output.dense", t, t
             )
-            found |= norm(f"{layer}{kind}.output.LayerNorm", t)
-        found |= (
+            shapes_of |= norm(f"{layer}{kind}.output.LayerNorm", t)
+        shapes_of |= (
             linear(layer + "intermediate.dense", m, t)
             | linear(layer + "output.dense", t, m)
             | norm(layer + "output.LayerNorm", t)
         )
     for position, inputs, outputs in zip((0, 2, 4, 6, 7), (t, *HEAD), HEAD, strict=False):
-        found |= linear(f"mlp.layers.{position}", outputs, inputs)
-    return found
+        shapes_of |= linear(f"mlp.layers.{position}", outputs, inputs)
+    return shapes_of
 
 
 UNUSED = {  # the published file has these too
@@ -110,15 +114,15 @@ UNUSED = {  # the published file has these too
 @pytest.fixture(scope="module")
 def state():
     generator = torch.Generator().manual_seed(0)
-    found = {}
+    tensors = {}
     for name, shape in shapes(VISION, TEXT | {"max_position_embeddings": LONGEST}).items():
         scale = 2 / math.sqrt(shape[-1]) if len(shape) > 1 else 0.3
-        found[name] = scale * torch.randn(shape, generator=generator) + (
+        tensors[name] = scale * torch.randn(shape, generator=generator) + (
             "orm" in name and name.endswith("weight")
         )
     for name in ("cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"):
-        found["blip.visual_encoder." + name] *= 2e-3  # so small that the first norm's epsilon matters
-    return found
+        tensors["blip.visual_encoder." + name] *= 2e-3  # so small that the first norm's epsilon matters
+    return tensors
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -220,8 +224,8 @@ def test_the_score_is_blip_by_hand(load, state, batch_free):
         by_hand(state, (image - mean) / std, prompt) for image, prompt in zip(images, PROMPTS, strict=True)
     ]
     expected = torch.tensor([(r - 0.16717362830052426) / 1.0333394966054072 for r in raw])
-    found = batch_free(load({}), images, PROMPTS)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    scores = batch_free(load({}), images, PROMPTS)
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(
         load({}, offset="published")(images, PROMPTS), expected + 3.1000185, rtol=1e-4, atol=1e-4
     )
@@ -233,7 +237,7 @@ def test_the_offset_is_part_of_the_protocol(load):
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, message",
     [
         (
             {"blip.visual_encoder.blocks.1.attn.qkv.bias": None},
@@ -247,12 +251,12 @@ def test_the_offset_is_part_of_the_protocol(load):
         ({"mlp.layers.7.weight": torch.zeros(2, 16)}, "size mismatch for mlp.7.weight"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused(load, refused, change, told):
-    with refused(told):
+def test_a_file_that_does_not_fit_is_refused(load, refused, change, message):
+    with refused(message):
         load(change)
 
 
-def test_a_tokenizer_that_is_not_there_is_said(load, refused, tmp_path):
+def test_a_missing_tokenizer_is_refused(load, refused, tmp_path):
     with refused("has no tokenizer_config.json"):
         load({}, tokenizer=str(tmp_path))
     (tmp_path / "tokenizer_config.json").write_text("{}")

@@ -20,7 +20,7 @@ CONDITION = "digit colour, red"
 
 def cross_state(seed):
     """Tensors of the condition module under the names of the published pickle."""
-    generator, found = torch.Generator().manual_seed(seed), {}
+    generator, tensors = torch.Generator().manual_seed(seed), {}
     fused = HEADS * WIDTH + 2 * WIDTH + 2 * 4 * DIM
     for n in range(4):
         shapes = {"to_q": (HEADS * WIDTH, DIM), "to_kv": (2 * WIDTH, DIM), "to_out": (DIM, HEADS * WIDTH)}
@@ -33,12 +33,12 @@ def cross_state(seed):
         }
         block = {f"layers.{n}.1.fn.{k}.weight": s for k, s in shapes.items()}
         for name, shape in (cross | block).items():
-            found[name] = 1.5 * torch.randn(shape, generator=generator) / math.sqrt(shape[1])
+            tensors[name] = 1.5 * torch.randn(shape, generator=generator) / math.sqrt(shape[1])
         for part in (0, 1):
-            found[f"layers.{n}.{part}.fn.norm.gamma"] = 1 + 0.2 * torch.randn(DIM, generator=generator)
-            found[f"layers.{n}.{part}.fn.norm.beta"] = torch.zeros(DIM)
-        found[f"layers.{n}.1.fn.rotary_emb.inv_freq"] = 10000 ** -(torch.arange(0, WIDTH, 2) / WIDTH)
-    return found
+            tensors[f"layers.{n}.{part}.fn.norm.gamma"] = 1 + 0.2 * torch.randn(DIM, generator=generator)
+            tensors[f"layers.{n}.{part}.fn.norm.beta"] = torch.zeros(DIM)
+        tensors[f"layers.{n}.1.fn.rotary_emb.inv_freq"] = 10000 ** -(torch.arange(0, WIDTH, 2) / WIDTH)
+    return tensors
 
 
 def save_module(state, path, extra=None):
@@ -76,11 +76,11 @@ def save_module(state, path, extra=None):
 @pytest.fixture(scope="module")
 def state(clip_folder):
     clip = CLIPModel.from_pretrained(clip_folder, dtype=torch.float32).state_dict()
-    found = {f"model.{name}": tensor for name, tensor in clip.items()}
-    found |= {
+    tensors = {f"model.{name}": tensor for name, tensor in clip.items()}
+    tensors |= {
         f"model.{kind}_model.embeddings.position_ids": torch.arange(5)[None] for kind in ("text", "vision")
     }
-    return found | {f"cross_model.{name}": tensor for name, tensor in cross_state(1).items()}
+    return tensors | {f"cross_model.{name}": tensor for name, tensor in cross_state(1).items()}
 
 
 @pytest.fixture
@@ -176,8 +176,8 @@ def test_the_score_is_the_paper_by_hand(load, clip_folder, batch_free, threshold
             strict=True,
         )
     reward = load(threshold=threshold)
-    found = batch_free(reward, IMAGES, PROMPTS)
-    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-4)
+    scores = batch_free(reward, IMAGES, PROMPTS)
+    torch.testing.assert_close(scores, torch.tensor(expected), rtol=1e-4, atol=1e-4)
     with torch.inference_mode():
         assert tuple(int(reward.text(prompt).kept.sum()) for prompt in PROMPTS) == kept
     if threshold == 0.8:
@@ -192,15 +192,15 @@ def test_what_is_kept_of_a_prompt_is_relative_to_its_own_best_token(load):
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, message",
     [
         ({"cross_model.layers.3.0.fn.to_q.weight": None}, "Missing key.*cross_model.layers.3.0.to_q.weight"),
         ({"model.logit_scale": None}, "Missing key.*model.logit_scale"),
         ({"more.weight": torch.zeros(1)}, "Unexpected key.*more.weight"),
     ],
 )
-def test_a_pickle_that_does_not_fit_is_refused(load, refused, change, told):
-    with refused(told):
+def test_a_pickle_that_does_not_fit_is_refused(load, refused, change, message):
+    with refused(message):
         load(change)
 
 
@@ -210,10 +210,10 @@ def test_code_in_a_pickle_is_not_run(load, planted):
 
 
 def test_a_pickle_that_asks_the_system_is_refused(load, refused, planted):
-    found, mark = planted
-    found.call = posix.system, (f"touch {mark}",)
+    trap, mark = planted
+    trap.call = posix.system, (f"touch {mark}",)
     with refused("does not hold the weights it needs"):
-        load(extra=found)
+        load(extra=trap)
     assert not mark.exists()
 
 
@@ -232,7 +232,7 @@ def test_a_file_without_a_module_is_refused(tmp_path, refused, clip_folder):
 
 def test_the_tensors_of_a_module_are_read_by_name(tmp_path, state):
     save_module(state, tmp_path / "m.pth")
-    found = read_module_tensors(tmp_path / "m.pth")
-    assert set(found) == set(state)
-    assert all(torch.equal(found[name], state[name]) for name in state)
+    tensors = read_module_tensors(tmp_path / "m.pth")
+    assert set(tensors) == set(state)
+    assert all(torch.equal(tensors[name], state[name]) for name in state)
     assert "trainer" not in sys.modules

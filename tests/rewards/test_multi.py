@@ -37,17 +37,17 @@ def test_published_is_the_clipped_share_of_each_range(folders, own, batch_free):
         "constants": {"digits": [-0.2, 0.1]},
     }
     reward = load_reward("multi", config, "cpu")
-    found = batch_free(reward, IMAGES, PROMPTS)
+    total = batch_free(reward, IMAGES, PROMPTS)
     for i in range(3):
         pick = min(max(own["pickscore"][i].item() / 26, 0), 1)
         clip = min(max(own["clip"][i].item(), 0), 1)
         digits = min(max((own["digits"][i].item() + 0.2) / 0.3, 0), 1)
-        assert found[i].item() == pytest.approx((3 * pick + 0.5 * clip + 2 * digits) / 5.5, abs=1e-6)
+        assert total[i].item() == pytest.approx((3 * pick + 0.5 * clip + 2 * digits) / 5.5, abs=1e-6)
     heads = reward.heads(IMAGES, PROMPTS)
     assert list(heads) == ["pickscore", "clip", "digits"]
     for name, scores in heads.items():
         torch.testing.assert_close(scores, own[name])
-    assert torch.equal(reward.combine(heads), found)
+    assert torch.equal(reward.combine(heads), total)
 
 
 def test_standard_is_the_standardised_score(folders, own):
@@ -58,12 +58,12 @@ def test_standard_is_the_standardised_score(folders, own):
         "configs": folders,
         "constants": constants,
     }
-    found = load_reward("multi", config, "cpu")(IMAGES, PROMPTS)
+    total = load_reward("multi", config, "cpu")(IMAGES, PROMPTS)
     expected = ((own["pickscore"] + 1) / 2.5 + 3 * (own["digits"] - 0.2) / 0.05) / 4
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_published_range_of_imagereward_is_said_of_its_standard_score():
+def test_the_published_range_of_imagereward_is_of_its_standard_score():
     low, high = constants_of({"imagereward": 1.0}, "published", {})["imagereward"]
     for score in (-2.0, 0.0, 1.5):
         assert (score - low) / (high - low) == pytest.approx((score + 3 * STD) / 10, abs=1e-7)
@@ -91,7 +91,7 @@ def test_the_protocol_is_that_of_every_head(folders):
 
 
 @pytest.mark.parametrize(
-    "config, told",
+    "config, message",
     [
         ({"weights": {"hsp": 1}}, "unknown head 'hsp'.*did you mean hps"),
         ({"weights": {"judge": 1}}, "unknown head 'judge'"),
@@ -120,9 +120,9 @@ def test_the_protocol_is_that_of_every_head(folders):
         ({"weight": {"clip": 1}}, "unknown option 'weight'.*did you mean weights"),
     ],
 )
-def test_what_cannot_work_is_refused_before_and_when_loading(config, told, refused):
+def test_what_cannot_work_is_refused_before_and_when_loading(config, message, refused):
     for use in (check_reward, lambda name, config: load_reward(name, config, "cpu")):
-        with refused(told):
+        with refused(message):
             use("multi", config)
 
 

@@ -39,9 +39,9 @@ def test_with_clamping_it_is_what_clip_does_but_for_rounding_to_8_bits(size):
         image_mean=CLIP_MEAN, image_std=CLIP_STD, size={"shortest_edge": 224}, crop_size=224
     )
     expected = processor(files, return_tensors="pt").pixel_values
-    found = Pixels()(images)
-    assert (found - expected).abs().max() < 1.6 / 255 / min(CLIP_STD)
-    assert (found - expected).abs().mean() < 0.5 / 255 / min(CLIP_STD)
+    prepared = Pixels()(images)
+    assert (prepared - expected).abs().max() < 1.6 / 255 / min(CLIP_STD)
+    assert (prepared - expected).abs().mean() < 0.5 / 255 / min(CLIP_STD)
 
 
 def test_an_overshoot_is_clamped_only_where_it_is_asked():

@@ -64,7 +64,7 @@ def test_every_reward_lists_its_options(name, refused):
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("name", FILES)
-def test_a_missing_file_is_said_with_its_place_and_remedy(use, name, refused, clip_folder):
+def test_a_missing_file_is_named_with_its_remedy(use, name, refused, clip_folder):
     file, remedy = FILES[name]
     config = (
         {"processor": str(clip_folder)}
@@ -85,7 +85,7 @@ def test_a_missing_file_is_said_with_its_place_and_remedy(use, name, refused, cl
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("name", FOLDERS)
-def test_a_missing_folder_is_said_with_its_remedy(use, name, refused):
+def test_a_missing_folder_is_named_with_its_remedy(use, name, refused):
     option, remedy = FOLDERS[name]
     with refused(f"reward '{name}': .*{remedy}"):
         use(name, {})
@@ -93,7 +93,7 @@ def test_a_missing_folder_is_said_with_its_remedy(use, name, refused):
         use(name, {option: "/nowhere/at/all"})
 
 
-def test_what_a_check_finds_is_enough(tmp_path, clip_folder, monkeypatch, refused):
+def test_a_check_accepts_what_is_there(tmp_path, clip_folder, monkeypatch, refused):
     weights = tmp_path / "weights"
     weights.mkdir()
     for name in ("aesthetic", "mps", "imagereward"):
@@ -155,10 +155,10 @@ def test_a_head_is_imported_only_when_used(tmp_path):
         " 'rewards.multi') if n in sys.modules])"
     )
     root = Path(rewards.files.__file__).parents[1]
-    found = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=True, timeout=120
     )
-    assert found.stdout.strip() == "[]"
+    assert done.stdout.strip() == "[]"
 
 
 def test_scores_are_of_float32_whatever_the_images():

@@ -4,7 +4,8 @@ same.
 
 import pytest
 
-from backends.diffusers_pipeline import EmbeddingCache, PipelineBackend
+from backends.diffusers_pipeline import PipelineBackend
+from backends.embeddings import EmbeddingCache
 from solvers import load_predictor, resolve_predictor_path
 from training.distill import launch as distill
 from training.ppo import launch as ppo
@@ -56,7 +57,7 @@ def watched(monkeypatch) -> list[str]:
         assert not backend._embeddings.closed or backend.pipe.text_encoder is None
 
     monkeypatch.setattr(EmbeddingCache, "__call__", record_call)
-    monkeypatch.setattr(PipelineBackend, "make_room", record_room)
+    monkeypatch.setattr(PipelineBackend, "offload_text_encoders", record_room)
     return events
 
 

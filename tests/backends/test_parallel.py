@@ -32,8 +32,8 @@ class Memory:
             self.rows.append(len(x))
             if len(x) > self.limit:
                 raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate much")
-            told = condition.repeat(len(x) // len(condition)).positive["text"]
-            return torch.sin(3 * x) * (told * sigma.expand(len(x))).view(-1, 1)
+            numbers = condition.repeat(len(x) // len(condition)).positive["text"]
+            return torch.sin(3 * x) * (numbers * sigma.expand(len(x))).view(-1, 1)
 
         return velocity
 
@@ -72,7 +72,7 @@ def test_calls_of_several_images_hold_whole_points():
     assert memory.rows == [10, 6, 4]
 
 
-def test_one_image_that_does_not_fit_is_told_in_a_line():
+def test_one_image_that_does_not_fit_is_one_line():
     with pytest.raises(BackendError, match="out of memory with one image in a call") as error:
         sample(
             EPD(SolverTable.uniform(3, 4)),
@@ -121,14 +121,17 @@ def test_the_halves_of_guidance_are_conditions_of_their_own(family):
     assert unguided.branches() == [unguided]
 
 
-def of_a_rank(out: Path, families: list[str]) -> None:
-    """One of a group: each solver alone and shared out, in float32."""
-    found = []
+SOLVERS = ("epd1", "epd2", "epd3", "tableau", "dpmpp")
+
+
+def of_a_rank(out: Path, cases: dict[str, tuple[str, ...]]) -> None:
+    """One of a group: the solvers of each family alone and divided among the ranks, in float32."""
+    rows = []
     with process_group("cpu") as ranks:
         gathers = []
         all_gather = dist.all_gather
-        dist.all_gather = lambda parts, mine: gathers.append(mine.shape) or all_gather(parts, mine)
-        for family in families:
+        dist.all_gather = lambda parts, own: gathers.append(own.shape) or all_gather(parts, own)
+        for family, names in cases.items():
             backend = load_backend(Spec(backend="digits", backend_config={"family": family}), "cpu")
             condition = backend.encode(["a red handwritten seven", "a thin six"], backend.default_guidance)
             nodes = backend.sigmas(Spec(num_steps=3))
@@ -138,7 +141,8 @@ def of_a_rank(out: Path, families: list[str]) -> None:
                 "tableau": compile_tableau(tables["epd3"], nodes),
                 "dpmpp": BASELINES["dpmpp"],
             }
-            for name, solver in solvers.items():
+            for name in names:
+                solver = solvers[name]
                 with torch.inference_mode():
                     alone = sample(solver, backend.velocity(condition), x, nodes)
                     for branches in (False, True):
@@ -148,7 +152,7 @@ def of_a_rank(out: Path, families: list[str]) -> None:
                         )
                         states = [torch.empty_like(state) for _ in range(ranks.world)]
                         all_gather(states, state)
-                        found.append(
+                        rows.append(
                             {
                                 "case": f"{family} {name} branches={branches}",
                                 "off": ((state - alone).abs().max() / alone.abs().max()).item(),
@@ -159,20 +163,24 @@ def of_a_rank(out: Path, families: list[str]) -> None:
                             }
                         )
         if ranks.rank == 0:
-            out.write_text(json.dumps([dist.get_backend(), found]))
+            out.write_text(json.dumps([dist.get_backend(), rows]))
 
 
-@pytest.mark.parametrize("processes, families", [(2, ["ldm", "sd3", "flux"]), (3, ["sd3"]), (4, ["sd3"])])
-def test_points_over_processes_give_the_same_state(tmp_path, processes, families):
-    """EPD's K points, uneven shares and idle ranks too: one all-gather for each level that is shared out, one
+@pytest.mark.parametrize(
+    "processes, cases",
+    [(2, {"sd3": SOLVERS, "ldm": ("epd3",), "flux": ("epd3",)}), (4, {"sd3": ("epd2", "epd3")})],
+    ids=str,
+)
+def test_points_over_processes_give_the_same_state(tmp_path, processes, cases):
+    """EPD's K points, uneven shares and idle ranks too: one all-gather for each level that is divided, one
     state on all ranks.
     """
-    done = Forked(of_a_rank, tmp_path / "found.json", families, ranks=processes).wait()
+    done = Forked(of_a_rank, tmp_path / "rows.json", cases, ranks=processes).wait()
     assert done.returncode == 0, done.stderr
-    kind, found = json.loads((tmp_path / "found.json").read_text())
+    kind, rows = json.loads((tmp_path / "rows.json").read_text())
     assert kind == "gloo"
-    assert len(found) == 10 * len(families)
-    for row in found:
+    assert len(rows) == 2 * sum(map(len, cases.values()))
+    for row in rows:
         assert row["off"] < 2e-5, row
         assert row["same"], row
         assert row["gathers"] == sum(row["split"] or width > 1 for width in row["levels"]), row

@@ -1,38 +1,37 @@
 """One process without torchrun, several with it."""
 
+import ctypes
 import os
-import subprocess
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from backends import BackendError
-from common.distributed import collective_errors, process_group
+from common.distributed import collective_errors, install_sigterm_handler, process_group
+from common.errors import UserError
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = """
-import sys, time
-from pathlib import Path
-import torch
-import torch.distributed as dist
-from common.distributed import process_group
+from ..forked import Forked
 
-out = Path(sys.argv[1])
-with process_group("cpu") as ranks:
-    if ranks.rank == 0:
-        time.sleep(0.5)
-        (out / "before").touch()
-    ranks.barrier()
-    seen = (out / "before").exists()
-    total = torch.tensor([ranks.rank + 1])
-    dist.all_reduce(total)
-    text = f"{ranks.world} {ranks.device} {seen} {total.item()} {dist.get_backend()}"
-    (out / f"rank{ranks.rank}").write_text(text)
-assert not dist.is_initialized()
-"""
+
+def rank_of_two(out: Path) -> None:
+    """One of two processes: a barrier, a sum over both, and the collectives of Ranks."""
+    with process_group("cpu") as ranks:
+        if ranks.rank == 0:
+            time.sleep(0.5)
+            (out / "before").touch()
+        ranks.barrier()
+        seen = (out / "before").exists()
+        total = torch.tensor([ranks.rank + 1])
+        dist.all_reduce(total)
+        value, flag = ranks.broadcast(f"of rank {ranks.rank}"), ranks.any_rank(ranks.rank == 1)
+        rows = ranks.gather_rows(torch.tensor([[0.0], [2.0]] if ranks.rank == 0 else [[1.0]]))
+        text = f"{ranks.world} {ranks.device} {seen} {total.item()} {dist.get_backend()}"
+        (out / f"rank{ranks.rank}").write_text(f"{text} {value} {flag} {rows.flatten().tolist()}")
+    assert not dist.is_initialized()
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ def test_torchrun_with_one_process_needs_no_group(alone, monkeypatch):
         assert not dist.is_initialized()
 
 
-def test_the_device_is_found(alone):
+def test_the_default_device(alone):
     with process_group() as ranks:
         assert ranks.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -95,7 +94,7 @@ def test_the_cuda_device_that_is_asked_for_becomes_the_current_one(alone, monkey
     assert (devices.touched, devices.current) == (["cuda:1"], ["cuda:1"])
     with process_group() as ranks:
         assert ranks.device == torch.device("cuda")
-    with pytest.raises(BackendError, match="device 'cuda:2' cannot be used"), process_group("cuda:2"):
+    with pytest.raises(UserError, match="device 'cuda:2' cannot be used"), process_group("cuda:2"):
         pass
     assert devices.current == ["cuda:1"]
 
@@ -116,7 +115,7 @@ def test_a_rank_touches_its_own_device_only(alone, monkeypatch, device):
         assert ranks.device == torch.device("cuda:1")
     assert (devices.touched, devices.current, devices.backends) == (["cuda:1"], ["cuda:1"], ["nccl"])
     with (
-        pytest.raises(BackendError, match="under torchrun every rank has a device of its own"),
+        pytest.raises(UserError, match="under torchrun every rank has a device of its own"),
         process_group("cuda:0"),
     ):
         pass
@@ -124,55 +123,39 @@ def test_a_rank_touches_its_own_device_only(alone, monkeypatch, device):
 
 
 def test_two_processes(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        str(script),
-        str(tmp_path),
-    ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    """With the variables that torchrun sets; tests of the command lines start torchrun itself."""
+    done = Forked(rank_of_two, tmp_path, ranks=2).wait()
     assert done.returncode == 0, done.stderr
     for rank in range(2):
-        assert (tmp_path / f"rank{rank}").read_text() == "2 cpu True 3 gloo"
+        text = (tmp_path / f"rank{rank}").read_text()
+        assert text == "2 cpu True 3 gloo of rank 0 True [0.0, 1.0, 2.0]"
 
 
-WAITS = """
-import ctypes
-from common.distributed import tell_of_sigterm
-
-tell_of_sigterm()
-print("ready", flush=True)
-while True:
-    ctypes.CDLL(None).sleep(60)
-"""
+def wait_outside_python(ready: Path) -> None:
+    """What a process does that waits for its device."""
+    install_sigterm_handler()
+    ready.touch()
+    while True:
+        ctypes.CDLL(None).sleep(60)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no SIGTERM")
-def test_sigterm_ends_a_process_that_waits_for_its_device_in_a_line():
+def test_sigterm_ends_a_process_that_waits_for_its_device_in_a_line(tmp_path):
     """Outside Python's own loop a handler in Python would wait for ever."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", WAITS], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "ready\n"
-    process.terminate()
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert told.startswith(
+    ready = tmp_path / "ready"
+    done = Forked(wait_outside_python, ready).signal_when(ready.exists, signal.SIGTERM)
+    assert done.returncode == 2
+    start = (
         "error: another process of this run has ended, or SIGTERM stopped this one; what is complete is kept"
     )
-    assert told.count("\n") == 1
+    assert done.stderr.startswith(start)
+    assert done.stderr.count("\n") == 1
 
 
-def test_a_process_that_torchrun_did_not_start_is_told(alone, monkeypatch):
+def test_a_world_without_a_rank_is_refused(alone, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     message = "WORLD_SIZE is 2, but RANK is not set: start with torchrun, or unset WORLD_SIZE"
-    with pytest.raises(BackendError, match=message), process_group("cpu"):
+    with pytest.raises(UserError, match=message), process_group("cpu"):
         pass
 
 

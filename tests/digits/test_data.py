@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from digits.build import draw_batch, drawings, held_out_drawings
 from digits.data import (
     ALL_LABELS,
     COLOURS,
@@ -23,6 +22,7 @@ from digits.data import (
     parse,
     random_caption,
 )
+from digits.drawings import draw_batch, drawings, held_out_drawings
 
 
 def generator(seed=0):
@@ -61,8 +61,8 @@ def test_drawings_leave_the_held_out_labels_out_unless_asked():
     assert set(ALL_LABELS) - HELD_OUT_LABELS == set(labels)
     _, asked = drawings(grey, digits, generator(), held_out=True)
     assert set(asked) == set(ALL_LABELS)
-    for found in (labels, asked):
-        assert [c.digit for c in found] == digits.tolist()
+    for labels_of in (labels, asked):
+        assert [c.digit for c in labels_of] == digits.tolist()
     _, batch = draw_batch(grey, digits, 500, generator())
     assert not HELD_OUT_LABELS & set(batch)
 
@@ -161,18 +161,18 @@ def test_parse():
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**40), st.sampled_from(ALL_LABELS))
 def test_random_captions_name_their_label(seed, label):
-    found = parse(random_caption(label, generator(seed)))
-    assert found.digit == label.digit
-    assert found.colour in (label.colour, -1)
-    assert found.weight in (label.weight, -1)
+    label_read = parse(random_caption(label, generator(seed)))
+    assert label_read.digit == label.digit
+    assert label_read.colour in (label.colour, -1)
+    assert label_read.weight in (label.weight, -1)
 
 
 def test_random_captions_leave_parts_open():
     rng = generator()
     texts = [random_caption(Label(3, 1, 2), rng) for _ in range(2000)]
-    found = [parse(text) for text in texts]
-    assert sum(c.colour == 1 for c in found) / 2000 == pytest.approx(0.8, abs=0.04)
-    assert sum(c.weight == 2 for c in found) / 2000 == pytest.approx(0.6, abs=0.05)
+    labels = [parse(text) for text in texts]
+    assert sum(c.colour == 1 for c in labels) / 2000 == pytest.approx(0.8, abs=0.04)
+    assert sum(c.weight == 2 for c in labels) / 2000 == pytest.approx(0.6, abs=0.05)
     assert sum("3" in text for text in texts) / 2000 == pytest.approx(0.3, abs=0.05)
 
 
