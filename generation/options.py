@@ -9,6 +9,7 @@ import click
 
 from backends import DTYPES
 from common.errors import UserError
+from common.plugins import NameOrCode
 from solvers import BASELINES, FINISHES
 
 from .request import ALIASES
@@ -63,7 +64,13 @@ def switch(name: str, text: str) -> Decorator:
 
 
 SHARED: tuple[Decorator, ...] = (
-    choice("--solver", ["epd", *BASELINES, *ALIASES], "epd", "epd is whatever the predictor describes."),
+    click.option(
+        "--solver",
+        type=NameOrCode(["epd", *BASELINES, *ALIASES]),
+        default="epd",
+        show_default=True,
+        help="epd is whatever the predictor describes; my_module:NAME is a solver of your own.",
+    ),
     click.option(
         "--backend-config", callback=as_json, help="JSON object of backend options, over the predictor's."
     ),

@@ -11,11 +11,11 @@ from backends import check_backbone_known, check_backend
 from common.errors import UserError, note
 from common.prompts import COCO, read_prompts
 from solvers import (
-    BASELINES,
     Predictor,
     Solver,
     Spec,
     Tableau,
+    find_baseline,
     load_predictor,
     num_steps_for_depth,
     resolve_predictor_path,
@@ -117,7 +117,7 @@ def resolve(request: SamplingRequest) -> ResolvedRequest:
         resolved = resolve_learned(request, spec, predictor, path)
     else:
         spec = with_nodes(request, spec, predictor)
-        resolved = ResolvedRequest(request, spec, request.solver, BASELINES[request.solver])
+        resolved = ResolvedRequest(request, spec, request.solver, find_baseline(request.solver))
     check_backend(resolved.spec)
     return resolved
 
@@ -173,7 +173,7 @@ def with_nodes(request: SamplingRequest, spec: Spec, predictor: Predictor | None
                 " --num-steps"
             )
         depth = predictor.cost(request.finish).depth
-        return replace(spec, num_steps=num_steps_for_depth(BASELINES[name], depth, request.finish))
+        return replace(spec, num_steps=num_steps_for_depth(find_baseline(name), depth, request.finish))
     if spec.num_steps is None:
         raise UserError(
             f"--solver {name} needs --num-steps N (number of nodes), or --steps-match with a --predictor-path"

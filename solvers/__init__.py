@@ -2,7 +2,13 @@
 
 from common.errors import UserError
 
-from .baselines import BASELINES, baseline_of, num_steps_for_depth, num_steps_for_evaluations
+from .baselines import (
+    BASELINES,
+    baseline_of,
+    find_baseline,
+    num_steps_for_depth,
+    num_steps_for_evaluations,
+)
 from .epd import EPD
 from .exponential import DPMpp, UniPC
 from .multi_step import IPNDM
@@ -54,6 +60,7 @@ __all__ = [
     "compile_tableau",
     "denoiser_from_velocity",
     "discrete",
+    "find_baseline",
     "flowmatch",
     "load_predictor",
     "logsnr",

@@ -6,6 +6,7 @@ from operator import attrgetter
 import torch
 
 from common.errors import UserError
+from common.plugins import is_code, load_code
 
 from .exponential import DPMpp, Exponential, UniPC
 from .multi_step import IPNDM
@@ -29,9 +30,22 @@ BASELINES: dict[str, Solver] = {
 COSTS = {"serial depth": attrgetter("depth"), "number of evaluations": attrgetter("evaluations")}
 
 
+def find_baseline(name: str) -> Solver:
+    """The solver of a name, or of my_module:NAME where the user gave that: an instance of Solver, or a class
+    whose arguments all have defaults; else UserError.
+    """
+    if not is_code(name):
+        return BASELINES[name]
+    solver = load_code(name, "--solver", Solver)
+    try:
+        return solver() if isinstance(solver, type) else solver
+    except TypeError as error:
+        raise UserError(f"--solver {name!r}: cannot be made without arguments ({error})") from None
+
+
 def baseline_of(name: str, flow: bool) -> Solver:
     """A baseline as it is used on a flow-matching model, or on others."""
-    solver = BASELINES[name]
+    solver = find_baseline(name)
     return replace(solver, flow=True) if flow and isinstance(solver, Exponential) else solver
 
 

@@ -2,7 +2,7 @@
 seconds to import them.
 
 For tests of what a process computes, or leaves behind when it is killed, and of what several compute as ranks
-of a group. Tests of how ranks are started and of what is told when one dies use torchrun itself.
+of a group. Tests of how ranks are started and of what is reported when one dies use torchrun itself.
 """
 
 import contextlib
@@ -42,10 +42,10 @@ class Forked:
             multiprocessing.forkserver.ensure_running()
         self.folder = tempfile.TemporaryDirectory()
         self.processes = []
-        for told in group(ranks) if ranks > 1 else [{}]:
-            told = dict(os.environ) | SETTINGS | told | (environment or {})
+        for variables in group(ranks) if ranks > 1 else [{}]:
+            variables = dict(os.environ) | SETTINGS | variables | (environment or {})
             process = CONTEXT.Process(
-                target=run, args=(self.folder.name, told, cwd, function, arguments), daemon=True
+                target=run, args=(self.folder.name, variables, cwd, function, arguments), daemon=True
             )
             process.start()
             self.processes.append(process)
@@ -85,10 +85,10 @@ class Forked:
             wait_for_group(process.pid)
 
     def signal_when(
-        self, done: Callable[[], bool], number: int = signal.SIGKILL, alone: bool = False
+        self, done: Callable[[], bool], number: int = signal.SIGKILL, alone: bool = False, rank: int = 0
     ) -> subprocess.CompletedProcess:
-        """End the first rank by a signal, `alone` or with all that it started, once something is done and
-        before it ends by itself.
+        """End a rank by a signal, `alone` or with all that it started, once something is done and before it
+        ends by itself.
         """
         deadline = time.monotonic() + 100
         while not (ready := done()) and self.returncode is None and time.monotonic() < deadline:
@@ -96,7 +96,7 @@ class Forked:
         if not ready or self.returncode is not None:
             self.end()
             raise AssertionError(f"it ended by itself, or took too long: {self.printed('stderr')}")
-        (os.kill if alone else os.killpg)(self.pid, number)
+        (os.kill if alone else os.killpg)(self.processes[rank].pid, number)
         return self.wait()
 
     def printed(self, name: str) -> str:

@@ -6,11 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
-from PIL import Image
-from published import NAMES, ROOT, SIZES, make_models
+from published import NAMES, ROOT, SIZES
 from published_writer import write_published
-from released import PIXELS, write_released
+from released import PIXELS
 
 import sample
 import sample_flux
@@ -20,6 +18,8 @@ from solvers import Predictor, UserError, flowmatch, load_predictor, save_predic
 from solvers.predictor.__main__ import main as predictor_command
 from training.ppo.launch import main as train
 
+from .generation.command import invoke, pixels, refused
+
 FAMILY = {
     "sd15": sample.main,
     "sd3-512": sample_sd3.main,
@@ -28,134 +28,77 @@ FAMILY = {
 }
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return make_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def exps(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("downloads")
-    write_released(folder)
-    return folder / "exps"
-
-
-def invoke(command, *arguments):
-    result = CliRunner().invoke(command, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
 def image_of(folder: Path) -> np.ndarray:
-    (path,) = folder.rglob("000000.png")
-    return np.asarray(Image.open(path))
+    """The only image of a folder."""
+    (image,) = pixels(folder).values()
+    return image
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_samples_of_the_models_own_size(tmp_path, models, exps, name):
+def test_samples_of_the_models_own_size(tmp_path, models, downloads, name):
     backbone = name.split("/")[0]
-    common = [
-        "--predictor",
-        exps / name,
-        "--model-path",
-        models[backbone],
-        "--prompt",
-        "a cat",
-        "--seeds",
-        "0",
-        "--device",
-        "cpu",
-    ]
-    said = invoke(FAMILY[backbone], *common, "--dtype", "float32", "--outdir", tmp_path / "epd")
+    shape = (SIZES[backbone],) * 2 + (3,)
+    run = f"--predictor {downloads / name} --model-path {models[backbone]} --prompt 'a cat' --seeds 0"
+    run += f" --device cpu --dtype float32 --outdir {tmp_path}"
+    text = invoke(f"{run}/epd", command=FAMILY[backbone])
     depth, evaluations = (16, 24) if backbone == "flux" else (20, 30)
-    assert f"epd from {exps / name}: serial depth {depth}, {evaluations} evaluations" in said
-    assert image_of(tmp_path / "epd").shape == (SIZES[backbone],) * 2 + (3,)
+    assert f"epd from {downloads / name}: serial depth {depth}, {evaluations} evaluations" in text
+    assert image_of(tmp_path / "epd").shape == shape
     if "best" in name:
-        said = invoke(
-            FAMILY[backbone],
-            *common,
-            "--solver",
-            "euler",
-            "--steps-match",
-            "--dtype",
-            "float32",
-            "--outdir",
-            tmp_path / "euler",
-        )
-        assert f"euler: serial depth {depth}" in said
-        assert image_of(tmp_path / "euler").shape == (SIZES[backbone],) * 2 + (3,)
+        text = invoke(f"{run}/euler --solver euler --steps-match", command=FAMILY[backbone])
+        assert f"euler: serial depth {depth}" in text
+        assert image_of(tmp_path / "euler").shape == shape
 
 
-def test_a_published_table_and_its_copy_in_the_own_format_are_one(tmp_path, models, exps):
-    source = load_predictor(exps / "sd3-512/sd3-512-best.pkl")
-    save_predictor(Predictor(source.table, source.spec, flowmatch(11, shift=3.0)), tmp_path / "own.pkl")
-    for path in (exps / "sd3-512/sd3-512-best.pkl", tmp_path / "own.pkl"):
-        arguments = [
-            "--predictor",
-            path,
-            "--model-path",
-            models["sd3-512"],
-            "--prompt",
-            "a cat",
-            "--seeds",
-            "0",
-        ]
-        invoke(sample_sd3.main, *arguments, "--outdir", tmp_path / path.stem)
-    assert np.array_equal(image_of(tmp_path / "sd3-512-best"), image_of(tmp_path / "own"))
+def test_a_published_table_and_its_copy_in_the_own_format_are_one(tmp_path, models, downloads):
+    published, own = downloads / "sd3-512/sd3-512-best.pkl", tmp_path / "own.pkl"
+    source = load_predictor(published)
+    save_predictor(Predictor(source.table, source.spec, flowmatch(11, shift=3.0)), own)
+    for path in (published, own):
+        run = f"--predictor {path} --model-path {models['sd3-512']} --prompt 'a cat' --seeds 0"
+        invoke(run, "--outdir", tmp_path / path.stem, command=sample_sd3.main)
+    assert np.array_equal(image_of(tmp_path / published.stem), image_of(tmp_path / own.stem))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_evaluation_plans_it(monkeypatch, exps, name):
+def test_evaluation_plans_it(monkeypatch, downloads, name):
     monkeypatch.chdir(ROOT)
-    plan = plan_suite(name.split("/")[0], ["euler"], None, {"PREDICTOR": str(exps / name)})
+    plan = plan_suite(name.split("/")[0], ["euler"], None, {"PREDICTOR": str(downloads / name)})
     assert plan.runs[0].settings["depth"] == (16 if name.startswith("flux") else 20)
 
 
-def refused_everywhere(path: Path) -> set[str]:
-    """What each command line that takes a predictor says of one that it must refuse."""
-    commands = [
-        (sample.main, ["--predictor-path", path, "--prompt", "x"]),
-        (sample.main, ["--predictor-path", path, "--prompt", "x", "--backend", "digits"]),
-        (sample.main, ["--predictor-path", path, "--prompt", "x", "--solver", "euler", "--steps-match"]),
-        (sample_sd3.main, ["--predictor", path, "--prompt", "x"]),
-        (sample_flux.main, ["--predictor", path, "--prompt", "x"]),
-        (
-            train,
-            [
-                "--config",
-                ROOT / "training/ppo/cfgs/digits.yaml",
-                "--override",
-                f"data.predictor_snapshot={path}",
-                "--dry-run",
-            ],
-        ),
-    ]
-    said = set()
-    for command, arguments in commands:
-        with pytest.raises(UserError) as caught:
-            invoke(command, *arguments)
-        said.add(str(caught.value))
-    with pytest.raises(UserError) as caught:
+def refusals(path: Path) -> set[str]:
+    """What each command line that takes a predictor prints of one that it must refuse."""
+    lines = {
+        refused(f"--predictor-path {path} --prompt x {more}")
+        for more in ("", "--backend digits", "--solver euler --steps-match")
+    }
+    lines |= {
+        refused(f"--predictor {path} --prompt x", command=command)
+        for command in (sample_sd3.main, sample_flux.main)
+    }
+    config = f"--config {ROOT}/training/ppo/cfgs/digits.yaml --dry-run"
+    lines.add(refused(config, "--override", f"data.predictor_snapshot={path}", command=train))
+    with pytest.raises(UserError) as error:
         plan_suite("sd15", ["euler"], None, {"PREDICTOR": str(path)})
-    return said | {str(caught.value)}
+    return lines | {str(error.value)}
 
 
 @pytest.mark.parametrize("name", PIXELS[::9])
-def test_a_table_of_another_backbone_is_refused_by_name(exps, name):
-    (line,) = refused_everywhere(exps.parent / name)
+def test_a_table_of_another_backbone_is_refused_by_name(downloads, name):
+    (line,) = refusals(downloads.parent / name)
     dataset = name.split("-")[1]
-    assert f"{exps.parent / name} was made for dataset {dataset!r} and records no backbone" in line
+    assert f"{downloads.parent / name} was made for dataset {dataset!r} and records no backbone" in line
     assert "velocity_from_denoiser" in line
-    assert "\n" not in line
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_evaluation_measures_the_best_and_the_distilled_table_of_the_downloads(monkeypatch, exps, name):
-    monkeypatch.chdir(exps.parent)
+def test_evaluation_measures_the_best_and_the_distilled_table_of_the_downloads(monkeypatch, downloads, name):
+    monkeypatch.chdir(downloads.parent)
     expected = {
         kind: f"exps/{name}/{name}-{kind}.pkl"
         for kind in ("best", "distilled")
-        if (exps / name / f"{name}-{kind}.pkl").is_file()
+        if (downloads / name / f"{name}-{kind}.pkl").is_file()
     }
     assert predictors_of(PRESETS[name], {}) == expected
     assert next(iter(expected)) == "best", "what the others are compared with"
@@ -167,57 +110,38 @@ def test_evaluation_measures_the_start_table_where_there_is_no_other(monkeypatch
 
 
 @pytest.mark.parametrize("text", ["sd3-512", "exps/sd3-512", "exps/sd3-512/sd3-512-best.pkl", "42"])
-def test_file_folder_name_and_number_on_each_command_line(tmp_path, monkeypatch, exps, text):
-    """What each command line finds first is the table; then it lacks weights, which is where this
-    test ends.
-    """
-    shutil.copytree(exps / "sd3-512", tmp_path / "exps" / "sd3-512")
-    shutil.copytree(exps / "sd3-512", tmp_path / "exps" / "00042-mine")
+def test_file_folder_name_and_number_on_each_command_line(tmp_path, monkeypatch, downloads, text):
+    """Each command line first looks for the table; then it lacks weights, which is where this test ends."""
+    shutil.copytree(downloads / "sd3-512", tmp_path / "exps" / "sd3-512")
+    shutil.copytree(downloads / "sd3-512", tmp_path / "exps" / "00042-own")
     monkeypatch.chdir(tmp_path)
-    nothing = ["--model-path", "/no/such/model", "--prompt", "x"]
-    for command, option in ((sample.main, "--predictor_path"), (sample_sd3.main, "--predictor")):
-        with pytest.raises(UserError, match="'/no/such/model' not found"):
-            invoke(command, option, text, *nothing)
-    overrides = [
-        "--override",
-        f"data.predictor_snapshot={text}",
-        "--override",
-        "reward.type=digits",
-        "--override",
-        "reward.weights_path=null",
-    ]
-    said = invoke(train, "--config", ROOT / "training/ppo/cfgs/sd3_512.yaml", "--dry-run", *overrides)
-    assert "predictor_snapshot: exps/" in said
-    assert plan_suite("sd3-512", [], None, {"PREDICTOR": text}).runs[0].settings["depth"] == 20
+    for command in (sample.main, sample_sd3.main):
+        line = refused(f"--predictor {text} --model-path /no/such/model --prompt x", command=command)
+        assert "'/no/such/model' not found" in line
+    overrides = (f"data.predictor_snapshot={text}", "reward.type=digits", "reward.weights_path=null")
+    options = [word for override in overrides for word in ("--override", override)]
+    config = f"--config {ROOT}/training/ppo/cfgs/sd3_512.yaml --dry-run"
+    assert "predictor_snapshot: exps/" in invoke(config, *options, command=train)
+    assert plan_suite("sd3-512", [], None, {"PREDICTOR": text}).parts[0].settings["depth"] == 20
 
 
 def test_what_a_file_carries_that_is_unknown_here_is_one_note(tmp_path):
     config = {"resolution": 512, "vae_tiling": True}
     raw = {"r_params": torch.zeros(3, 2), "weight_s": torch.zeros(3, 2)}
     path = write_published(tmp_path / "p.pkl", raw, backend="ldm", backend_config=config)
-    said = invoke(
-        sample.main,
-        "--predictor",
-        path,
-        "--model-path",
-        ROOT / "digits/sd",
-        "--prompt",
-        "x",
-        "--seeds",
-        "0",
-        "--outdir",
-        tmp_path,
-    )
-    assert said.count("note: ") == 2
-    assert f"note: {path}: backend_config.vae_tiling: no such option here, left out" in said
-    assert f"note: {path}: a start table, in which nothing was learned yet; distil first" in said
+    run = f"--predictor {path} --model-path {ROOT}/digits/sd --prompt x --seeds 0 --outdir {tmp_path}"
+    text = invoke(run)
+    assert text.count("note: ") == 2
+    assert f"note: {path}: backend_config.vae_tiling: no such option here, left out" in text
+    assert f"note: {path}: a start table, in which nothing was learned yet; distil first" in text
 
 
 @pytest.mark.parametrize("name", [*NAMES, *(name.removeprefix("exps/") for name in PIXELS)])
-def test_show_and_convert(tmp_path, exps, name):
-    shown = invoke(predictor_command, "show", exps / name)
-    assert f"{exps / name}\n" in shown
+def test_show_and_convert(tmp_path, downloads, name):
+    path, own = downloads / name, tmp_path / "own.pkl"
+    shown = invoke("show", path, command=predictor_command)
+    assert f"{path}\n" in shown
     assert ("nothing was learned yet" in shown) == name.endswith("-start.pkl")
-    invoke(predictor_command, "convert", exps / name, tmp_path / "own.pkl")
-    again = invoke(predictor_command, "show", tmp_path / "own.pkl")
+    invoke("convert", path, own, command=predictor_command)
+    again = invoke("show", own, command=predictor_command)
     assert again.split("dataset_name", 1)[1] == shown.split("dataset_name", 1)[1]

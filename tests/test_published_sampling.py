@@ -4,11 +4,9 @@ layouts and sizes.
 What stands for the weights is given by --model-id, or added behind the command as --model-path.
 """
 
-import json
-from pathlib import Path
+from published import run
 
-import pytest
-from published import make_models, move_in, run
+from .generation.command import manifest
 
 SAMPLE_SD15 = (
     "MASTER_PORT=12345 python sample.py --predictor_path exps/sd15/sd15-best.pkl --prompt-file"
@@ -24,27 +22,12 @@ SAMPLE_FLUX = (
 )
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return make_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def project(tmp_path):
-    """The project's folder after the downloads were copied into it."""
-    return move_in(tmp_path)
-
-
-def manifest(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
-
-
 def test_sample_sd15(project):
     """On the digits' Stable Diffusion: 20 images of 512 pixels take minutes here (tests/test_moving_in.py
     makes one).
     """
-    said = run(project, SAMPLE_SD15, "--model-path", "digits/sd")
-    assert "epd from exps/sd15/sd15-best.pkl: serial depth 20, 30 evaluations an image, guidance 7.5" in said
+    text = run(project, SAMPLE_SD15, "--model-path", "digits/sd")
+    assert "epd from exps/sd15/sd15-best.pkl: serial depth 20, 30 evaluations an image, guidance 7.5" in text
     prompts = (project / "src/prompts/test.txt").read_text().splitlines()
     assert [(r["seed"], r["prompt"]) for r in manifest(project / "samples/sd15")] == list(
         enumerate(prompts[:20])
@@ -53,23 +36,23 @@ def test_sample_sd15(project):
 
 
 def test_sample_sd3(project, models):
-    said = run(project, SAMPLE_SD3, "--model-path", str(models["sd3-1024"]))
-    assert "1 images in samples/sd3" in said
+    text = run(project, SAMPLE_SD3, "--model-path", str(models["sd3-1024"]))
+    assert "1 images in samples/sd3" in text
     assert [r["prompt"] for r in manifest(project / "samples/sd3")] == ["a cat on a red sofa"]
 
 
 def test_sample_flux(project, models):
-    said = run(project, SAMPLE_FLUX.format(model=models["flux"]), "--dtype", "float32")
-    assert "epd from exps/flux/flux-best.pkl: serial depth 16, 24 evaluations" in said
+    text = run(project, SAMPLE_FLUX.format(model=models["flux"]), "--dtype", "float32")
+    assert "epd from exps/flux/flux-best.pkl: serial depth 16, 24 evaluations" in text
 
 
 def test_the_empty_prompt_stands_in_for_none_with_a_note(project, models):
-    said = run(
+    text = run(
         project,
         "python sample_sd3.py --resolution 512 --seeds 0 --outdir samples/none",
         "--model-path",
         str(models["sd3-512"]),
     )
-    assert "epd from exps/sd3-512/sd3-512-best.pkl" in said
-    assert "note: neither --prompt nor --prompt-file is given: the empty prompt is used" in said
+    assert "epd from exps/sd3-512/sd3-512-best.pkl" in text
+    assert "note: neither --prompt nor --prompt-file is given: the empty prompt is used" in text
     assert [r["prompt"] for r in manifest(project / "samples/none")] == [""]

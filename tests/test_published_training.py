@@ -4,8 +4,7 @@ layouts and sizes.
 What stands for the weights is given through FLUX_MODEL_PATH, or added behind the command as --override.
 """
 
-import pytest
-from published import make_models, move_in, run
+from published import run
 
 from solvers import load_predictor
 
@@ -39,45 +38,49 @@ SMALLER = {  # the same step in a configuration file
 }
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return make_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def project(tmp_path):
-    """The project's folder after the downloads were copied into it."""
-    return move_in(tmp_path)
-
-
 def overrides(*texts: str) -> list[str]:
     return [part for text in texts for part in ("--override", text)]
 
 
 def test_train_sd3(project, models):
     options = overrides(*TINY, f"model.backend_options.model_name_or_path={models['sd3-1024']}")
-    said = run(project, TRAIN_SD3, *options)
+    text = run(project, TRAIN_SD3, *options)
     (folder,) = (project / "exps").glob("*-sd3_1024")
-    assert f"run folder: exps/{folder.name}" in said
+    assert f"run folder: exps/{folder.name}" in text
     resolved = (folder / "configs/resolved_config.yaml").read_text()
     assert "predictor_snapshot: exps/sd3-1024/sd3-1024-distilled.pkl" in resolved
-    assert (
-        load_predictor(folder / "export/network-snapshot-export-best.pkl").spec.backend_config["resolution"]
-        == 1024
-    )
+    spec = load_predictor(folder / "export/network-snapshot-export-best.pkl").spec
+    assert spec.backend_config["resolution"] == 1024
+
+
+def test_train_flux_script(project, models):
+    """From the downloaded start table to an exported predictor, with the variables that the script reads."""
+    text = (project / "training/ppo/cfgs/flux_dev.yaml").read_text()
+    for old, new in SMALLER.items():
+        assert old in text
+        text = text.replace(old, new)
+    (project / "tiny.yaml").write_text(text)
+    (project / "prompts.txt").write_text("".join(f"a cat number {n}\n" for n in range(7)))
+    variables = {
+        "FLUX_MODEL_PATH": str(models["flux"]),
+        "FLUX_CONFIG": "tiny.yaml",
+        "FLUX_PROMPT_CSV": "prompts.txt",
+        "FLUX_RUN_NAME": "tiny",
+        "FLUX_MAX_STEPS": "1",
+        "FLUX_EXPORT_CHECKPOINT": "step000001.pt",
+    }
+    text = run(project, TRAIN_FLUX_SCRIPT, **variables)
+    assert "network-snapshot-export-step000001.pkl" in text
+    (folder,) = (project / "exps").glob("*-tiny")
+    assert (folder / "export/export-manifest-step000001.json").is_file()
+    assert load_predictor(folder / "export/network-snapshot-export-best.pkl").spec.backend == "flux"
+    resolved = (folder / "configs/resolved_config.yaml").read_text()
+    assert "predictor_snapshot: exps/flux/flux-start.pkl" in resolved
+    assert "prompt_csv: prompts.txt" in resolved
 
 
 def test_train_flux(project, models):
-    """The script with the environment that it reads, and the single command: that one as a dry run, since the
-    script runs it whole.
-    """
-    tiny = (project / "training/ppo/cfgs/flux_dev.yaml").read_text()
-    for old, new in SMALLER.items():
-        assert old in tiny
-        tiny = tiny.replace(old, new)
-    (project / "tiny.yaml").write_text(tiny)
-    variables = {"FLUX_MODEL_PATH": str(models["flux"]), "FLUX_CONFIG": "tiny.yaml", "FLUX_MAX_STEPS": "1"}
-    assert "network-snapshot-export-" in run(project, TRAIN_FLUX_SCRIPT, **variables)
-    said = run(project, TRAIN_FLUX, "--dry-run", FLUX_MODEL_PATH=str(models["flux"]))
-    assert "# dry run, a step: 64 images" in said
-    assert "predictor_snapshot: exps/flux/flux-start.pkl" in said
+    """The single command, as a dry run: the script runs it whole."""
+    text = run(project, TRAIN_FLUX, "--dry-run", FLUX_MODEL_PATH=str(models["flux"]))
+    assert "# dry run, a step: 64 images" in text
+    assert "predictor_snapshot: exps/flux/flux-start.pkl" in text

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import UserError
 from common.prompts import parse_seeds, read_prompts
-from solvers import UserError
 
-PROMPTS = Path(__file__).parent.parent.parent / "src" / "prompts"
+PROMPTS = Path(__file__).parents[2] / "src" / "prompts"
 
 
 def caption(image: object, text: object) -> dict:
@@ -71,3 +71,45 @@ def test_the_projects_own_prompts():
     assert len({p.casefold() for p in train + test}) == 450
     for part, prompts in (("train", train), ("test", test)):
         assert (PROMPTS / f"{part}.txt").read_text(encoding="utf-8") == "".join(f"{p}\n" for p in prompts)
+
+
+def test_seeds_and_ranges_of_seeds():
+    assert parse_seeds("0,3,10-12") == [0, 3, 10, 11, 12]
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("a", "'a'"),
+        ("5-3", "reversed"),
+        ("1,1", "twice"),
+        ("", "neither"),
+        ("-3", "neither"),
+        ("²", "neither"),
+        (str(2**32), "too large"),
+    ],
+)
+def test_other_seeds_are_refused(text, word):
+    with pytest.raises(UserError, match=word):
+        parse_seeds(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "prompts"),
+    [
+        ("a.csv", 'id,caption,text\n1,"no, this","yes, this"\n2,no,second\n', ["yes, this", "second"]),
+        ("b.txt", "\ufeffone\n\n  two \n", ["one", "two"]),
+        ("c.csv", 'text,other\n"two\nlines",1\n,2\nlast,3,4,5\n', ["two\nlines", "last"]),
+    ],
+)
+def test_prompts_of_a_file(tmp_path, name, content, prompts):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert read_prompts(tmp_path / name, "--prompt-file") == prompts
+
+
+def test_a_file_without_prompts_is_refused(tmp_path):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    for name in ("empty.txt", "binary.txt", "missing.txt"):
+        with pytest.raises(UserError, match=name):
+            read_prompts(tmp_path / name, "--prompt-file")

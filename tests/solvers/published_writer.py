@@ -137,7 +137,7 @@ def solver_function(name: str) -> Callable:
 
 
 def storage_stream(storage: torch.TypedStorage, location: str = "cpu") -> bytes:
-    """A storage as a legacy torch stream that says it was at `location`."""
+    """A storage as a legacy torch stream that records `location`."""
     file = io.BytesIO()
     torch.save(storage, file, _use_new_zipfile_serialization=False)
     here, there = (b"X" + len(s).to_bytes(4, "little") + s for s in (b"cpu", location.encode()))
@@ -198,10 +198,10 @@ class _Globals(pickle.Unpickler):
 
     def __init__(self, content: bytes):
         super().__init__(io.BytesIO(content))
-        self.found: set[str] = set()
+        self.names: set[str] = set()
 
     def find_class(self, module, name):
-        self.found.add(f"{module}.{name}")
+        self.names.add(f"{module}.{name}")
         return type(
             "Anything",
             (),
@@ -210,10 +210,10 @@ class _Globals(pickle.Unpickler):
 
 
 def globals_of(content: bytes) -> set[str]:
-    """The names of the globals in a pickle, found without importing any."""
+    """The names of the globals in a pickle, without importing any."""
     unpickler = _Globals(content)
     unpickler.load()
-    return unpickler.found
+    return unpickler.names
 
 
 def write_published(path: Path, raw: dict[str, Tensor], stream=storage_stream, **options) -> Path:

@@ -189,5 +189,5 @@ def test_a_row_without_any_weight_is_0():
         torch.tensor([0.0, 1.0]).double(),
         ((0,),),
     )
-    found = sample(tableau, lambda x, sigma: x + 3, torch.full((1, 2), 5.0), torch.tensor([1.0, 0.5]))
-    assert found.tolist() == [[3.0, 3.0]]
+    state = sample(tableau, lambda x, sigma: x + 3, torch.full((1, 2), 5.0), torch.tensor([1.0, 0.5]))
+    assert state.tolist() == [[3.0, 3.0]]

@@ -178,7 +178,7 @@ def test_single_gaussian_has_the_closed_form():
 
 @pytest.mark.parametrize(("flow", "start", "end"), [(False, 6.0, 0.05), (True, 1.0, 0.05)])
 def test_quantiles_are_the_flow(flow, start, end):
-    """The exact solution of the other tests solves the ODE, says an adaptive method of order 8."""
+    """The exact solution of the other tests solves the ODE, by an adaptive method of order 8."""
     mixture = Mixture(flow=flow)
     x = mixture.quantile(QUANTILES, start)
 

@@ -52,17 +52,17 @@ def both(make, solver, steps, **options):
     x = start if exploding else start / scale(sigmas[0])
     for t in scheduler.timesteps:
         x = scheduler.step(network(scheduler.scale_model_input(x, t), t.double()), t, x).prev_sample
-    theirs = x if exploding else x * scale(sigmas[-1])
+    reference = x if exploding else x * scale(sigmas[-1])
 
     def velocity(y, sigma):
         return network(y / scale(sigma), 1000 * noise_schedule.t(sigma) - 1)
 
-    return theirs, sample(solver, velocity, start, sigmas)
+    return reference, sample(solver, velocity, start, sigmas)
 
 
 def assert_equal(results, tolerance):
-    theirs, ours = results
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * theirs.abs().max().item())
+    reference, ours = results
+    torch.testing.assert_close(ours, reference, rtol=0, atol=tolerance * reference.abs().max().item())
 
 
 @pytest.mark.parametrize("steps", [4, 10, 20])

@@ -113,7 +113,7 @@ def test_unipc_2_predicts_as_dpmpp_2(degree):
 
 @pytest.mark.parametrize(("order", "degree"), [(2, 1), (3, 2), (1, 0)])
 def test_a_higher_degree_is_not_exact(order, degree):
-    """The tests above can tell: beyond its degree a predictor errs by far more than rounding."""
+    """The tests above are sharp: beyond its degree a predictor errs by far more than rounding."""
     problem = PolynomialData(degree + 1)
     assert (problem.step(UniPC(order))[0] - problem.state(SIGMAS[4])).abs() > 1e-4
 

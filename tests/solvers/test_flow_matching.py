@@ -79,7 +79,7 @@ def test_exponential_solvers_told_of_the_flow_do_not_see_the_parametrisation(cls
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("cls", [DPMpp, UniPC])
 def test_they_start_from_pure_noise(cls, order):
-    """At sigma 1 half the log SNR is infinite; what is found is the limit of starts ever nearer to it."""
+    """At sigma 1 half the log SNR is infinite; this is the limit of starts ever nearer to it."""
     x = FLOW.quantile(QUANTILES, times(7)[0])
     ends = [
         sample(cls(order, flow=True), FLOW.velocity, x, polynomial(8, END, start))

@@ -158,10 +158,7 @@ def test_secrets_are_never_saved(tmp_path):
     assert (
         copy.spec.backend_config
         == copy.provenance["config"]
-        == {
-            "resolution": 512,
-            "list": [{"deep": {}}, [{}]],
-        }
+        == {"resolution": 512, "list": [{"deep": {}}, [{}]]}
     )
     (tmp_path / "q.pkl").write_bytes(own(spec=asdict(SPEC) | {"backend_config": nested}, provenance=nested))
     assert "hf_" not in str(load_predictor(tmp_path / "q.pkl"))
@@ -545,13 +542,13 @@ def run_here(monkeypatch, capsys):
     return start
 
 
-def test_show_prints_the_table(tmp_path):
+def test_show_prints_the_table(tmp_path, run_here):
     note = "\x1b[2J\ud800\nspoof"
     scaled = TABLE | {"scale_time": [[1.5, 1], [1, 1]]}
     (tmp_path / "p.pkl").write_bytes(
         own(**with_spec(dataset_name=note), provenance={note: note}, table=scaled)
     )
-    status, out, err = run("show", tmp_path / "p.pkl")
+    status, out, err = run_here("show", tmp_path / "p.pkl")
     assert (status, err) == (0, "")
     assert out.isascii()
     assert "\x1b" not in out
@@ -582,15 +579,15 @@ def test_show_a_tableau(tmp_path, run_here):
 def test_convert(tmp_path, run_here):
     source = writer.write_published(tmp_path / "p.pkl", {"r_params": torch.zeros(3, 2)})
     target = tmp_path / "q.pkl"
-    status, out, err = run("convert", source, target)
+    status, out, err = run_here("convert", source, target)
     assert (status, out.strip(), err) == (0, f"wrote {target}", "")
     assert_same(load_predictor(target), load_predictor(source))
-    target.write_bytes(b"mine")
+    target.write_bytes(b"other")
     status, out, err = run_here("convert", source, target)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("error: ")
     assert "--force" in err
-    assert target.read_bytes() == b"mine"
+    assert target.read_bytes() == b"other"
     assert run_here("convert", source, target, "--force")[0] == 0
     assert_same(load_predictor(target), load_predictor(source))
 

@@ -186,11 +186,11 @@ def test_older_files_miss_attributes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "student, told, order", [("ipndm", 3, 3), ("ipndm", 2, 2), ("ipndm", None, 4), ("epd", 3, 1)]
+    "student, recorded, order", [("ipndm", 3, 3), ("ipndm", 2, 2), ("ipndm", None, 4), ("epd", 3, 1)]
 )
-def test_only_the_plugin_extrapolates(tmp_path, student, told, order):
+def test_only_the_plugin_extrapolates(tmp_path, student, recorded, order):
     predictor = load_predictor(
-        write_published(tmp_path / "p.pkl", raw_arrays(), sampler_stu=student, max_order=told, afs=True)
+        write_published(tmp_path / "p.pkl", raw_arrays(), sampler_stu=student, max_order=recorded, afs=True)
     )
     assert predictor.spec.max_order == predictor.solver().max_order == order
     assert predictor.solver().afs is True

@@ -144,10 +144,10 @@ def test_a_table_of_another_backbone_samples_ones_own_denoiser(folder, name):
     assert (len(nodes), nodes[0].item(), nodes[-1].item()) == (predictor.spec.num_steps, 80.0, 0.002)
     mixture = Mixture()
     start = 80 * noise(256, 1)
-    found = sample(predictor.solver(), velocity_from_denoiser(mixture.denoiser), start, nodes)
+    states = sample(predictor.solver(), velocity_from_denoiser(mixture.denoiser), start, nodes)
     exact = mixture.solve(start, nodes[0], nodes[-1])
-    assert torch.corrcoef(torch.stack([found[:, 0], exact[:, 0]]))[0, 1] > 0.95
-    assert (found - exact).square().mean().sqrt() < exact.std() / (1 if len(nodes) == 3 else 2)
+    assert torch.corrcoef(torch.stack([states[:, 0], exact[:, 0]]))[0, 1] > 0.95
+    assert (states - exact).square().mean().sqrt() < exact.std() / (1 if len(nodes) == 3 else 2)
 
 
 def test_nodes_that_the_ends_do_not_decide(folder, tmp_path):
@@ -181,20 +181,19 @@ def test_a_folder_of_downloads_is_its_best_table(folder, tmp_path):
     }
     assert resolve_predictor_path("sd15", exps, ("distilled", "start", "best")).name == "sd15-distilled.pkl"
     assert resolve_predictor_path("17", exps).parent.name.startswith("00017-cifar10")
-    mine = tmp_path / "sd15"
     write_released(tmp_path, ["exps/sd15/sd15-start.pkl"])
-    mine = tmp_path / "exps/sd15"
-    assert resolve_predictor_path(str(mine)).name == "sd15-start.pkl"
-    newest = mine / "network-snapshot-export-step000100.pkl"
-    newest.write_bytes((mine / "sd15-start.pkl").read_bytes())
-    assert resolve_predictor_path(str(mine)) == newest
-    (mine / "distilled.pkl").write_bytes(newest.read_bytes())
-    assert resolve_predictor_path(str(mine)).name == "distilled.pkl"
-    (mine / "other-distilled.pkl").write_bytes(newest.read_bytes())
+    folder = tmp_path / "exps/sd15"
+    assert resolve_predictor_path(str(folder)).name == "sd15-start.pkl"
+    newest = folder / "network-snapshot-export-step000100.pkl"
+    newest.write_bytes((folder / "sd15-start.pkl").read_bytes())
+    assert resolve_predictor_path(str(folder)) == newest
+    (folder / "distilled.pkl").write_bytes(newest.read_bytes())
+    assert resolve_predictor_path(str(folder)).name == "distilled.pkl"
+    (folder / "other-distilled.pkl").write_bytes(newest.read_bytes())
     with pytest.raises(
         PredictorError, match=r"several distilled tables: distilled\.pkl, other-distilled\.pkl"
     ):
-        resolve_predictor_path(str(mine))
+        resolve_predictor_path(str(folder))
 
 
 def test_the_published_names_of_our_own_tables(tmp_path):

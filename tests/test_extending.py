@@ -1,0 +1,134 @@
+"""docs/extending.md, carried out: its files join the packages, its lines the registries, and what they add is
+used.
+"""
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backends import load_backend, registry
+from common import plugins
+from common.errors import UserError
+from generation.generate import run_request
+from generation.output import Output
+from generation.request import PromptOptions, SamplingRequest
+from solvers import BASELINES, Predictor, SolverTable, Spec, load_predictor, polynomial, save_predictor
+
+from .generation.command import invoke, manifest, pixels, refused
+
+sys.path.insert(0, str(Path(__file__).parent / "solvers"))
+from test_convergence import STEPS, TOLERANCE, edm, measured_order
+
+PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+BLOCKS = dict(re.findall(r"```python\n# ([^\n]+)\n(.*?)```", PAGE, flags=re.DOTALL))
+RED = [1.0, 0.0, 0.0]
+
+
+class Project:
+    """The packages with the page's files in them, for one test."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        self.folder, self.monkeypatch = folder, monkeypatch
+
+    def write(self, path: str):
+        """Write a file of the page, and import it as the module that it is in the project."""
+        file = self.folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(BLOCKS[path], encoding="utf-8")
+        package = importlib.import_module(file.parent.name)
+        self.monkeypatch.setattr(package, "__path__", [*package.__path__, str(file.parent)])
+        name = f"{file.parent.name}.{file.stem}"
+        self.monkeypatch.setitem(sys.modules, name, None)  # so that it is taken out again
+        del sys.modules[name]
+        return importlib.import_module(name)
+
+    def register(self, block: str, entries: dict, **names: object) -> None:
+        """Add a line of the page to a registry."""
+        added = eval(f"{{{BLOCKS[block]}}}", names)
+        assert not added.keys() & entries.keys()
+        for name, value in added.items():
+            self.monkeypatch.setitem(entries, name, value)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    return Project(tmp_path / "project", monkeypatch)
+
+
+@pytest.fixture
+def colours(project):
+    """The page's backbone, in its registry."""
+    project.write("backends/colours.py")
+    project.register("backends/registry.py, in MODULES", registry.MODULES)
+
+
+@pytest.fixture
+def own_files(tmp_path, monkeypatch):
+    """A folder of the user's with the backbone and the solver in one file, and nothing allowed yet."""
+    code = BLOCKS["backends/colours.py"] + BLOCKS["solvers/midpoint.py"]
+    (tmp_path / "my_extension.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(plugins, "_allowed", set())
+    yield tmp_path
+    sys.modules.pop("my_extension", None)
+
+
+def colour_of(folder: Path) -> list[float]:
+    """The mean colour of a folder's images, from 0 to 1."""
+    return (np.stack(list(pixels(folder).values())).mean((0, 1, 2)) / 255).round(1).tolist()
+
+
+def test_a_backbone_is_a_module_and_a_line(tmp_path, colours):
+    request = SamplingRequest(backend="colours", solver="heun", num_steps=8, finish="denoise")
+    run_request(request, [0, 1, 2], PromptOptions("red", None), "cpu", Output(tmp_path / "out"))
+    assert colour_of(tmp_path / "out") == pytest.approx(RED, abs=0.11)
+    assert manifest(tmp_path / "out")[0]["backbone"] == "colours: colours of standard deviation 0.3"
+
+
+def test_its_options_are_checked_and_a_learned_table_records_it(tmp_path, colours):
+    with pytest.raises(UserError, match="standard deviation of a pixel"):
+        load_backend(Spec(backend="colours", backend_config={"std": "wide"}), "cpu")
+    backend = load_backend(Spec(backend="colours", backend_config={"std": 0.1}), "cpu")
+    spec = Spec(backend="colours", num_steps=4, guidance_rate=3.0, schedule_type="polynomial")
+    save_predictor(Predictor(SolverTable.uniform(3, 2), spec, backend.sigmas(spec)), tmp_path / "p.pkl")
+    assert load_predictor(tmp_path / "p.pkl").spec.backend == "colours"
+
+
+def test_a_solver_is_a_class_a_line_and_its_order(tmp_path, project):
+    midpoint = project.write("solvers/midpoint.py").Midpoint
+    project.register("solvers/baselines.py, in BASELINES", BASELINES, Midpoint=midpoint)
+    ((_, make, order),) = [
+        eval(BLOCKS["tests/solvers/test_convergence.py, in ONE_STEP"], {"Midpoint": midpoint})
+    ]
+    assert measured_order(make, edm, STEPS) == pytest.approx(order, abs=TOLERANCE)
+    request = SamplingRequest(backend="gaussian", solver="midpoint", num_steps=4)
+    run_request(request, [0], PromptOptions("x", None), "cpu", Output(tmp_path / "out"))
+    assert (manifest(tmp_path / "out")[0]["solver"], manifest(tmp_path / "out")[0]["depth"]) == (
+        "midpoint",
+        6,
+    )
+
+
+def test_own_code_is_named_on_the_command_line(own_files):
+    run = "--backend my_extension:FAMILY --num-steps 8 --finish denoise --prompt red --seeds 0-2 --device cpu"
+    invoke(f"{run} --solver my_extension:Midpoint --outdir out")
+    assert colour_of(own_files / "out") == pytest.approx(RED, abs=0.11)
+    record = manifest(own_files / "out")[0]
+    assert (record["solver"], record["evaluations"]) == ("my_extension:Midpoint", 15)
+    assert "is a Family, expected a Solver" in refused(f"{run} --solver my_extension:FAMILY")
+    assert "cannot be loaded" in refused(f"{run} --solver my_extension:Missing")
+
+
+def test_own_code_is_not_run_because_a_file_names_it(own_files):
+    spec = Spec(backend="my_extension:FAMILY", num_steps=4, guidance_rate=1.0, schedule_type="polynomial")
+    save_predictor(Predictor(SolverTable.uniform(3, 2), spec, polynomial(4, 0.02, 10.0)), Path("p.pkl"))
+    run = "--predictor p.pkl --prompt red --seeds 0 --device cpu --outdir out"
+    assert "would run code of my_extension.py" in refused(run)
+    assert "my_extension" not in sys.modules
+    invoke(f"{run} --backend my_extension:FAMILY")
+    assert colour_of(own_files / "out")[0] > 0.8
