@@ -158,7 +158,7 @@ def resolve_learned(
         raise UserError("--steps-match fits a baseline to the predictor; choose a --solver other than epd")
     whole = isinstance(predictor.table, Tableau)
     fixed = predictor.sigmas is not None and not whole and not predictor.provenance.get("learned_sigmas")
-    name = "tableau" if whole else "epd"
+    name = predictor.kind.solver_name
     notes = predictor.notices()
     return ResolvedRequest(request, spec, name, predictor.solver(), path, predictor.sigmas, fixed, notes)
 

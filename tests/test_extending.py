@@ -3,20 +3,28 @@ used.
 """
 
 import importlib
+import json
 import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+import rewards
 from backends import load_backend, registry
 from common import plugins
 from common.errors import UserError
 from generation.generate import run_request
 from generation.output import Output
 from generation.request import PromptOptions, SamplingRequest
+from rewards import load_reward
 from solvers import BASELINES, Predictor, SolverTable, Spec, load_predictor, polynomial, save_predictor
+from solvers.predictor import kinds
+from solvers.predictor.__main__ import main as predictor_command
+from training.distill.launch import main as distill
+from training.distill.students import STUDENTS
 
 from .generation.command import invoke, manifest, pixels, refused
 
@@ -26,6 +34,16 @@ from test_convergence import STEPS, TOLERANCE, edm, measured_order
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"```python\n# ([^\n]+)\n(.*?)```", PAGE, flags=re.DOTALL))
 RED = [1.0, 0.0, 0.0]
+DISTILLATION = """
+backend: {name: gaussian}
+guidance_scale: 1.0
+nodes: {num_steps: 7, schedule: polynomial}
+student: {kind: dpm2_table, start: equal}
+teacher: {inner: 15, check: 0}
+bank: {folder: banks, prompts: prompts.txt, pairs: 16, heldout_pairs: 16}
+train: {steps: 8, batch: 16, chunk: 16, lr: 0.3}
+evaluation: {interval: 4, baselines: [euler], schedules: [polynomial], tuning_pairs: 8, depths: [12]}
+"""
 
 
 class Project:
@@ -39,16 +57,22 @@ class Project:
         file = self.folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(BLOCKS[path], encoding="utf-8")
-        package = importlib.import_module(file.parent.name)
+        parent = ".".join(Path(path).parent.parts)
+        package = importlib.import_module(parent)
         self.monkeypatch.setattr(package, "__path__", [*package.__path__, str(file.parent)])
-        name = f"{file.parent.name}.{file.stem}"
+        name = f"{parent}.{file.stem}"
         self.monkeypatch.setitem(sys.modules, name, None)  # so that it is taken out again
         del sys.modules[name]
         return importlib.import_module(name)
 
     def register(self, block: str, entries: dict, **names: object) -> None:
-        """Add a line of the page to a registry."""
-        added = eval(f"{{{BLOCKS[block]}}}", names)
+        """Add a line of the page to a registry: an entry, or an object that has its name."""
+        line = BLOCKS[block].strip()
+        if line.startswith('"'):
+            added = eval(f"{{{line}}}", names)
+        else:
+            value = eval(line, names)
+            added = {value.name: value}
         assert not added.keys() & entries.keys()
         for name, value in added.items():
             self.monkeypatch.setitem(entries, name, value)
@@ -112,6 +136,39 @@ def test_a_solver_is_a_class_a_line_and_its_order(tmp_path, project):
         "midpoint",
         6,
     )
+
+
+def test_a_reward_is_a_class_and_a_line(project):
+    project.write("rewards/redness.py")
+    project.register("rewards/registry.py, in CLASSES", rewards.registry.CLASSES)
+    images = torch.zeros(2, 3, 4, 4)
+    images[0, 0] = images[1, 2] = 1
+    reward = load_reward("redness", {"scale": 2.0}, "cpu")
+    assert reward(images, ["", ""]).tolist() == [2.0, -1.0]
+    assert reward.protocol()["options"] == {"scale": 2.0}
+    with pytest.raises(UserError, match="unknown option 'scales'"):
+        load_reward("redness", {"scales": 2.0}, "cpu")
+
+
+def test_a_learned_solver_is_four_files(tmp_path, project, monkeypatch):
+    """It is distilled, exported, shown and sampled."""
+    added = {"DPM2Table": project.write("solvers/dpm2_table.py").DPM2Table}
+    exec(BLOCKS["solvers/predictor/kinds.py"], namespace := vars(kinds) | added)
+    project.register("solvers/predictor/kinds.py, in KINDS", kinds.KINDS, **namespace)
+    student = project.write("training/distill/students/dpm2_table.py")
+    project.register("training/distill/students/__init__.py, in STUDENTS", STUDENTS, **vars(student))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(DISTILLATION)
+    (tmp_path / "prompts.txt").write_text("".join(f"prompt {n}\n" for n in range(20)))
+    invoke("--config run.yaml --run-name toy --exps exps --device cpu", command=distill)
+    (run,) = (tmp_path / "exps").iterdir()
+    records = [json.loads(line) for line in (run / "logs/metrics.jsonl").read_text().splitlines()]
+    errors = [r["heldout"] for r in records if "heldout" in r]
+    assert errors[-1] < errors[0] / 2
+    assert "dpm2_table" in invoke("show", run, command=predictor_command)
+    text = invoke(f"--predictor {run} --seeds 0 --prompt x --device cpu --outdir out")
+    assert "dpm2_table from " in text
+    assert "serial depth 12, 12 evaluations" in text
 
 
 def test_own_code_is_named_on_the_command_line(own_files):

@@ -19,7 +19,7 @@ from .safe_pickle import PredictorError, check_size, read_pickle
 from .spec import spec_from
 
 FORMAT = "epd-predictor/1"
-KEYS = {"format", *KINDS, "sigmas", "spec", "provenance"}
+KEYS = {"format", "sigmas", "spec", "provenance"}  # and the name of a kind
 
 
 def save_predictor(predictor: Predictor, path: str | Path) -> None:
@@ -71,7 +71,7 @@ def _from_document(document: dict) -> Predictor:
             " read it"
         )
     check_size(document)
-    unknown = set(document) - KEYS
+    unknown = set(document) - KEYS - set(KINDS)
     if unknown:
         raise PredictorError(f"unknown key {min(map(brief, unknown))}")
     held = [kind for name, kind in KINDS.items() if name in document]
