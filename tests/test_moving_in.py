@@ -122,7 +122,7 @@ def test_file_folder_name_and_number_on_each_command_line(tmp_path, monkeypatch,
     options = [word for override in overrides for word in ("--override", override)]
     config = f"--config {ROOT}/training/ppo/cfgs/sd3_512.yaml --dry-run"
     assert "predictor_snapshot: exps/" in invoke(config, *options, command=train)
-    assert plan_suite("sd3-512", [], None, {"PREDICTOR": text}).parts[0].settings["depth"] == 20
+    assert plan_suite("sd3-512", [], None, {"PREDICTOR": text}).runs[0].settings["depth"] == 20
 
 
 def test_what_a_file_carries_that_is_unknown_here_is_one_note(tmp_path):

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from solvers import PredictorError
 from solvers.predictor.reading import printable
+
+from solvers import PredictorError
 
 from ..tables import read_json, scheduler_config
 from . import epd_scheduler

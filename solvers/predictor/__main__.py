@@ -65,7 +65,9 @@ def convert(source: str, target: Path, force: bool) -> None:
 @main.command()
 @click.argument("predictors", nargs=-1, required=True, metavar="PREDICTOR...")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--model", type=click.Path(path_type=Path), required=True, help="Pipeline folder that will use them.")
+@click.option(
+    "--model", type=click.Path(path_type=Path), required=True, help="Pipeline folder that will use them."
+)
 @click.option("--pipeline", is_flag=True, help="Write a copy of the whole pipeline, not its scheduler alone.")
 def to_diffusers(predictors: tuple[str, ...], out: Path, model: Path, pipeline: bool) -> None:
     """Write PREDICTOR... as a diffusers scheduler folder OUT, with a model card."""
@@ -79,11 +81,17 @@ def to_diffusers(predictors: tuple[str, ...], out: Path, model: Path, pipeline: 
 @main.command()
 @click.argument("predictors", nargs=-1, required=True, metavar="PREDICTOR...")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--model", type=click.Path(path_type=Path), help="Pipeline folder, for predictors that record no nodes.")
+@click.option(
+    "--model", type=click.Path(path_type=Path), help="Pipeline folder, for predictors that record no nodes."
+)
 def to_comfyui(predictors: tuple[str, ...], out: Path, model: Path | None) -> None:
-    """Write PREDICTOR... as JSON tables to OUT; where that is a ComfyUI installation, with the node that reads them."""
+    """Write PREDICTOR... as JSON tables to OUT; where that is a ComfyUI installation, with the node that
+    reads them.
+    """
     export = import_module("integrations.comfyui_export").export
-    for file in export(predictors, out, model and import_module("integrations.tables").scheduler_config(model)):
+    for file in export(
+        predictors, out, model and import_module("integrations.tables").scheduler_config(model)
+    ):
         click.echo(f"wrote {file}")
 
 
