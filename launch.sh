@@ -17,6 +17,7 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
            NAME one of sd15, sd3-512, sd3-1024, flux, digits, digits-sd3, digits-flux; PROMPT_FILE, SEEDS, OUTDIR, MODEL_ID or
            FLUX_MODEL_PATH, and PREDICTOR, RUN_DIR or RUN_NAME in the environment change what; writes samples/eval/NAME/report.html
   show     print a predictor: ./launch.sh show exps/digits
+  docs     render the documentation into build/site
   floors   install the lowest versions of all dependencies in .venv-floors and try everything with them (gigabytes, minutes)
   build    train the digits backbone, its judge and its reward again (minutes)
 
@@ -94,6 +95,7 @@ case "$command" in
     train) configured training/ppo "$@" ;;
     eval) setup && exec .venv/bin/python -m evaluation.suite "$@" ;;
     show) setup && exec .venv/bin/python -m solvers.predictor show "$@" ;;
+    docs) setup && .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[docs]' && exec .venv/bin/mkdocs build --strict "$@" ;;
     floors) python=$(interpreter) && exec "$python" tests/floors.py ;;
     build) setup && exec .venv/bin/python -m digits.build "$@" ;;
     -h | --help | help) usage ;;

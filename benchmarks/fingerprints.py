@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
+import torch
 
 from common.errors import run_command
 from solvers import UserError, load_predictor
@@ -81,7 +82,7 @@ def of_table(path: Path) -> str:
     arrays = {k: v for k, v in vars(predictor.table).items() if v is not None} | {
         "sigmas_of_file": predictor.sigmas
     }
-    numbers = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in arrays.items()}
+    numbers = {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in arrays.items()}
     return digest([json.dumps(numbers, sort_keys=True).encode()])
 
 
@@ -122,13 +123,15 @@ def cases(work: Path, tables: dict[str, Path]) -> dict[str, Callable[[], str]]:
     bank = f"bank.folder={work / 'banks'}"
     distill = (bank, *SMALL_BANK, *SMALL_TRAIN, BASELINES)
     learned = {name: path for name, path in tables.items() if name not in ("sd3", "flux")}
-    found = {
+    computations = {
         f"sample {name}": lambda n=name: sample(f"sample {n}", "--predictor-path", str(tables[n]))
         for name in learned
     }
     for name in SOLVERS:
-        found[f"solver {name}"] = lambda n=name: sample(f"solver {n}", "--solver", n, "--num-steps", "7")
-    found |= {
+        computations[f"solver {name}"] = lambda n=name: sample(
+            f"solver {n}", "--solver", n, "--num-steps", "7"
+        )
+    computations |= {
         "finish": lambda: sample(
             "finish", "--solver", "dpmpp", "--num-steps", "5", "--finish", "denoise", "--grid"
         ),
@@ -157,7 +160,7 @@ def cases(work: Path, tables: dict[str, Path]) -> dict[str, Callable[[], str]]:
         ),
         "evaluation": scores,
     }
-    return found
+    return computations
 
 
 @click.command()

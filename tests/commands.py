@@ -20,7 +20,7 @@ LAUNCHERS = {  # a subcommand of launch.sh: the module that gets its options
     "train": "training.ppo.launch",
     "eval": "evaluation.suite",
     "show": "solvers.predictor",
-    "demo": "benchmarks.compare_solvers",
+    "demo": "benchmarks.quality.compare_solvers",
     "build": "digits.build",
 }
 CONFIGURED = {"distill": "training/distill/cfgs", "train": "training/ppo/cfgs"}
@@ -76,6 +76,8 @@ def run_of(line: str) -> Run | None:
         while words and words[0].startswith("--"):
             words.pop(0)
     if words[0] == "-c":
+        return None
+    if words == ["-m"]:  # the program alone, in prose
         return None
     if words[0] == "-m":
         return Run(words[1], words[2:])

@@ -19,11 +19,17 @@ BANNED = re.compile(
 ECOSYSTEM = {  # signatures that others call, and whose they are
     ("solvers/solver.py", "sample"): "a k-diffusion sampler's, with finish",
     ("integrations/k_diffusion/sample_epd.py", "sample_epd"): "a k-diffusion sampler's",
+    ("integrations/k_diffusion/sample_epd.py", "_denoise"): "what a k-diffusion sampler passes on",
+    ("integrations/comfyui/sample_epd.py", "sample_epd"): "a k-diffusion sampler's",
+    ("integrations/comfyui/sample_epd.py", "_denoise"): "what a k-diffusion sampler passes on",
+    ("integrations/comfyui/sampling.py", "sample"): "a ComfyUI sampler function's",
     ("integrations/diffusers/epd_scheduler.py", "__init__"): "a diffusers scheduler's configuration",
     ("integrations/diffusers/epd_scheduler.py", "step"): "a diffusers scheduler's",
     ("integrations/diffusers/epd_scheduler.py", "set_timesteps"): "a diffusers scheduler's",
 }
-LONG_FILES: dict[str, str] = {}  # a file that may be longer, and why
+LONG_FILES = {  # a file that may be longer, and why
+    "integrations/diffusers/epd_scheduler.py": "copied as one file into a scheduler's folder",
+}
 DefinitionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
 

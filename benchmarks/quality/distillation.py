@@ -20,10 +20,11 @@ from solvers import Spec, UserError
 
 from ..report import RESULTS, text_table, write_json
 from .grid_cells import CELLS, DEPTHS, GRID, GUIDANCES, KINDS, WORK, Cell, configurations, distil, gather
-from .matched_baselines import HEADER, MatchedComparison, cells_of, summary
+from .matched_baselines import HEADER, MatchedComparison, cells_of, headline, summary
 from .teacher_reference import TEACHER_INTERVALS, PromptSeeds, TeacherReference
 
 RESULTS_FILE = RESULTS / "distillation.json"
+SHORT_GUIDANCE, SHORT_KINDS = 7.5, {"EPD": "epd", "tableau, K = 1": "tableau1", "tableau, K = 2": "wide2"}
 FIRST_SEED, TUNING_SEED, TUNING_IMAGES = 300_000, 400_000, 64  # nothing was trained or chosen on these
 
 
@@ -113,11 +114,15 @@ def measure(count: int, guidance: str | None, batch: int, folder: Path, out: Pat
 @main.command()
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS_FILE)
 @click.option("--whole", is_flag=True, help="Every solver's row as well.")
-def show(results: Path, whole: bool) -> None:
+@click.option("--short", is_flag=True, help="The README's table only.")
+def show(results: Path, whole: bool, short: bool) -> None:
     """Print the measured grid: learned solvers over the best baseline of the same serial depth, then of as
     many evaluations.
     """
     rows = json.loads(results.read_text())["rows"]
+    if short:
+        click.echo(headline(rows, SHORT_GUIDANCE, SHORT_KINDS))
+        return
     if whole:
         click.echo(text_table(HEADER, [cells_of(r) for r in rows], text_columns=3) + "\n")
     click.echo(summary(rows, KINDS, "depth"))

@@ -1,6 +1,6 @@
 """Learned and classical solvers at equal serial depth and at equal NFE (network evaluations in all)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -162,6 +162,24 @@ def cells_of(row: dict) -> list[str]:
         f"{100 * row['digit_and_colour']:.1f}",
         f"{row['frechet_percent']:.2f}",
     ]
+
+
+def headline(rows: list[dict], guidance: float, kinds: Mapping[str, str]) -> str:
+    """A line for each depth of one guidance: errors over the best baseline at equal depth and at
+    equal NFE.
+    """
+    lines = []
+    for depth in sorted({r["depth"] for r in rows if r["solver"] in kinds.values()}):
+        here = {r["solver"]: r for r in rows if (r["guidance"], r["depth"]) == (guidance, depth)}
+        best = here[next(iter(kinds.values()))]["same_depth"]
+        line = [str(depth), f"{best['solver']} {best['rmse']:.3f}"]
+        for kind in kinds.values():
+            row = here[kind]
+            ratios = [f"{row[f'same_{cost}']['ratio']:.2f}" for cost in COSTS]
+            line.append(f"{ratios[0]} / {ratios[1]} ({row['evaluations']})")
+        lines.append(line)
+    header = ["depth", "best baseline, RMSE", *[f"{name} (NFE)" for name in kinds]]
+    return text_table(header, lines, text_columns=2)
 
 
 def summary(rows: list[dict], kinds: Sequence[str], cost: str) -> str:

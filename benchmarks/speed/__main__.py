@@ -1,5 +1,8 @@
+"""python -m benchmarks.speed."""
+
 from common.errors import run_command
 
 from .summary import main
 
-run_command(main)
+if __name__ == "__main__":
+    run_command(main)

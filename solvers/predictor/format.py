@@ -12,6 +12,7 @@ from common.files import write_atomically
 
 from ..table import SolverTable
 from .kinds import KINDS, MAX_EVALUATIONS
+from .paths import resolve_predictor_path
 from .plain_data import mapping, plain, tensor_of
 from .predictor import Predictor
 from .published import read_published
@@ -48,9 +49,13 @@ def save_predictor(predictor: Predictor, path: str | Path) -> None:
 def load_predictor(path: str | Path) -> Predictor:
     """Read a predictor in the own or in the published format; nothing in the file is ever executed.
 
-    A file that is truncated, malformed or holds a foreign class: PredictorError, one line that names it.
+    `path` is a file, or what resolve_predictor_path takes: a run folder, a folder of tables, a name under
+    exps. A file that is truncated, malformed or holds a foreign class: PredictorError, one line that names
+    it.
     """
     path = Path(path)
+    if path.is_dir() or not (path.exists() or path.suffix == ".pkl"):
+        path = resolve_predictor_path(str(path))
     document, foreign = read_pickle(path)
     try:
         if isinstance(document, dict) and "format" in document:

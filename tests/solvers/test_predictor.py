@@ -313,7 +313,8 @@ def test_files_of_another_kind(tmp_path):
     for content in contents:
         refused(tmp_path / "p.pkl", content)
     assert "empty" in refused(tmp_path / "p.pkl", b"")
-    assert "not a file" in refused(tmp_path)
+    (tmp_path / "folder").mkdir()
+    assert "holds no predictor" in refused(tmp_path / "folder")
     assert "No such file" in refused(tmp_path / "missing.pkl")
     with open(tmp_path / "large.pkl", "wb") as file:
         file.truncate(2**40)

@@ -1,4 +1,4 @@
-"""The figures of the README are those that the benchmarks print from the committed results."""
+"""The figures of README and docs are those that the benchmarks print from the committed results."""
 
 import pytest
 from click.testing import CliRunner
@@ -8,7 +8,8 @@ from benchmarks.quality import distillation, grid_cells
 from benchmarks.speed import summary
 
 README = (grid_cells.ROOT / "README.md").read_text()
-SPEED = README[README.index("## Speed") : README.index("## Rewards")]
+RESULTS = (grid_cells.ROOT / "docs/results.md").read_text()
+SPEED = (grid_cells.ROOT / "docs/speed.md").read_text()
 
 
 def printed(command, *arguments: str) -> str:
@@ -29,11 +30,11 @@ def figures(text: str) -> list[str]:
 @pytest.mark.parametrize(
     "name", [*summary.PARTS, "overhead_cut", "overhead_cut_kept", "points_cut", "pipelines_cut"]
 )
-def test_what_a_speed_benchmark_prints_is_in_the_readme(name, tmp_path):
+def test_what_a_speed_benchmark_prints_is_documented(name, tmp_path):
     (tmp_path / f"{name}.json").write_text((report.RESULTS / f"{name}.json").read_text())
-    found = figures(printed(summary.main, "--results", str(tmp_path)))
-    assert found
-    assert not [line for line in found if line not in SPEED]
+    lines_printed = figures(printed(summary.main, "--results", str(tmp_path)))
+    assert lines_printed
+    assert not [line for line in lines_printed if line not in SPEED]
 
 
 def test_the_tables_on_speed_hold_nothing_else():
@@ -43,7 +44,13 @@ def test_the_tables_on_speed_hold_nothing_else():
     assert not [line for line in tables if line not in lines]
 
 
-def test_the_grid_of_the_readme_is_what_show_prints():
-    found = figures(printed(distillation.main, "show"))
-    assert len(found) == 2 * (2 + 12)
-    assert not [line for line in found if line not in README.splitlines()]
+def test_the_documented_grid_is_what_show_prints():
+    grid = figures(printed(distillation.main, "show"))
+    assert len(grid) == 2 * (2 + 12)
+    assert not [line for line in grid if line not in RESULTS.splitlines()]
+
+
+def test_the_table_of_the_readme_is_the_short_one():
+    short = figures(printed(distillation.main, "show", "--short"))
+    assert len(short) == 2 + 4
+    assert not [line for line in short if line not in README.splitlines()]

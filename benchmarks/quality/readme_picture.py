@@ -16,7 +16,7 @@ from generation.generate import Sampler
 from generation.output import make_grid
 from solvers import BASELINES, DPM2, Spec, load_predictor, num_steps_for_depth, resolve_predictor_path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DEPTH, GUIDANCE = 6, 7.5
 PROMPTS = (
     "a thin blue handwritten three",
