@@ -314,7 +314,8 @@ def test_files_of_another_kind(tmp_path):
         refused(tmp_path / "p.pkl", content)
     assert "empty" in refused(tmp_path / "p.pkl", b"")
     (tmp_path / "folder").mkdir()
-    assert "holds no predictor" in refused(tmp_path / "folder")
+    with pytest.raises(PredictorError, match="folder holds no predictor"):
+        load_predictor(tmp_path / "folder")
     assert "No such file" in refused(tmp_path / "missing.pkl")
     with open(tmp_path / "large.pkl", "wb") as file:
         file.truncate(2**40)
