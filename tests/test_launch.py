@@ -42,3 +42,11 @@ def test_an_unknown_configuration_is_refused_before_anything_is_set_up():
         assert done.stderr.startswith(f"error: 'mars' is no configuration of {stage}; expected one of ")
         assert "digits" in done.stderr
         assert launch(command).returncode == 2
+
+
+def test_a_model_of_ones_own_needs_a_name():
+    done = launch("distill", "--model", "folder", "--steps", "8")
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error: the run's name comes first: ./launch.sh distill NAME --model folder"
+    )
