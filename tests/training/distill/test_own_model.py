@@ -42,10 +42,11 @@ def distilled(models, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     distill, _, _ = three_commands("README.md")
     few = overrides(
-        f"bank.folder={folder / 'banks'}", "teacher.inner=31", "teacher.check=0", "train.chunk=8",
-        "train.batch=8", "evaluation.baselines=[euler]", "evaluation.schedules=[discrete]",
+        f"bank.folder={folder / 'banks'}", "teacher.inner=15", "teacher.check=0", "train.lr=0.1",
+        "train.batch=16", "train.chunk=16", "evaluation.baselines=[euler]",
+        "evaluation.schedules=[time_uniform]",
     )  # fmt: skip
-    small = ["--pairs", "16", "--train-steps", "12", "--prompts", "digits", "--device", "cpu"]
+    small = ["--pairs", 16, "--train-steps", 12, "--prompts", "digits", "--guidance", 1, "--device", "cpu"]
     arguments = [models["ldm"] if a == "/path/to/finetune" else a for a in distill.arguments]
     out = invoke(command_of(distill.module), *arguments, *small, *few, "--exps", folder / "exps")
     return RunFolder(next((folder / "exps").glob("*-my"))), out
@@ -66,7 +67,7 @@ def test_the_three_commands_of_a_page(page, models, distilled, tmp_path, monkeyp
     pipe = StableDiffusionPipeline.from_pretrained(models["ldm"], dtype=torch.float32)
     exec(compile(code, page, "exec"), {"pipe": pipe, "EPDScheduler": EPDScheduler})
     assert (tmp_path / "a.png").stat().st_size > 500
-    assert pipe.scheduler.config.made_for["8"]["guidance"] == 7.5
+    assert pipe.scheduler.config.made_for["8"]["guidance"] == 1
 
 
 def test_the_table_is_better_than_its_start(distilled):
@@ -74,7 +75,7 @@ def test_the_table_is_better_than_its_start(distilled):
     heldout = [r["heldout"] for r in run.records() if "heldout" in r]
     assert min(heldout[1:]) < heldout[0]
     lines = out.splitlines()
-    assert "family ldm at 32 pixels, guidance 7.5" in lines[1]
+    assert "family ldm at 32 pixels, guidance 1" in lines[1]
     assert "8 network calls one after another, NFE 8 an image" in lines[2]
     assert lines[3].startswith("network rows: ")
     assert lines[4].startswith("estimate of time: ")
