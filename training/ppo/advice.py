@@ -42,6 +42,10 @@ def better_settings(config: PPOConfig, from_start: bool) -> dict[str, str | floa
     A distilled table gains from narrow exploration and many images a step; equal points only from wide
     exploration.
     """
+    if config.policy == "gaussian":
+        gained = {"ppo.learning_rate": 0.05, "ppo.rollout_batch_size": 64}
+        settings = (config.learning_rate == 0.05, config.rollout_batch_size >= 64)
+        return {k: v for (k, v), already in zip(gained.items(), settings, strict=True) if not already}
     concentration = config.dirichlet_concentration
     assert concentration is not None  # choose_exploration has set it
     if from_start:

@@ -33,6 +33,7 @@ ABOVE_ZERO = (
     "ppo.dirichlet_concentration",
     "ppo.max_log_change",
     "ppo.scale_std",
+    "ppo.policy_std",
     "ppo.kl_target",
     "logging.save_minutes",
 )
@@ -56,7 +57,7 @@ def check(config: RDPOConfig) -> None:
             ("model.schedule_type", config.model.schedule_type, (None, *SCHEDULES)),
             ("reward.type", config.reward.type, or_code(config.reward.type, TRAINABLE)),
             *[("evaluation.rewards", name, or_code(name, REWARDS)) for name in config.evaluation.rewards],
-            ("ppo.policy", ppo.policy, ("table", "mlp")),
+            ("ppo.policy", ppo.policy, ("table", "mlp", "gaussian")),
             ("ppo.group_noise", ppo.group_noise, ("shared", "independent")),
             ("ppo.baseline", ppo.baseline, ("prompt", "mixed")),
         ]

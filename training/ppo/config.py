@@ -147,7 +147,7 @@ class PPOConfig:
     minibatch_size: int = 2
     """Images of one update, over all ranks."""
     learning_rate: float | None = 5e-5
-    """null: 0.01 from a learned table, 0.03 from equal points."""
+    """null: 0.01 from a learned table, 0.03 from equal points, 0.05 for gaussian."""
     clip_range: float = 0.2
     kl_coef: float = 0.01
     """Weight of KL(policy || base)."""
@@ -170,7 +170,13 @@ class PPOConfig:
     """Learn the direction scales; null where the start table has them."""
     train_scale_time: bool | None = None
     policy: str = "table"
-    """Residual of the policy: table (one number a concentration) or mlp (published)."""
+    """Residual of the Dirichlet policy: table (one number a concentration) or mlp (published); or gaussian,
+    over a learned tableau's own coordinates (an EPD start is compiled to a tableau).
+    """
+    policy_std: float | None = None
+    """Standard deviation of gaussian in those coordinates; null measures once how wide draws must be to
+    change the final latents by 10 % RMS.
+    """
     group_noise: str = "shared"
     """Initial noise of siblings: shared, so that only their tables differ, or independent (published)."""
     baseline: str = "prompt"

@@ -48,7 +48,7 @@ def main(
     check_device(device or "cpu")
     check_float64(device)
     config = load_config(RDPOConfig, run.config)
-    policy = policy_of(config, find_start(config)).to(device or "cpu")
+    policy = policy_of(config, find_start(config), state["export"]["nodes"]).to(device or "cpu")
     if path is None:
         best = state["best"]
         step, learned, measured = best["step"], best["state"], {"heldout_gain": best["gain"]}

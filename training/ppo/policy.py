@@ -230,6 +230,43 @@ class ResidualPolicy(nn.Module):
         shape = table.r.shape
         return SolverTable(**table.arrays(), **{k: v.expand(shape) for k, v in self.fixed.items()})
 
+    def learned(self, draw: TableSample) -> SolverTable:
+        """The tables of a draw, one an image."""
+        return self.with_fixed_scales(draw.table())
+
+    def mean(self) -> SolverTable:
+        """The mean table: what is exported."""
+        return self.with_fixed_scales(self().mean())
+
+    def start_mean(self) -> SolverTable:
+        """The mean table around the start."""
+        return self.with_fixed_scales(self.base().mean())
+
+    def drift(self) -> dict[str, float]:
+        """Concentration sums, and how far the mean table is from the start's."""
+        with torch.no_grad():
+            distribution, base = self(), self.base()
+            now, start = distribution.mean(), base.mean()
+            sums = [d.concentration.sum(-1).mean().item() for d in (distribution.pos, distribution.weight)]
+        return {
+            "concentration_pos": sums[0],
+            "concentration_weight": sums[1],
+            "drift_r": (now.r - start.r).abs().mean().item(),
+            "drift_w": (now.w - start.w).abs().mean().item(),
+        }
+
+    def describe(self, learned: SolverTable) -> dict[str, list]:
+        """A table's numbers for an evaluation record."""
+        return {"r": learned.r.tolist(), "w": learned.w.tolist()}
+
+    def drawn_numbers(self, draw: TableSample, image: int) -> dict[str, list]:
+        """What was drawn for an image, for the record of a skipped step."""
+        return {"positions": draw.table().r[image].tolist(), "weights": draw.weights[image].tolist()}
+
+    def provenance(self) -> dict:
+        """What was measured for the policy: nothing."""
+        return {}
+
 
 class TableResidual(nn.Module):
     """A residual that is one free number a concentration: [N, outputs], zero at first."""

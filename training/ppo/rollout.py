@@ -9,7 +9,7 @@ from torch import Tensor
 from backends import Backend
 from backends.parallel import ParallelEvaluator
 from rewards import Reward
-from solvers import EPD, SolverTable, sample
+from solvers import EPD, Solver, SolverTable, sample
 
 from ..clock import Clock
 from ..processes import Processes
@@ -36,8 +36,9 @@ class Scorer:
     points: ParallelEvaluator = field(default_factory=ParallelEvaluator)
     """How many rows a network call may have; fewer once memory ended."""
 
-    def __call__(self, table: SolverTable, prompts: list[str], seeds: list[int]) -> Tensor:
-        """Scores [B, names] in float64."""
+    def __call__(self, learned: SolverTable | Solver, prompts: list[str], seeds: list[int]) -> Tensor:
+        """Scores [B, names] in float64, of an EPD table or any other solver, one in all or one an image."""
+        solver = learned if isinstance(learned, Solver) else EPD(learned, self.afs, self.max_order)
         part = self.clock.part
         with torch.inference_mode():
             with part("encode"):
@@ -46,7 +47,7 @@ class Scorer:
                 )
             with part("sample"):
                 x = sample(
-                    EPD(table, self.afs, self.max_order),
+                    solver,
                     velocity,
                     self.backend.initial_latents(seeds, self.nodes[0]),
                     self.nodes,
@@ -106,7 +107,7 @@ def stream(seed: int, step: int, purpose: int) -> int:
 
 def rollout_scores(
     score: Scorer,
-    table_of: Callable[[slice], SolverTable],
+    table_of: Callable[[slice], SolverTable | Solver],
     plan: RolloutPlan,
     chunk: int,
     processes: Processes,
@@ -115,7 +116,7 @@ def rollout_scores(
 
     Args:
         score: from prompts, seeds and tables to scores.
-        table_of: the tables [b, N, K] of some images.
+        table_of: the tables [b, N, K], or the tableaus, of some images.
         plan: the prompts and seeds of the images.
         chunk: images at a time on a rank.
         processes: the ranks, which take chunks in turn.
@@ -136,7 +137,7 @@ class HeldOut:
     seeds: list[int]
     batch: int = 64
 
-    def scores(self, table: SolverTable, processes: Processes) -> Tensor:
+    def scores(self, table: SolverTable | Solver, processes: Processes) -> Tensor:
         """Scores [n, rewards] of one table; the ranks take batches in turn."""
         return processes.map(
             lambda part: self.score(table, self.prompts[part], self.seeds[part]), len(self.seeds), self.batch

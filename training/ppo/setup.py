@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from backends import Backend, check_backend
 from backends.parallel import ParallelEvaluator
 from common.prompts import default_prompts
 from rewards import check_reward, load_reward
-from solvers import Predictor, Spec, Tableau, UserError, resolve_predictor_path
+from solvers import Predictor, SolverTable, Spec, Tableau, UserError, resolve_predictor_path
 from solvers.predictor.options import split_schedule_options
 
 from ..config import ConfigError, without_secrets
@@ -20,6 +21,7 @@ from ..prompts import PromptFile, digits_prompts, split_prompts
 from ..run_folder import RunFolder
 from ..start import Start, load_start
 from .config import PPOConfig, RDPOConfig
+from .gaussian import PROBES, GaussianPolicy, Probe, compiled_start, measure_std
 from .policy import SCALES, PolicySettings, ResidualPolicy, make_policy
 from .rollout import HeldOut, Scorer
 from .trainer import Problem, RDPOTrainer
@@ -32,18 +34,20 @@ START_KINDS = ("distilled", "start", "best")  # of a folder of tables, what RDPO
 def find_start(config: RDPOConfig) -> Start:
     """The start table, loaded once for the run; a tableau, or one of an unknown backbone: an error."""
     start = load_start(resolve_predictor_path(config.data.predictor_snapshot, kinds=START_KINDS))
-    if isinstance(start.predictor.table, Tableau):
+    if isinstance(start.predictor.table, Tableau) and config.ppo.policy != "gaussian":
         raise ConfigError(
-            f"data.predictor_snapshot {start.path} holds a tableau; RDPO learns tables: choose one distilled"
-            " with student.kind: table"
+            f"data.predictor_snapshot {start.path} holds a tableau, which ppo.policy"
+            f" {config.ppo.policy} cannot learn: set ppo.policy=gaussian"
         )
     return start
 
 
 def merge_spec(config: RDPOConfig, start: Start) -> Spec:
     """The spec of the run: the configuration over the start table's; a contradiction names both."""
-    source, model, table = start.path, config.model, start.table
-    recorded = replace(start.predictor.spec, num_steps=table.num_intervals + 1, num_points=table.num_points)
+    source, model, table = start.path, config.model, start.predictor.table
+    recorded = start.predictor.spec
+    if isinstance(table, SolverTable):
+        recorded = replace(recorded, num_steps=table.num_intervals + 1, num_points=table.num_points)
     options, schedule = split_schedule_options(model.backend_options)
     settings = {name: vars(model).get(name) for name in vars(recorded)}
     asked = settings | {name: value for name, value in schedule.items() if settings[name] is None}
@@ -77,7 +81,7 @@ def choose_exploration(ppo: PPOConfig, from_equal: bool) -> None:
     if ppo.dirichlet_concentration is None:
         ppo.dirichlet_concentration = concentration
     if ppo.learning_rate is None:
-        ppo.learning_rate = rate
+        ppo.learning_rate = 0.05 if ppo.policy == "gaussian" else rate
 
 
 def start_notes(start: Start, name: str) -> list[str]:
@@ -109,8 +113,31 @@ def prompts_of(
     )
 
 
-def policy_of(config: RDPOConfig, start: Start) -> ResidualPolicy:
-    """The policy around the start table."""
+def policy_of(config: RDPOConfig, start: Start, nodes: Tensor) -> ResidualPolicy | GaussianPolicy:
+    """The policy around the start on nodes; what a Gaussian one measures is in its checkpoint."""
+    if config.ppo.policy == "gaussian":
+        return GaussianPolicy(compiled_start(start.predictor.solver(), nodes))
+    return dirichlet_policy(config, start)
+
+
+def measured_policy(
+    config: RDPOConfig, start: Start, problem: Problem, processes: Processes
+) -> ResidualPolicy | GaussianPolicy:
+    """The policy of a new run: of a Gaussian one, rank 0's moments and width on training prompts."""
+    nodes, scorer = problem.train.nodes, problem.train
+    if config.ppo.policy != "gaussian":
+        return policy_of(config, start, nodes)
+    tableau, broadcast = compiled_start(start.predictor.solver(), nodes), processes.ranks.broadcast
+    probe = Probe(scorer.backend, problem.prompts[:PROBES], scorer.guidance_scale, config.ppo.rollout_chunk)
+    policy = GaussianPolicy(tableau, gram=broadcast(probe.moments(tableau, nodes)))
+    std = config.ppo.policy_std
+    measured = measure_std(policy, probe, nodes) if std is None else std
+    policy.std.copy_(broadcast(torch.tensor(measured, dtype=torch.float64)))
+    return policy
+
+
+def dirichlet_policy(config: RDPOConfig, start: Start) -> ResidualPolicy:
+    """The Dirichlet policy around the start table."""
     ppo, table = config.ppo, start.table
     chosen = {"scale_dir": ppo.train_scale_dir, "scale_time": ppo.train_scale_time}
     learned = [name in table.arrays() if chosen[name] is None else chosen[name] for name in SCALES]
@@ -126,7 +153,9 @@ def policy_of(config: RDPOConfig, start: Start) -> ResidualPolicy:
     return make_policy(table, settings)
 
 
-def predictor_of(policy: ResidualPolicy, state: dict, exported: dict, measured: dict) -> Predictor:
+def predictor_of(
+    policy: ResidualPolicy | GaussianPolicy, state: dict, exported: dict, measured: dict
+) -> Predictor:
     """The mean table of a policy's state as a predictor; leaves the policy in that state.
 
     Args:
@@ -141,9 +170,17 @@ def predictor_of(policy: ResidualPolicy, state: dict, exported: dict, measured: 
         )
     policy.load_state_dict(state)
     with torch.no_grad():
-        table = policy.with_fixed_scales(policy().mean())
+        table = policy.mean()
     provenance = exported["provenance"] | measured
     return Predictor(table, Spec(**exported["spec"]), exported["nodes"], provenance)
+
+
+def exported_spec(config: RDPOConfig, spec: Spec, nodes: Tensor, guidance: float) -> Spec:
+    """The spec of the run's predictors: the tableau's on its nodes for a Gaussian policy."""
+    spec = replace(spec, guidance_rate=guidance, backend_config=without_secrets(spec.backend_config))
+    if config.ppo.policy != "gaussian":
+        return spec
+    return replace(spec, solver="tableau", num_steps=len(nodes), num_points=None, afs=False, max_order=1)
 
 
 def prepare(
@@ -178,18 +215,18 @@ def prepare(
             list(range(EVALUATION_SEED, EVALUATION_SEED + count)),
             config.evaluation.batch,
         ),
-        replace(spec, guidance_rate=float(guidance), backend_config=without_secrets(spec.backend_config)),
+        exported_spec(config, spec, nodes, float(guidance)),
         {
             "kind": "rdpo",
             "parent": start.parent,
             "reward": trained.protocol(),
             "seed": config.run.seed,
-            "ppo": dict(vars(config.ppo)),
+            "ppo": {k: v for k, v in vars(config.ppo).items() if k != "policy_std"},  # policy has it
             "learned_sigmas": predictor.provenance.get("learned_sigmas", False),
         },
         predictor.is_start,
     )
-    return RDPOTrainer(config, policy_of(config, start), problem, run, processes)
+    return RDPOTrainer(config, measured_policy(config, start, problem, processes), problem, run, processes)
 
 
 def check_rewards(config: RDPOConfig) -> list[str]:

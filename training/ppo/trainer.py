@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from common.statistics import clustered_halfwidth
-from solvers import Spec, UserError
+from solvers import SolverTable, Spec, Tableau, UserError
 
 from ..processes import Processes
 from ..run_folder import RunFolder
 from ..trainer import Intervals, Trainer
 from .advice import no_signal
 from .config import RDPOConfig
+from .gaussian import GaussianPolicy, TableauSample
 from .loss import BASELINES, adapt_kl_coef, normalize_advantages, ppo_loss
 from .policy import ResidualPolicy, TableSample
 from .rollout import HeldOut, RolloutPlan, Scorer, rollout_scores, stream
@@ -54,7 +55,7 @@ class RDPOTrainer(Trainer):
     def __init__(
         self,
         config: RDPOConfig,
-        policy: ResidualPolicy,
+        policy: ResidualPolicy | GaussianPolicy,
         problem: Problem,
         run: RunFolder,
         processes: Processes,
@@ -82,7 +83,7 @@ class RDPOTrainer(Trainer):
             old_log_prob = distribution.log_prob(*draw)
         scores = rollout_scores(
             self.train,
-            lambda part: self.policy.with_fixed_scales(draw.select(part).table()),
+            lambda part: self.policy.learned(draw.select(part)),
             plan,
             ppo.rollout_chunk,
             self.processes,
@@ -105,10 +106,10 @@ class RDPOTrainer(Trainer):
             "advantage_std": raw.square().mean().sqrt().item(),  # before it is scaled
             **{f"head_{name}": scores[:, i].mean().item() for i, name in enumerate(self.train.names)},
             **update,
-            **self.drift(),
+            **self.policy.drift(),
         }
 
-    def update(self, draw: TableSample, old_log_prob: Tensor, advantages: Tensor) -> dict:
+    def update(self, draw: TableSample | TableauSample, old_log_prob: Tensor, advantages: Tensor) -> dict:
         """Epochs of minibatches of the clipped surrogate; every rank does the same, so nothing is
         exchanged.
         """
@@ -151,7 +152,9 @@ class RDPOTrainer(Trainer):
             )
         return norm
 
-    def skip(self, plan: RolloutPlan, draw: TableSample, rewards: Tensor, log_prob: Tensor) -> dict:
+    def skip(
+        self, plan: RolloutPlan, draw: TableSample | TableauSample, rewards: Tensor, log_prob: Tensor
+    ) -> dict:
         """Record a step that is not finite; too many in a row end the run."""
         self.skipped += 1
         bad = (~(rewards.flatten().isfinite() & log_prob.isfinite())).nonzero()[:, 0].tolist()
@@ -161,8 +164,7 @@ class RDPOTrainer(Trainer):
             "skipped": f"rewards or log probabilities of {len(bad)} of {len(log_prob)} images are not finite",
             "prompts": [plan.prompts[i] for i in bad],
             "seeds": [plan.seeds[i] for i in bad],
-            "positions": draw.table().r[image].tolist(),
-            "weights": draw.weights[image].tolist(),
+            **self.policy.drawn_numbers(draw, image),
         }
         if self.skipped >= SKIPS:
             self.save()
@@ -171,22 +173,10 @@ class RDPOTrainer(Trainer):
             raise Diverged(
                 f"{self.run.path}: rewards or log probabilities were not finite in {SKIPS} steps in a row"
                 f" (last: step {self.step}, prompt {plan.prompts[image]!r}, seed {plan.seeds[image]}); the"
-                " policy before them is saved; raise ppo.dirichlet_concentration, or check the reward"
+                " policy before them is saved; explore less (raise ppo.dirichlet_concentration or lower"
+                " ppo.policy_std), or check the reward"
             )
         return record
-
-    def drift(self) -> dict:
-        """Where the policy is: concentration sums and how far its mean table is from the start's."""
-        with torch.no_grad():
-            distribution, base = self.policy(), self.policy.base()
-            now, start = distribution.mean(), base.mean()
-            sums = [d.concentration.sum(-1).mean().item() for d in (distribution.pos, distribution.weight)]
-        return {
-            "concentration_pos": sums[0],
-            "concentration_weight": sums[1],
-            "drift_r": (now.r - start.r).abs().mean().item(),
-            "drift_w": (now.w - start.w).abs().mean().item(),
-        }
 
     # held-out reward
 
@@ -203,12 +193,10 @@ class RDPOTrainer(Trainer):
         measured.
         """
         with torch.no_grad():
-            table, start = (
-                self.policy.with_fixed_scales(d.mean()) for d in (self.policy(), self.policy.base())
-            )
+            table, start = self.policy.mean(), self.policy.start_mean()
         if self.base_scores is None:
             self.base_scores = self.heldout.scores(start, self.processes)
-        same = all(torch.equal(value, table.arrays()[name]) for name, value in start.arrays().items())
+        same = same_numbers(table, start)
         scores = self.base_scores if same else self.heldout.scores(table, self.processes)
         record = {"step": self.step, **self.gains(scores, self.base_scores)}
         if not all(math.isfinite(v) for v in record.values()):
@@ -217,7 +205,7 @@ class RDPOTrainer(Trainer):
                 " the start table"
             )
         self.compare_with_best(record[f"gain_{self.trained_name}"])
-        return {**record, "table": {"r": table.r.tolist(), "w": table.w.tolist()}}
+        return {**record, "table": self.policy.describe(table)}
 
     def gains(self, scores: Tensor, base_scores: Tensor) -> dict[str, float]:
         """Mean held-out scores and paired gains, reward by reward."""
@@ -272,7 +260,8 @@ class RDPOTrainer(Trainer):
     def exported(self) -> dict:
         """What a predictor of this run holds beside its table."""
         problem = self.problem
-        return {"spec": asdict(problem.spec), "nodes": self.train.nodes, "provenance": problem.provenance}
+        provenance = problem.provenance | self.policy.provenance()
+        return {"spec": asdict(problem.spec), "nodes": self.train.nodes, "provenance": provenance}
 
 
 def intervals_of(config: RDPOConfig) -> Intervals:
@@ -285,6 +274,12 @@ def intervals_of(config: RDPOConfig) -> Intervals:
         patience=config.evaluation.patience,
         log=config.logging.log_interval,
     )
+
+
+def same_numbers(learned: SolverTable | Tableau, start: SolverTable | Tableau) -> bool:
+    """Whether two tables, or two tableaus of the same levels, hold the same numbers."""
+    pairs = [(value, vars(learned)[name]) for name, value in vars(start).items() if isinstance(value, Tensor)]
+    return all(torch.equal(a, b) for a, b in pairs)
 
 
 def spread(values: Tensor) -> float:

@@ -56,7 +56,7 @@ class TableauStudent(LearnedModule):
 
     def _axes(self, gram: Tensor, row: int, moment_damping: float) -> Tensor:
         """The directions [S + 1, S + 1] in which a row is learned, one a column; 0 where it has fewer."""
-        usable = _usable(self.start, row)
+        usable = usable_terms(self.start, row)
         axes = torch.zeros_like(gram)
         if usable:
             moments, directions = torch.linalg.eigh(gram[usable][:, usable])
@@ -73,7 +73,7 @@ class TableauStudent(LearnedModule):
         denoised: list[Tensor] = []
         unit = torch.eye(1 + len(sigmas), dtype=torch.float64)
         for s in range(len(sigmas) + 1):
-            terms = [weights[s, j] * denoised[j - 1] for j in _usable(self.start, s)[1:]]
+            terms = [weights[s, j] * denoised[j - 1] for j in usable_terms(self.start, s)[1:]]
             rows.append(sum(terms, noise[s] * unit[0]))
             if s < len(sigmas):
                 denoised.append(rows[s] - sigmas[s] * unit[1 + s])
@@ -83,7 +83,7 @@ class TableauStudent(LearnedModule):
         return torch.cat([self.row_change.flatten(), self.log_sigma_change]).square().mean()
 
 
-def _usable(tableau: Tableau, row: int) -> list[int]:
+def usable_terms(tableau: Tableau, row: int) -> list[int]:
     """What a row may combine: 0 for x_0 and 1 + j for D_j of the levels before its own; nothing in the first
     level.
     """

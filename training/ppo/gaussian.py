@@ -1,0 +1,218 @@
+"""The residual Gaussian policy over the coordinates of a learned tableau, in float64."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from backends import Backend
+from backends.parallel import ParallelEvaluator
+from solvers import Solver, Tableau, compile_tableau, sample
+
+from ..distill.students.tableau import TableauStudent, second_moments, usable_terms
+
+PROBES = 64  # training prompts from which the moments and the width of draws are measured
+PROBE_SEED = 2_000_000
+MOMENT_DAMPING = 0.02  # RMS below which an axis of the denoised states is moved by less
+TARGET_CHANGE = 0.1  # RMS change of the final state by a draw, over its RMS
+FIRST_STD = 0.04
+WIDTH_STEPS = 5
+
+
+class TableauSample(NamedTuple):
+    """Sampled coordinates [B, dim], in units of the policy's standard deviation."""
+
+    coordinates: Tensor
+
+    def select(self, rows: slice | list[int]) -> "TableauSample":
+        """The coordinates of some images."""
+        return TableauSample(self.coordinates[rows])
+
+
+@dataclass(frozen=True)
+class GaussianDistribution:
+    """N(loc, I) over coordinates [dim]."""
+
+    loc: Tensor
+
+    def sample(self, batch: int, seed: int) -> TableauSample:
+        """`batch` draws, which depend on the distribution and the seed alone."""
+        noise = torch.randn(
+            batch, len(self.loc), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
+        return TableauSample(self.loc.detach() + noise.to(self.loc.device))
+
+    def log_prob(self, coordinates: Tensor) -> Tensor:
+        """Log density [...] of coordinates [..., dim]."""
+        constant = 0.5 * len(self.loc) * math.log(2 * math.pi)
+        return -0.5 * (coordinates - self.loc).square().sum(-1) - constant
+
+    def entropy(self) -> Tensor:
+        """Differential entropy, which is constant."""
+        return self.loc.new_tensor(0.5 * len(self.loc) * (1 + math.log(2 * math.pi)))
+
+    def kl(self, other: "GaussianDistribution") -> Tensor:
+        """KL(self || other)."""
+        return 0.5 * (self.loc - other.loc).square().sum()
+
+
+class GaussianPolicy(nn.Module):
+    """Tableaus whose rows and noise levels are normal around a start's: z = std * u, u ~ N(loc, I).
+
+    The coordinates are those of TableauStudent: each row on the principal axes of the denoised states, and
+    log sigmas. `loc` is 0 at first, where the tableau is the start's, bit for bit.
+    """
+
+    weights: Tensor
+    axes: Tensor
+    sigma_units: Tensor
+    std: Tensor
+
+    def __init__(self, start: Tableau, std: float = FIRST_STD, gram: Tensor | None = None):
+        super().__init__()
+        student = TableauStudent(start, True, gram, MOMENT_DAMPING)
+        self.start = start
+        for name in ("weights", "axes", "sigma_units"):
+            self.register_buffer(name, student.get_buffer(name).clone())
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float64))
+        self.terms = [usable_terms(start, row) for row in range(start.evaluations + 1)]
+        places = [(row, axis) for row, terms in enumerate(self.terms) for axis in range(len(terms))]
+        self.rows, self.columns = [row for row, _ in places], [axis for _, axis in places]
+        self.free_sigmas = self.sigma_units.nonzero()[:, 0].tolist()
+        count = len(places) + len(self.free_sigmas)
+        self.loc = nn.Parameter(torch.zeros(count, dtype=torch.float64))
+
+    def forward(self) -> GaussianDistribution:
+        """The distribution of the present parameters."""
+        return GaussianDistribution(self.loc)
+
+    def base(self) -> GaussianDistribution:
+        """The distribution around the start."""
+        return GaussianDistribution(torch.zeros_like(self.loc))
+
+    def learned(self, draw: TableauSample) -> Tableau:
+        """The tableaus of a draw, one an image."""
+        return self.tableau(draw.coordinates)
+
+    def mean(self) -> Tableau:
+        """The tableau at the mean: what is exported."""
+        return self.tableau(self.loc.detach())
+
+    def start_mean(self) -> Tableau:
+        """The start."""
+        return self.start
+
+    def tableau(self, coordinates: Tensor) -> Tableau:
+        """The tableau at coordinates [..., dim]: the start's numbers and what the coordinates change."""
+        z, start = (self.std * coordinates).cpu(), self.start
+        sigmas, rows = self._numbers(z)
+        _, start_rows = self._numbers(torch.zeros_like(z))
+        change = rows - start_rows
+        return Tableau(
+            sigmas, start.stages + change[..., :-1, :], start.output + change[..., -1, :], start.levels,
+            start.nodes,
+        )  # fmt: skip
+
+    def _numbers(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Sigmas [..., S] and rows [..., S + 1, S + 1] in velocities at the changes z [..., dim]."""
+        count, images = self.start.evaluations, z.shape[:-1]
+        changes = z.new_zeros(*images, count + 1, count + 1)
+        changes[..., self.rows, self.columns] = z[..., : len(self.rows)]
+        log_factor = z.new_zeros(*images, count)
+        log_factor[..., self.free_sigmas] = (
+            self.sigma_units.cpu()[self.free_sigmas] * z[..., len(self.rows) :]
+        )
+        factor = log_factor.exp()
+        weights = self.weights.cpu() + (self.axes.cpu() @ changes[..., None])[..., 0]
+        # an input is as noisy as its noise level says
+        noise = weights[..., 0] * torch.cat([factor, torch.ones_like(factor[..., :1])], -1)
+        sigmas = self.start.sigmas * factor
+        unit = torch.eye(1 + count, dtype=torch.float64)
+        rows: dict[int, Tensor] = {}
+        denoised: dict[int, Tensor] = {}
+        for s in [*[s for level in self.start.levels for s in level], count]:
+            terms = [weights[..., s, j, None] * denoised[j - 1] for j in self.terms[s][1:]]
+            rows[s] = sum(terms, noise[..., s, None] * unit[0])
+            if s < count:
+                denoised[s] = rows[s] - sigmas[..., s, None] * unit[1 + s]
+        return sigmas, torch.stack([rows[s] for s in range(count + 1)], -2)
+
+    def drift(self) -> dict[str, float]:
+        """How far the mean is from the start: RMS of the output row and of log sigmas."""
+        now = self.mean()
+        return {
+            "policy_std": self.std.item(),
+            "drift_output": (now.output - self.start.output).square().mean().sqrt().item(),
+            "drift_sigmas": (now.sigmas / self.start.sigmas).log().square().mean().sqrt().item(),
+        }
+
+    def describe(self, learned: Tableau) -> dict[str, list]:
+        """A tableau's numbers for an evaluation record."""
+        return {"sigmas": learned.sigmas.tolist(), "output": learned.output.tolist()}
+
+    def drawn_numbers(self, draw: TableauSample, image: int) -> dict[str, list]:
+        """What was drawn for an image, for the record of a skipped step."""
+        return {"coordinates": draw.coordinates[image].tolist()}
+
+    def provenance(self) -> dict:
+        """What was measured for the policy."""
+        return {"policy_std": self.std.item()}
+
+
+def compiled_start(solver: Solver, nodes: Tensor) -> Tableau:
+    """A start as a tableau: itself, or an EPD table compiled on its nodes."""
+    return solver if isinstance(solver, Tableau) else compile_tableau(solver, nodes)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Training prompts with noise, on which a Gaussian policy is measured before it learns."""
+
+    backend: Backend
+    prompts: list[str]
+    guidance_scale: float
+    chunk: int
+
+    def parts(self, nodes: Tensor):
+        """Velocities and initial latents, a chunk at a time."""
+        points = ParallelEvaluator()
+        for i in range(0, len(self.prompts), self.chunk):
+            prompts = self.prompts[i : i + self.chunk]
+            velocity = points.velocity(self.backend, self.backend.encode(prompts, self.guidance_scale))
+            seeds = list(range(PROBE_SEED + i, PROBE_SEED + i + len(prompts)))
+            yield velocity, self.backend.initial_latents(seeds, nodes[0])
+
+    def moments(self, start: Tableau, nodes: Tensor) -> Tensor:
+        """The second moments [S + 1, S + 1] of x_0 and the denoised states of a start."""
+        with torch.inference_mode():
+            parts = [
+                second_moments(start, velocity, x) * len(x) / len(self.prompts)
+                for velocity, x in self.parts(nodes)
+            ]
+        return torch.stack(parts).sum(0).clone()
+
+    def relative_change(self, policy: GaussianPolicy, nodes: Tensor) -> float:
+        """The RMS change of the final state by draws of the policy around its start, over its RMS."""
+        draw, first = policy.base().sample(len(self.prompts), PROBE_SEED), 0
+        changed = total = 0.0
+        with torch.inference_mode():
+            for velocity, x in self.parts(nodes):
+                part = draw.select(slice(first, first + len(x)))
+                first += len(x)
+                final = sample(policy.start, velocity, x, nodes).double()
+                moved = sample(policy.learned(part), velocity, x, nodes).double()
+                changed += (moved - final).square().sum().item()
+                total += final.square().sum().item()
+        return math.sqrt(changed / total)
+
+
+def measure_std(policy: GaussianPolicy, probe: Probe, nodes: Tensor) -> float:
+    """The standard deviation at which draws change the final state by 10 % RMS, to three digits."""
+    std = FIRST_STD
+    for _ in range(WIDTH_STEPS):
+        policy.std.fill_(std)
+        change = probe.relative_change(policy, nodes)
+        std = min(max(std * TARGET_CHANGE / max(change, 1e-9), 1e-5), 1.0)
+    return float(f"{std:.3g}")
