@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from solvers import SolverTable
 
+from .residual import MLPResidual, TableResidual
+
 SMALLEST = 1e-12  # a share of the simplex that was drawn is raised to this, so that its density is finite
 SMALLEST_SHARE = 1e-6  # a segment or weight of a start table is raised to this
 SCALES = ("scale_dir", "scale_time")
@@ -266,40 +268,6 @@ class ResidualPolicy(nn.Module):
     def provenance(self) -> dict:
         """What was measured for the policy: nothing."""
         return {}
-
-
-class TableResidual(nn.Module):
-    """A residual that is one free number a concentration: [N, outputs], zero at first."""
-
-    def __init__(self, intervals: int, outputs: int):
-        super().__init__()
-        self.change = nn.Parameter(torch.zeros(intervals, outputs, dtype=torch.float64))
-
-    def forward(self) -> Tensor:
-        return self.change
-
-
-class MLPResidual(nn.Module):
-    """The published residual: an embedding of the interval, residual blocks x + W SiLU(LayerNorm(x)), and a
-    head that is zero at first.
-    """
-
-    def __init__(self, intervals: int, outputs: int, hidden: int = 128, blocks: int = 2):
-        super().__init__()
-        self.embed = nn.Embedding(intervals, hidden)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(hidden), nn.SiLU(), nn.Linear(hidden, hidden)) for _ in range(blocks)
-        )
-        self.head = nn.Linear(hidden, outputs)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-        self.double()
-
-    def forward(self) -> Tensor:
-        x = self.embed.weight
-        for block in self.blocks:
-            x = x + block(x)
-        return self.head(x)
 
 
 def make_policy(start: SolverTable, settings: PolicySettings) -> ResidualPolicy:
