@@ -12,6 +12,7 @@ usage: ./launch.sh COMMAND [ARGUMENTS]
   test     run the test suite (arguments go to pytest)
   sample   python sample.py ARGUMENTS
   distill  learn a table from a teacher: ./launch.sh distill NAME, one of training/distill/cfgs
+           a model of your own: ./launch.sh distill ANY_NAME --model FOLDER --steps 8
   train    tune a table on a reward (RDPO): ./launch.sh train NAME, one of training/ppo/cfgs
   eval     which solver is better at the same cost, sampled, scored and compared: ./launch.sh eval NAME [--metrics hps,clip],
            NAME one of sd15, sd3-512, sd3-1024, flux, digits, digits-sd3, digits-flux; PROMPT_FILE, SEEDS, OUTDIR, MODEL_ID or
@@ -57,17 +58,32 @@ setup() {
     exec 9>&-
 }
 
+run_module() { # MODULE ARGUMENTS, in PROCESSES processes
+    setup
+    local launcher=()
+    [ "${PROCESSES:-1}" = 1 ] || launcher=(-m torch.distributed.run --standalone --nproc_per_node="$PROCESSES")
+    exec .venv/bin/python "${launcher[@]}" -m "$@"
+}
+
+own_model() { # NAME ARGUMENTS: a table for a model of one's own
+    if [[ "$1" == -* ]]; then
+        echo "error: the run's name comes first: ./launch.sh distill NAME $*" >&2
+        exit 2
+    fi
+    run_module training.distill.own_model "$@"
+}
+
 configured() { # training/STAGE NAME ARGUMENTS: the shipped configuration of that name
     local stage=$1 name=${2:-}
+    if [ "$stage" = training/distill ] && [[ " ${*:2} " == *" --model"[\ =]* ]]; then
+        own_model "${@:2}"
+    fi
     if [ ! -f "$stage/cfgs/$name.yaml" ]; then
         echo "error: '$name' is no configuration of $stage; expected one of $(cd "$stage/cfgs" && find . -name '*.yaml' | sort | sed 's,^\./,,; s/\.yaml//' | tr '\n' ' ')" >&2
         exit 2
     fi
     shift 2
-    setup
-    local launcher=()
-    [ "${PROCESSES:-1}" = 1 ] || launcher=(-m torch.distributed.run --standalone --nproc_per_node="$PROCESSES")
-    exec .venv/bin/python "${launcher[@]}" -m "${stage/\//.}.launch" --config "$stage/cfgs/$name.yaml" --run-name "${name//\//_}" "$@"
+    run_module "${stage/\//.}.launch" --config "$stage/cfgs/$name.yaml" --run-name "${name//\//_}" "$@"
 }
 
 demo() { # ARGUMENTS go to the first comparison

@@ -7,6 +7,8 @@ MODELS = {
     "sd3": "stabilityai/stable-diffusion-3-medium-diffusers",
     "flux": "black-forest-labs/FLUX.1-dev",
 }
+PIPELINES = {"StableDiffusionPipeline": "ldm", "StableDiffusion3Pipeline": "sd3", "FluxPipeline": "flux"}
+"""The family of a pipeline folder, by the class that its model_index.json names."""
 
 
 def flux_model() -> str:

@@ -24,9 +24,11 @@ INKS = ("red", "green", "blue")
 
 
 def table_file(name: str) -> Path:
-    """The distilled predictor of a name such as epd-g7.5-d4, in whatever folder under exps it lies."""
-    files = [path for path in sorted((ROOT / "exps").rglob("*.pkl")) if name in (*path.parts, path.stem)]
-    return next(path for path in files if load_predictor(path).provenance.get("kind") == "distilled")
+    """The distilled predictor of a name: of the grid of digits, such as epd-g7.5-d4, or of a family's
+    folder.
+    """
+    family = {"epd-g4.5-d4": "digits-sd3", "epd-g3.5-d4": "digits-flux"}.get(name)
+    return ROOT / "exps" / (f"digits/grid/{name}.pkl" if family is None else f"{family}/distilled.pkl")
 
 
 class Setting:

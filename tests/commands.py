@@ -93,6 +93,8 @@ def launched(words: list[str]) -> Run | None:
     if f"\n  {name} " not in usage and name != "--help":
         raise ValueError(f"launch.sh has no command {name}")
     rest = words[1:]
+    if name == "distill" and any(word.partition("=")[0] == "--model" for word in rest):
+        return Run("training.distill.own_model", rest)
     if name in CONFIGURED and rest:
         config, *rest = rest
         if config != "PLACEHOLDER" and not (ROOT / CONFIGURED[name] / f"{config}.yaml").is_file():

@@ -28,6 +28,7 @@ def test_a_command_exists_with_its_options(page, line):
         ("python sample.py --no-such-option 3", "has no option --no-such-option"),
         ("python evaluate.py nothing", "has no subcommand nothing"),
         ("./launch.sh dance", "has no command dance"),
+        ("./launch.sh distill mars --model m --pears 3", "has no option --pears"),
         ("./launch.sh train mars", "there is no training/ppo/cfgs/mars.yaml"),
         ("A=1 torchrun --nproc_per_node=8 sample.py --seed 3", "has no option --seed"),
         ("./train_flux.sh --fast", "takes --resume alone"),

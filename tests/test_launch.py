@@ -1,5 +1,6 @@
 """launch.sh answers before it sets anything up."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -42,3 +43,26 @@ def test_an_unknown_configuration_is_refused_before_anything_is_set_up():
         assert done.stderr.startswith(f"error: 'mars' is no configuration of {stage}; expected one of ")
         assert "digits" in done.stderr
         assert launch(command).returncode == 2
+
+
+def test_a_model_of_ones_own_needs_a_name():
+    done = launch("distill", "--model", "folder", "--steps", "8")
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error: the run's name comes first: ./launch.sh distill NAME --model folder"
+    )
+
+
+def test_distill_with_a_model_of_ones_own_needs_no_configuration(tmp_path):
+    """In a folder whose interpreter prints its arguments."""
+    for name in ("launch.sh", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / ".venv" / ".complete").write_text(f"{tmp_path}\n{(ROOT / 'pyproject.toml').read_text()}")
+    for more in (["--model", "a folder"], ["--model=folder"]):
+        command = [str(tmp_path / "launch.sh"), "distill", "my", "--steps", "8", *more]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.stdout == f"-m training.distill.own_model my --steps 8 {' '.join(more)}\n", done.stderr

@@ -33,7 +33,7 @@ def names():
 
 def test_the_readme(names, monkeypatch):
     monkeypatch.chdir(ROOT)
-    first, second = blocks("README.md")
+    first, second, _ = blocks("README.md")  # the third: tests/training/distill/test_own_model.py
     scope = dict(names)
     scope["denoiser"] = lambda x, sigma: 0.5 * x
     exec(first, scope)

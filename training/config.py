@@ -48,15 +48,7 @@ def load_config(schema: type[Config], path: Path, overrides: Sequence[str] = ())
         raise ConfigError(f"--config {path}: cannot be read as UTF-8 text ({error})") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML ({_one_line(error)})") from None
-    for text in overrides:
-        key, equals, _ = text.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"--override {text!r}: expected section.key=value")
-        try:
-            option = f"--override {text}"
-            config = _merge(config, _use_new_names(OmegaConf.from_dotlist([text]), schema, option), option)
-        except (yaml.YAMLError, OmegaConfBaseException, TypeError) as error:
-            raise ConfigError(f"--override {text}: not a value ({_one_line(error)})") from None
+    config = _with_overrides(config, schema, overrides)
     try:
         missing = OmegaConf.missing_keys(config)
         if not missing:
@@ -66,6 +58,28 @@ def load_config(schema: type[Config], path: Path, overrides: Sequence[str] = ())
     raise ConfigError(
         f"{path}: {min(missing)} is not set; give it in the file or with --override {min(missing)}=VALUE"
     )
+
+
+def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """A complete configuration with `section.key=value` overrides over it; a mistake in one: ConfigError."""
+    merged = _with_overrides(OmegaConf.structured(config), type(config), overrides)
+    try:
+        return cast(Config, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"--override: {error.full_key}: {_one_line(error)}") from None
+
+
+def _with_overrides(config: Any, schema: type, overrides: Sequence[str]) -> Any:
+    for text in overrides:
+        key, equals, _ = text.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--override {text!r}: expected section.key=value")
+        try:
+            option = f"--override {text}"
+            config = _merge(config, _use_new_names(OmegaConf.from_dotlist([text]), schema, option), option)
+        except (yaml.YAMLError, OmegaConfBaseException, TypeError) as error:
+            raise ConfigError(f"--override {text}: not a value ({_one_line(error)})") from None
+    return config
 
 
 def _created(text: str, option: str) -> Any:

@@ -2,11 +2,12 @@
 weights and activations.
 """
 
+import time
 from math import prod
 
 import torch
 
-from backends import DTYPES, SCHEDULES, Size, check_backend
+from backends import DTYPES, SCHEDULES, Backend, Size, check_backend
 from solvers import BASELINES, Solver, Spec, Tableau, UserError, num_steps_for_depth, sample
 
 from .distill.config import DistillConfig
@@ -15,6 +16,8 @@ from .ppo.config import RDPOConfig
 from .start import Start
 
 SMALL = {"digits": (4, 8, 8), "gaussian": (4, 8, 8)}  # latents of the embedded backbones, too small to matter
+SMALLEST_IMAGE = 128  # pixels a side below which a model is not the published one of its family
+BACKWARD_ROWS = 3  # what a row with its backward pass, and perhaps a recomputation, costs in rows without
 
 
 def latent_elements(spec: Spec) -> int | None:
@@ -26,9 +29,12 @@ def latent_elements(spec: Spec) -> int | None:
 
 
 def size_of(spec: Spec) -> tuple[Size | None, dict]:
-    """The published sizes of a spec's family, None for one without, and the options of its backbone."""
+    """The published sizes of a spec's family, None for one without or for images too small for the published
+    model, and the options of its backbone.
+    """
     family, options = check_backend(spec)
-    return None if spec.backend in SMALL else family.size, options
+    small = spec.backend in SMALL or options.get("resolution", SMALLEST_IMAGE) < SMALLEST_IMAGE
+    return None if small else family.size, options
 
 
 def rows_an_evaluation(spec: Spec) -> int:
@@ -109,8 +115,8 @@ def disk_text(config: DistillConfig) -> str | None:
     )
 
 
-def distill_estimates(config: DistillConfig, start: Start | None) -> list[str]:
-    """The lines that a dry run of distillation prints on its cost."""
+def distill_rows(config: DistillConfig, start: Start | None) -> dict[str, int]:
+    """The network rows of each part of a distillation."""
     spec, train, bank = config.spec(), config.train, config.bank
     kept = config.teacher.intervals or config.nodes.num_steps - 1
     per_image, pairs = rows_an_evaluation(spec), bank.pairs + bank.heldout_pairs
@@ -125,7 +131,40 @@ def distill_estimates(config: DistillConfig, start: Start | None) -> list[str]:
         "training": train.steps * train.batch * student.evaluations,
         "held-out evaluations": measured * bank.heldout_pairs * student.evaluations,
     }
-    count = {name: per_image * value for name, value in rows.items()}
+    return {name: per_image * value for name, value in rows.items()}
+
+
+def measured_time(config: DistillConfig, start: Start | None, backend: Backend) -> str:
+    """An estimate of the time of a whole distillation in words, from one network call of a loaded backbone.
+
+    Args:
+        config: of the run.
+        start: the predictor of student.start, where that names one.
+        backend: its backbone; its text encoders are not freed.
+    """
+    batch = config.train.chunk
+    count = distill_rows(config, start)
+    velocity = backend.velocity(backend.encode(["a photograph"] * batch, config.guidance_scale))
+    sigma = torch.tensor(backend.sigma_max, dtype=torch.float64, device=backend.device)
+    x = backend.initial_latents(range(batch), sigma)
+    for _ in range(2):  # the first call prepares
+        before = time.perf_counter()
+        with torch.no_grad():
+            velocity(x, sigma).sum().item()  # waits for the device
+        seconds = time.perf_counter() - before
+    row = seconds / (batch * rows_an_evaluation(config.spec()))
+    minutes = row * (sum(count.values()) + (BACKWARD_ROWS - 1) * count["training"]) / 60
+    return (
+        f"estimate of time: {minutes:.2g} minutes on one device ({1000 * row:.2g} ms a network row, measured;"
+        f" a row of training as {BACKWARD_ROWS})"
+    )
+
+
+def distill_estimates(config: DistillConfig, start: Start | None) -> list[str]:
+    """The lines that a dry run of distillation prints on its cost."""
+    spec, train = config.spec(), config.train
+    count, per_image = distill_rows(config, start), rows_an_evaluation(spec)
+    student = STUDENTS[config.student.kind].cost(config, start)
     counted = ", ".join(f"{name} {value}" for name, value in count.items())
     at_once = config.student.num_points if train.parallel_points else 1
     # without checkpointing the activations of all calls of a trajectory are kept

@@ -55,19 +55,17 @@ class RunOptions:
         return load_config(schema, path, self.overrides)
 
 
-def run_options(example: str) -> Callable[[Callable], Callable]:
+def run_options(example: str | None) -> Callable[[Callable], Callable]:
     """The options of RunOptions on a click command, which gets them together as its first argument.
 
     Args:
-        example: a configuration file to name in the help.
+        example: a configuration file to name in the help; None for a command without --config.
     """
+    config_file = click.option(
+        "--config", "config_file", type=click.Path(path_type=Path), help=f"YAML file, such as {example}."
+    )
     options = [
-        click.option(
-            "--config",
-            "config_file",
-            type=click.Path(path_type=Path),
-            help=f"YAML file, such as {example}.",
-        ),
+        *([] if example is None else [config_file]),
         click.option(
             "--override", "overrides", multiple=True, help="section.key=value over the file; may be repeated."
         ),
@@ -81,9 +79,9 @@ def run_options(example: str) -> Callable[[Callable], Callable]:
 
     def decorate(command: Callable) -> Callable:
         @functools.wraps(command)
-        def collected(**values: Any) -> Any:
-            shared = RunOptions(**{f.name: values.pop(f.name) for f in fields(RunOptions)})
-            return command(shared, **values)
+        def collected(*first: Any, **values: Any) -> Any:
+            shared = RunOptions(**{f.name: values.pop(f.name, None) for f in fields(RunOptions)})
+            return command(*first, shared, **values)
 
         for option in reversed(options):
             collected = option(collected)

@@ -10,7 +10,7 @@ CPU = torch.device("cpu")
 
 
 class Clock:
-    """A clock that only passes when it is told to."""
+    """A clock that only passes when it is moved."""
 
     def __init__(self):
         self.now = 0.0

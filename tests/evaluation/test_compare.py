@@ -20,14 +20,14 @@ def copies(scored, tmp_path):
 
 def rewrite(folder, metric, change):
     """Change the lines of a metric and its summary's count and mean with them."""
-    path, told = folder / f"scores/{metric}.jsonl", folder / f"scores/{metric}.summary.json"
+    path, summary_file = folder / f"scores/{metric}.jsonl", folder / f"scores/{metric}.summary.json"
     lines = change([json.loads(line) for line in path.read_text().splitlines()])
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    summary = json.loads(told.read_text()) | {
+    summary = json.loads(summary_file.read_text()) | {
         "count": len(lines),
         "mean": float(np.mean([line["score"] for line in lines])),
     }
-    told.write_text(json.dumps(summary))
+    summary_file.write_text(json.dumps(summary))
 
 
 def comparison(evaluation, tmp_path, *arguments):
@@ -122,8 +122,8 @@ def test_the_order_of_the_lines_does_not_matter(evaluation, copies, tmp_path):
 
 
 def test_the_table_is_markdown_and_marks_what_was_trained_on(evaluation, copies):
-    told = copies[1] / "scores/judge.summary.json"
-    told.write_text(json.dumps(json.loads(told.read_text()) | {"trained_on": True}))
+    summary_file = copies[1] / "scores/judge.summary.json"
+    summary_file.write_text(json.dumps(json.loads(summary_file.read_text()) | {"trained_on": True}))
     lines = evaluation.run("compare", "--run", copies[0], "--run", copies[1]).splitlines()
     assert lines[0] == "differences to first"
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
@@ -143,10 +143,10 @@ def refusal(evaluation, copies, *more):
 
 
 def test_unlike_protocols_are_refused(evaluation, copies):
-    told = copies[1] / "scores/digits.summary.json"
-    summary = json.loads(told.read_text())
+    summary_file = copies[1] / "scores/digits.summary.json"
+    summary = json.loads(summary_file.read_text())
     summary["protocol"]["weights"] = ["0123456789abcdef"]
-    told.write_text(json.dumps(summary))
+    summary_file.write_text(json.dumps(summary))
     message = refusal(evaluation, copies)
     assert "unlike protocols of digits: weights" in message
     assert "0123456789abcdef" in message

@@ -2,7 +2,6 @@
 
 import logging
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -22,7 +21,6 @@ from solvers import (
     Spec,
     Tableau,
     compile_tableau,
-    load_predictor,
     sample,
     save_predictor,
 )
@@ -31,13 +29,14 @@ EXPS = Path(__file__).parents[2] / "exps"
 CLOSE = 5e-5
 
 
-@cache
 def table_file(name: str) -> Path:
-    """The distilled predictor of a name such as epd-g7.5-d4, in whatever folder it lies."""
-    files = [p for p in sorted(EXPS.rglob("*.pkl")) if name in (*p.parts, p.stem)]
-    distilled = [p for p in files if load_predictor(p).provenance.get("kind") == "distilled"]
-    assert distilled, f"no distilled table {name} under {EXPS}"
-    return distilled[0]
+    """The distilled predictor of a name: of the grid of digits, such as epd-g7.5-d4, or of a family's
+    folder.
+    """
+    family = {"epd-g4.5-d4": "digits-sd3", "epd-g3.5-d4": "digits-flux"}.get(name)
+    path = EXPS / "digits/grid" / f"{name}.pkl" if family is None else EXPS / family / "distilled.pkl"
+    assert path.is_file(), f"no distilled table {name} under {EXPS}"
+    return path
 
 
 class Probe(SchedulerMixin, ConfigMixin):

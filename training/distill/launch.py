@@ -5,8 +5,9 @@ FILE.yaml.
 from pathlib import Path
 
 import click
+import torch
 
-from backends import load_backend
+from backends import Backend, load_backend
 from common.distributed import StopRequested
 from common.errors import run_command
 from common.plugins import allow_code
@@ -49,22 +50,40 @@ def plan(config: DistillConfig, start: Start | None) -> str:
     return "\n# ".join([first, *distill_estimates(config, start)])
 
 
-def distill(config: DistillConfig, start: Start | None, active: ActiveRun) -> DistillTrainer | None:
+def checked_start(config: DistillConfig) -> Start | None:
+    """Check all of a configuration that needs no weights; its start, where that is a predictor."""
+    allow_code(config.backend.name)
+    check(config)
+    start = find_start(config)
+    pairs_of(config)
+    return start
+
+
+def load_frozen(config: DistillConfig, device: torch.device) -> Backend:
+    """The backbone of a configuration, with block checkpointing where that asks for it."""
+    dtype = None if config.backend.dtype == "auto" else config.backend.dtype
+    backend = load_backend(config.spec(), device, dtype)
+    if config.backend.block_checkpointing:
+        backend.checkpoint_blocks()
+    return backend
+
+
+def distill(
+    config: DistillConfig, start: Start | None, active: ActiveRun, backend: Backend | None = None
+) -> DistillTrainer | None:
     """Run to the end, to --max-steps, or to a request to stop; writes everything under the run's folder.
 
     Args:
         config: of the run.
         start: the predictor of student.start, where that names one.
         active: its folder, its processes and what it goes on from.
+        backend: the frozen backbone, where it is loaded already.
 
     Returns:
         The trainer; None where the run was asked to stop before the bank and the baselines were complete.
     """
     ranks, run = active.ranks, active.folder
-    dtype = None if config.backend.dtype == "auto" else config.backend.dtype
-    backend = load_backend(config.spec(), ranks.device, dtype)
-    if config.backend.block_checkpointing:
-        backend.checkpoint_blocks()
+    backend = backend or load_frozen(config, ranks.device)
     with stop_requests(ranks) as stop:
         processes = Processes(ranks, stop.any_rank)
         try:
@@ -102,10 +121,7 @@ def main(options: RunOptions, run_name: str, exps: Path) -> None:
     """Learn a table against a fine teacher. Interrupted, it goes on with --resume to the identical result."""
     run = options.find_run(exps, kind="teacher")
     config = options.load_config(DistillConfig, run)
-    allow_code(config.backend.name)
-    check(config)
-    start = find_start(config)
-    pairs_of(config)
+    start = checked_start(config)
     if options.dry_run:
         click.echo(plan(config, start))
         return
