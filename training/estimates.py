@@ -186,7 +186,7 @@ def rdpo_estimates(config: RDPOConfig, spec: Spec, start: Start) -> list[str]:
     learned = ppo.steps * ppo.rollout_batch_size * cost * per_image
     held_out = (1 + measured) * config.evaluation.images * cost * per_image
     lines = [f"network rows: {learned + held_out} (rollouts {learned}, held-out evaluations {held_out})"]
-    learned = start.predictor.table
-    points = max(map(len, learned.levels)) if isinstance(learned, Tableau) else learned.num_points
+    table = start.predictor.table
+    points = max(map(len, table.levels)) if isinstance(table, Tableau) else table.num_points
     memory = memory_text(spec, "auto", ppo.rollout_chunk * points * per_image, "passing")
     return lines + ([] if memory is None else [f"{memory}, and the reward's own"])

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -148,11 +148,11 @@ class GaussianPolicy(nn.Module):
             "drift_sigmas": (now.sigmas / self.start.sigmas).log().square().mean().sqrt().item(),
         }
 
-    def describe(self, learned: Tableau) -> dict[str, list]:
+    def describe(self, learned: Any) -> dict[str, list]:
         """A tableau's numbers for an evaluation record."""
         return {"sigmas": learned.sigmas.tolist(), "output": learned.output.tolist()}
 
-    def drawn_numbers(self, draw: TableauSample, image: int) -> dict[str, list]:
+    def drawn_numbers(self, draw: Any, image: int) -> dict[str, list]:
         """What was drawn for an image, for the record of a skipped step."""
         return {"coordinates": draw.coordinates[image].tolist()}
 

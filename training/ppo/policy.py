@@ -1,12 +1,14 @@
 """The residual Dirichlet policy over solver tables (EPD-Solver, arXiv 2512.22796, stage 2), in float64."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from solvers import SolverTable
+
+from .residual import MLPResidual, TableResidual
 
 SMALLEST = 1e-12  # a share of the simplex that was drawn is raised to this, so that its density is finite
 SMALLEST_SHARE = 1e-6  # a segment or weight of a start table is raised to this
@@ -255,51 +257,17 @@ class ResidualPolicy(nn.Module):
             "drift_w": (now.w - start.w).abs().mean().item(),
         }
 
-    def describe(self, learned: SolverTable) -> dict[str, list]:
+    def describe(self, learned: Any) -> dict[str, list]:
         """A table's numbers for an evaluation record."""
         return {"r": learned.r.tolist(), "w": learned.w.tolist()}
 
-    def drawn_numbers(self, draw: TableSample, image: int) -> dict[str, list]:
+    def drawn_numbers(self, draw: Any, image: int) -> dict[str, list]:
         """What was drawn for an image, for the record of a skipped step."""
         return {"positions": draw.table().r[image].tolist(), "weights": draw.weights[image].tolist()}
 
     def provenance(self) -> dict:
         """What was measured for the policy: nothing."""
         return {}
-
-
-class TableResidual(nn.Module):
-    """A residual that is one free number a concentration: [N, outputs], zero at first."""
-
-    def __init__(self, intervals: int, outputs: int):
-        super().__init__()
-        self.change = nn.Parameter(torch.zeros(intervals, outputs, dtype=torch.float64))
-
-    def forward(self) -> Tensor:
-        return self.change
-
-
-class MLPResidual(nn.Module):
-    """The published residual: an embedding of the interval, residual blocks x + W SiLU(LayerNorm(x)), and a
-    head that is zero at first.
-    """
-
-    def __init__(self, intervals: int, outputs: int, hidden: int = 128, blocks: int = 2):
-        super().__init__()
-        self.embed = nn.Embedding(intervals, hidden)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(hidden), nn.SiLU(), nn.Linear(hidden, hidden)) for _ in range(blocks)
-        )
-        self.head = nn.Linear(hidden, outputs)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-        self.double()
-
-    def forward(self) -> Tensor:
-        x = self.embed.weight
-        for block in self.blocks:
-            x = x + block(x)
-        return self.head(x)
 
 
 def make_policy(start: SolverTable, settings: PolicySettings) -> ResidualPolicy:
