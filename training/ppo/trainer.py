@@ -172,15 +172,9 @@ class RDPOTrainer(Trainer):
                 self.run.log(record)
             raise Diverged(
                 f"{self.run.path}: rewards or log probabilities were not finite in {SKIPS} steps in a row"
-<<<<<<< HEAD
-                f" (last: step {self.step}, prompt {plan.prompts[image]!r}, seed {plan.seeds[image]}); the"
-                " policy before them is saved; explore less (raise ppo.dirichlet_concentration or lower"
-                " ppo.policy_std), or check the reward"
-=======
                 f" (last: step {self.step}, prompt {plan.prompts[image]!r}, seed {plan.seeds[image]});"
                 " the policy before them is saved; raise ppo.dirichlet_concentration or lower"
                 " ppo.policy_std, or check the reward"
->>>>>>> area-gaussian
             )
         return record
 
