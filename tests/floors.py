@@ -26,7 +26,18 @@ TABLES = {
 # mean log probability of what the prompt names: 0 to -0.5 for these, -7 where the text encoder's weights are
 # random
 READABLE = -1.5
-PACKAGES = ("common", "solvers", "backends", "rewards", "evaluation", "training", "benchmarks")
+PACKAGES = (
+    "common",
+    "solvers",
+    "backends",
+    "digits",
+    "generation",
+    "rewards",
+    "evaluation",
+    "training",
+    "benchmarks",
+)
+OTHER_PROGRAMS = ("docs", "k-diffusion")  # extras that render pages, or that only a comparison needs
 DISTILLATION = (
     "bank.folder={folder}/banks",
     "bank.pairs=32",
@@ -59,11 +70,9 @@ print("diffusers", diffusers.__version__, "transformers", transformers.__version
 
 
 def pinned(project: dict) -> list[str]:
-    """Every dependency of a [project] table, those of its extras too, at its lowest version."""
-    texts = [
-        *project["dependencies"],
-        *(text for texts in project["optional-dependencies"].values() for text in texts),
-    ]
+    """Every dependency of a [project] table, those of the extras that run it too, at its lowest version."""
+    extras = {k: v for k, v in project["optional-dependencies"].items() if k not in OTHER_PROGRAMS}
+    texts = [*project["dependencies"], *(text for texts in extras.values() for text in texts)]
     others = sorted({text for text in texts if not text.startswith(f"{project['name']}[")})
     if odd := [text for text in others if not re.fullmatch(r"[\w.-]+>=[\d.]+", text)]:
         sys.exit(
