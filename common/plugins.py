@@ -5,8 +5,8 @@ and never because a predictor or another data file holds it.
 """
 
 import sys
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import click
@@ -37,13 +37,13 @@ def load_code(name: str, what: str, expected: type) -> Any:
     Raises:
         UserError: the user did not give this name, or there is no such object.
     """
-    module, _, attribute = name.partition(":")
+    module = name.partition(":")[0]
     if name not in _allowed:
         raise UserError(f"{what} {name!r} would run code of {module}.py: name it yourself, as {what} {name}")
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
-        value = getattr(import_module(module), attribute)
+        value = resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{what} {name!r}: cannot be loaded ({error})") from None
     kind = value if isinstance(value, type) else type(value)

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,13 +55,27 @@ def read_records(
 
 @contextmanager
 def exclusive(outdir: Path, remedy: str = "wait for it, or choose another --outdir") -> Iterator[None]:
-    """Hold an output folder against other runs, until the end of this one or of its process."""
-    with open(outdir / ".lock", "w") as file:
+    """Lock an output folder for this run, until its end or the end of its process.
+
+    The lock is a file .lock, of which nothing is read or written; one that is a link or no file:
+    ManifestError.
+    """
+    path = outdir / ".lock"
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        lock = os.open(path, flags, 0o644)
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be opened as a file ({error.strerror}); remove it") from None
+    try:
+        if not stat.S_ISREG(os.fstat(lock).st_mode):
+            raise ManifestError(f"{path}: not a file; remove it")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ManifestError(f"{outdir}: another run is writing here; {remedy}") from None
         yield
+    finally:
+        os.close(lock)
 
 
 def part_of(path: Path, rank: int) -> Path:
@@ -74,9 +89,14 @@ def parts_of(path: Path) -> list[Path]:
 
 
 def append_records(part: Path, records: list[dict]) -> None:
-    """Add lines to a part; they survive whatever happens later."""
-    with open(part, "ab", buffering=0) as file:
+    """Add lines to a part, on the disk when this returns; a line that a killed run left half written is
+    removed.
+    """
+    with open(part, "a+b") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
         file.write("".join(map(line_of, records)).encode())
+        file.flush()
         os.fsync(file.fileno())
 
 

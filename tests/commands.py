@@ -110,7 +110,7 @@ def command_of(module: str) -> click.Command:
         module = f"{module}.__main__"
         if not (ROOT / Path(*module.split("."))).with_suffix(".py").is_file():
             raise ValueError(f"there is no module {module.removesuffix('.__main__')}")
-    main = getattr(importlib.import_module(module), "main", None)
+    main = vars(importlib.import_module(module)).get("main")
     if not isinstance(main, click.Command):
         raise ValueError(f"{module} has no click command main")
     return main

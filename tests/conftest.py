@@ -20,7 +20,19 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 
+LONG = (  # files of long tests start first, so that no worker is left alone with one at the end
+    "test_published_training.py",
+    "test_own_model.py",
+    "test_sample_processes.py",
+    "test_stopping.py",
+    "test_speed.py",
+    "test_compile.py",
+    "test_package.py",
+)
+
+
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.path.name not in LONG)
     if not config.getoption("--slow"):
         for item in items:
             if "slow" in item.keywords:

@@ -1,6 +1,7 @@
 """A run's folder: configuration, metrics, checkpoints and exports, and what it takes to go on from there."""
 
 import json
+import re
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
@@ -102,7 +103,12 @@ class RunFolder:
 
     def latest_checkpoint(self) -> Path | None:
         """The newest checkpoint."""
-        return max(self.checkpoints.glob("step*.pt"), default=None)
+        return next(reversed(self._by_step()), None)
+
+    def _by_step(self) -> list[Path]:
+        """The checkpoints in the order of their steps."""
+        numbered = [(re.fullmatch(r"step(\d+)\.pt", p.name), p) for p in self.checkpoints.glob("step*.pt")]
+        return [p for _, p in sorted((int(match[1]), p) for match, p in numbered if match)]
 
     def save_checkpoint(self, step: int, state: dict, keep: int = 2) -> Path:
         """Write a checkpoint as a whole or not at all, and remove all but the newest few."""
@@ -110,7 +116,7 @@ class RunFolder:
         torch.save(state, buffer)
         path = self.checkpoint(step)
         write_atomically(path, buffer.getvalue())
-        for old in sorted(self.checkpoints.glob("step*.pt"))[:-keep]:
+        for old in self._by_step()[:-keep]:
             old.unlink()
         return path
 

@@ -11,9 +11,24 @@ import weakref
 from typing import Any
 
 import torch
+from diffusers.models.controlnets import (
+    FluxMultiControlNetModel,
+    MultiControlNetModel,
+    MultiControlNetUnionModel,
+    QwenImageMultiControlNetModel,
+    SD3MultiControlNetModel,
+)
+from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor, nn
 
 NETWORKS = ("unet", "transformer", "transformer_2", "controlnet")
+SEVERAL = (  # ControlNets in one part, whose networks are their `nets`
+    FluxMultiControlNetModel,
+    MultiControlNetModel,
+    MultiControlNetUnionModel,
+    QwenImageMultiControlNetModel,
+    SD3MultiControlNetModel,
+)
 NO_ROWS = (
     "txt_ids",
     "img_ids",
@@ -68,8 +83,10 @@ def disable_parallel_points(pipe: Any) -> None:
 
 def _networks(pipe: Any) -> list[tuple[str, nn.Module]]:
     """The networks of a pipeline by name, each once; the nets of a MultiControlNet one by one."""
-    parts = [(name, pipe.components.get(name)) for name in NETWORKS]
-    nets = [(name, net) for name, part in parts if part is not None for net in getattr(part, "nets", [part])]
+    parts = [(name, pipe.components[name]) for name in NETWORKS if pipe.components.get(name) is not None]
+    nets = [
+        (name, net) for name, part in parts for net in (part.nets if isinstance(part, SEVERAL) else [part])
+    ]
     return [
         (name, net) for i, (name, net) in enumerate(nets) if all(net is not other for _, other in nets[:i])
     ]
@@ -95,7 +112,7 @@ class _PointsHook:
 
     def __init__(self, pipe: Any, scheduler: Any, module: nn.Module, answers: bool):
         self.pipe, self.scheduler, self.answers = weakref.ref(pipe), scheduler, answers
-        inner = getattr(module, "_orig_mod", module)  # of a compiled network
+        inner = unwrap_module(module)  # of a compiled network
         self.names = list(inspect.signature(type(inner).forward).parameters)[1:]
         self.config = inner.config
         self.convention: str | None = None
