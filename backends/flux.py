@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers import flowmatch
+from solvers import dynamic_shift, flowmatch
 from solvers.solver import Velocity
 
 from . import quiet  # noqa: F401  isort: skip
@@ -43,7 +43,7 @@ class Flux(PipelineBackend):
         pixels = checked_resolution(config, own, 2 * factor, (own,))
         self.latent_shape = (pipe.transformer.config.in_channels // 4, pixels // factor, pixels // factor)
         side = pixels // factor // 2  # in tokens
-        self.flow_mu = dynamic_shift(pipe.scheduler.config, side**2)
+        self.flow_mu = shift_of(pipe.scheduler.config, side**2)
         self.sigma_max, self.sigma_min = flowmatch(2, mu=self.flow_mu).tolist()
         self._times: Tensor | None = None
         self._places = FluxPipeline._prepare_latent_image_ids(1, side, side, self.device, self.dtype)
@@ -109,17 +109,15 @@ class Flux(PipelineBackend):
             self._times = None
 
 
-def dynamic_shift(scheduler: Any, tokens: int) -> float:
-    """mu of FLUX.1's time shift, linear in the number of image tokens, from a scheduler's configuration."""
+def shift_of(scheduler: Any, tokens: int) -> float:
+    """mu of an image of so many tokens, by a scheduler's configuration."""
     if not scheduler.use_dynamic_shifting:
         raise BackendError(
             "the scheduler does not shift times dynamically, as FLUX.1-dev does; expected"
             " use_dynamic_shifting true"
         )
-    rise = (scheduler.max_shift - scheduler.base_shift) / (
-        scheduler.max_image_seq_len - scheduler.base_image_seq_len
-    )
-    return scheduler.base_shift + rise * (tokens - scheduler.base_image_seq_len)
+    ends = scheduler.base_shift, scheduler.max_shift
+    return dynamic_shift(tokens, *ends, scheduler.base_image_seq_len, scheduler.max_image_seq_len)
 
 
 def check(config: dict) -> None:

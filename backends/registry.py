@@ -120,5 +120,5 @@ def check_backbone_known(spec: Spec, source: object) -> None:
         raise BackendError(
             f"{source} was made for dataset {spec.dataset_name!r} and records {backbone}, expected one of"
             f" {', '.join(NAMES)}; sample it with your own denoiser: load_predictor, nodes,"
-            " velocity_from_denoiser and sample, as README shows under 'As a library'"
+            " velocity_from_denoiser and sample, as docs/library.md shows"
         )

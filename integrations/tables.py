@@ -12,15 +12,17 @@ from solvers import (
     NoiseSchedule,
     Predictor,
     PredictorError,
-    Tableau,
     compile_tableau,
     discrete,
+    dynamic_shift,
     flowmatch,
     load_predictor,
     resolve_predictor_path,
     schedule_nodes,
 )
+from solvers.tableau import Tableau
 
+SHIFT_KEYS = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
 CONFIG_KEYS = (
     "num_train_timesteps",
     "beta_start",
@@ -28,10 +30,7 @@ CONFIG_KEYS = (
     "beta_schedule",
     "trained_betas",
     "prediction_type",
-    "base_shift",
-    "max_shift",
-    "base_image_seq_len",
-    "max_image_seq_len",
+    *SHIFT_KEYS,
 )
 TABLE_FORMAT = "epd-table/1"  # as integrations/k_diffusion/sample_epd.py reads it
 FLOW_FAMILIES, NOISE_FAMILIES = ("sd3", "flux"), ("ldm",)
@@ -44,30 +43,21 @@ def load(path: str | Path) -> tuple[Path, Predictor]:
     return file, load_predictor(file)
 
 
-def family_of(predictor: Predictor) -> str | None:
-    """The architecture that a table was made for: ldm, sd3, flux, or None where the file names none."""
-    spec = predictor.spec
-    return spec.backend_config.get("family", "ldm") if spec.backend == "digits" else spec.backend
-
-
 def as_data(predictor: Predictor, nodes: Tensor) -> dict[str, Any]:
     """A predictor compiled on its nodes as lists of numbers, which JSON keeps exactly.
 
     `nodes` are the noise levels between steps, `starts` the stage at which a run may begin at each of them
     but the last: an EPD table's own nodes; of a whole tableau the first alone (-1: none).
     """
-    tableau, whole = compile_tableau(predictor.solver(), nodes), isinstance(predictor.table, Tableau)
+    tableau, starts = (
+        compile_tableau(predictor.solver(), nodes),
+        predictor.kind.starts(predictor.table, predictor.spec),
+    )
     sigmas, stages, output, levels = _in_level_order(tableau)
-    if whole:
-        between = [sigmas[level[0]].item() for level in levels[1:]]
-        between, starts = [nodes[0].item(), *between, nodes[-1].item()], [0, *[-1] * len(between)]
-    else:
-        table, afs, plugin = predictor.table, predictor.spec.afs, predictor.spec.max_order > 1
-        between = nodes.tolist()
-        starts = [n * (1 + table.num_points) - (n > 0 and afs) for n in range(table.num_intervals)]
-        starts = [
-            -1 if n and afs and plugin else s for n, s in enumerate(starts)
-        ]  # those extrapolate from x_0
+    between = nodes.tolist()
+    if starts is None:
+        inner = [sigmas[level[0]].item() for level in levels[1:]]
+        between, starts = [between[0], *inner, between[-1]], [0, *[-1] * len(inner)]
     lists = {"sigmas": sigmas.tolist(), "stages": stages.tolist(), "output": output.tolist()}
     return lists | {"levels": levels, "nodes": between, "starts": starts}
 
@@ -102,6 +92,11 @@ def scheduler_options(paths: Sequence[str | Path], config: Mapping | None) -> di
     shifts: set[float] = set()
     for file, predictor in map(load, paths):
         flow = is_flow(predictor, config, file)
+        if not flow and not config:
+            raise PredictorError(
+                f"{file}: made for a model with a noise schedule, which a table does not record; give"
+                " config=pipe.scheduler.config (its betas and prediction type)"
+            )
         nodes = resolve_nodes(predictor, config, file)
         data = as_data(predictor, nodes)
         steps = str(len(data["sigmas"]))
@@ -110,7 +105,7 @@ def scheduler_options(paths: Sequence[str | Path], config: Mapping | None) -> di
                 f"{file}: a second table of {steps} network calls; give tables of different numbers of calls"
             )
         tables[steps], made_for[steps] = data, _made_for(predictor, data)
-        shifts |= {_mu_of(nodes)} if family_of(predictor) == "flux" else set()
+        shifts |= {_mu_of(nodes)} if predictor.spec.family == "flux" else set()
         options |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True} if flow else {}
     same_shift = max(shifts, default=0.0) - min(shifts, default=0.0) < 1e-3
     return options | {
@@ -122,7 +117,7 @@ def scheduler_options(paths: Sequence[str | Path], config: Mapping | None) -> di
 
 def is_flow(predictor: Predictor, config: Mapping, file: Path) -> bool:
     """Whether the model is flow matching, by the scheduler configuration and the predictor alike."""
-    family = family_of(predictor)
+    family = predictor.spec.family
     by_file = True if family in FLOW_FAMILIES else False if family in NOISE_FAMILIES else None
     by_config = (
         ("beta_start" not in config or config.get("prediction_type") == "flow_prediction") if config else None
@@ -143,12 +138,11 @@ def is_flow(predictor: Predictor, config: Mapping, file: Path) -> bool:
 
 def resolve_nodes(predictor: Predictor, config: Mapping, file: Path) -> Tensor:
     """The nodes [num_steps] that a predictor records, or those of its schedule for this configuration."""
-    spec, count = (
-        predictor.spec,
-        None if isinstance(predictor.table, Tableau) else predictor.table.num_intervals + 1,
-    )
     if predictor.sigmas is not None:
         return predictor.sigmas
+    spec, count = predictor.spec, predictor.kind.num_nodes(predictor.table)
+    if count is None:
+        raise PredictorError(f"{file}: a {predictor.kind.name} that does not hold its nodes")
     if spec.schedule_type == "flowmatch":
         return _flow_nodes(predictor, config, count)
     try:
@@ -168,7 +162,7 @@ def resolve_nodes(predictor: Predictor, config: Mapping, file: Path) -> Tensor:
 
 def _flow_nodes(predictor: Predictor, config: Mapping, count: int) -> Tensor:
     spec = predictor.spec
-    if family_of(predictor) == "flux" or spec.flowmatch_mu is not None:
+    if predictor.spec.family == "flux" or spec.flowmatch_mu is not None:
         return flowmatch(
             count, mu=spec.flowmatch_mu if spec.flowmatch_mu is not None else _mu_for(predictor, config)
         )
@@ -176,11 +170,10 @@ def _flow_nodes(predictor: Predictor, config: Mapping, count: int) -> Tensor:
 
 
 def _mu_for(predictor: Predictor, config: Mapping) -> float:
-    """FLUX's dynamic shift at a predictor's resolution: linear in the number of 16-pixel tokens."""
+    """FLUX's dynamic shift at a predictor's resolution, whose tokens have 16 pixels a side."""
     pixels = predictor.spec.backend_config.get("resolution", 1024)
-    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-    first, last = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    return low + (high - low) / (last - first) * ((pixels // 16) ** 2 - first)
+    ends = {key: config[key] for key in SHIFT_KEYS if config.get(key) is not None}
+    return dynamic_shift((pixels // 16) ** 2, **ends)
 
 
 def _mu_of(nodes: Tensor) -> float:

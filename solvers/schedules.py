@@ -52,6 +52,20 @@ def flowmatch(num_steps: int, shift: float | None = None, mu: float | None = Non
     return _pinned(shift * u / (1 + (shift - 1) * u), sigma_max=1.0)
 
 
+def dynamic_shift(
+    tokens: int,
+    base_shift: float = 0.5,
+    max_shift: float = 1.15,
+    base_image_seq_len: int = 256,
+    max_image_seq_len: int = 4096,
+) -> float:
+    """FLUX.1's mu for an image of so many tokens: linear between the two ends of its scheduler's
+    configuration.
+    """
+    rise = (max_shift - base_shift) / (max_image_seq_len - base_image_seq_len)
+    return base_shift + rise * (tokens - base_image_seq_len)
+
+
 class NoiseSchedule:
     """Continuous noise level of a discrete-time eps-model: log alpha, piecewise linear through t = i/T, i =
     1..T.

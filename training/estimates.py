@@ -8,7 +8,7 @@ from math import prod
 import torch
 
 from backends import DTYPES, SCHEDULES, Backend, Size, check_backend
-from solvers import BASELINES, Solver, Spec, Tableau, UserError, num_steps_for_depth, sample
+from solvers import BASELINES, Solver, Spec, UserError, num_steps_for_depth, sample
 
 from .distill.config import DistillConfig
 from .distill.students import STUDENTS
@@ -186,7 +186,6 @@ def rdpo_estimates(config: RDPOConfig, spec: Spec, start: Start) -> list[str]:
     learned = ppo.steps * ppo.rollout_batch_size * cost * per_image
     held_out = (1 + measured) * config.evaluation.images * cost * per_image
     lines = [f"network rows: {learned + held_out} (rollouts {learned}, held-out evaluations {held_out})"]
-    table = start.predictor.table
-    points = max(map(len, table.levels)) if isinstance(table, Tableau) else table.num_points
+    points = max(map(len, start.predictor.cost().levels))
     memory = memory_text(spec, "auto", ppo.rollout_chunk * points * per_image, "passing")
     return lines + ([] if memory is None else [f"{memory}, and the reward's own"])

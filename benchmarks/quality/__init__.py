@@ -1,1 +1,1 @@
-"""How good the images of solvers, tables and models are: the claims on quality in the README."""
+"""How good the images of solvers, tables and models are: the claims on quality in docs/results.md."""

@@ -1,8 +1,8 @@
 """Distil digits tables and tableaus for every guidance and depth, and compare them with the baselines.
 
-python -m benchmarks.quality.distillation train      writes exps/digits/grid/ (some hours on two cores)
-python -m benchmarks.quality.distillation measure    prints every row, writes the results file
-python -m benchmarks.quality.distillation show       prints the README's summary of that file
+python -m benchmarks.quality.distillation train      writes exps/digits/grid/ (some hours on two cores) python
+-m benchmarks.quality.distillation measure    prints every row, writes the results file python -m
+benchmarks.quality.distillation show       prints the grid of docs/results.md; --short: the README's table
 """
 
 import json

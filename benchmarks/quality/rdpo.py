@@ -7,6 +7,7 @@ weights that the backbone never saw together: the trained reward, the judge that
 error to the teacher beside it.
 """
 
+import json
 import os
 from itertools import product
 
@@ -105,12 +106,18 @@ def training_of(records: list[dict]) -> dict:
 
 def report(name: str, n: int, rows: list[dict]) -> None:
     """Print a table of the runs and one of the settings, and write their JSON."""
-    click.echo(text_table(HEADER, [cells_of(r) for r in rows]))
     settings = {"n": n, "guidance": GUIDANCE, "first_seed": FIRST_SEED}
     write_json(RESULTS / f"rdpo_{name}.json", settings, rows, torch.device("cpu"))
+    click.echo(tables_of(rows))
+
+
+def tables_of(rows: list[dict]) -> str:
+    """A table of the runs and, where they have settings, one of these over their seeds."""
+    tables = [text_table(HEADER, [cells_of(r) for r in rows])]
     if labels := dict.fromkeys(row["setting"] for row in rows if "setting" in row):
         of_settings = [[r for r in rows if r.get("setting") == label] for label in labels]
-        click.echo(text_table(SETTING_HEADER, [setting_cells(group) for group in of_settings]))
+        tables.append(text_table(SETTING_HEADER, [setting_cells(group) for group in of_settings]))
+    return "\n\n".join(tables)
 
 
 def heldout(count: int) -> HeldoutEvaluation:
@@ -250,6 +257,13 @@ def tradeoff(count: int, workers: int, seeds: int) -> None:
     settings |= {f"KL target {k:g}": (f"ppo.kl_target={k}", "ppo.kl_coef=0.01") for k in (0.3, 1.0, 3.0)}
     rows = compare_settings("tradeoff", count, workers, seeds, settings)
     draw_tradeoff(RESULTS / "rdpo_tradeoff.png", rows)
+
+
+@main.command()
+@click.argument("name", type=click.Choice(["gain", "recipes", "estimators", "policies", "tradeoff"]))
+def show(name: str) -> None:
+    """Print the tables of committed results."""
+    click.echo(tables_of(json.loads((RESULTS / f"rdpo_{name}.json").read_text())["rows"]))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What sampling costs in time and memory: the claims on speed in the README."""
+"""What sampling costs in time and memory: the claims on speed in docs/speed.md."""

@@ -1,4 +1,4 @@
-"""The README's figures on speed, from the results of the benchmarks that measured them.
+"""The figures of docs/speed.md, from the results of the benchmarks that measured them.
 
 python -m benchmarks.speed
 """

@@ -1,5 +1,6 @@
 """What ComfyUI's KSAMPLER calls: sample_epd, with points in one batch only where its rows may differ."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from .sample_epd import LearnedTable, sample_epd
 
-FOR_ALL_ROWS = {  # of a condition: what looks at a batch's first noise level, or has rows for each image
+CONDITIONS_READING_FIRST_SIGMA = {  # or with rows for each image
     "timestep_start": "a condition with a timestep range",
     "timestep_end": "a condition with a timestep range",
     "control": "a ControlNet",
@@ -16,9 +17,16 @@ FOR_ALL_ROWS = {  # of a condition: what looks at a batch's first noise level, o
     "gligen": "GLIGEN",
     "mask": "a masked condition",
 }
-FOR_ALL_CALLS = {  # of model_options: code of other nodes around each call
+PATCHES_AROUND_CALLS = {  # of model_options and its transformer_options: code of other nodes, for one sigma
     "model_function_wrapper": "a model function wrapper",
     "wrappers": "wrappers of the model",
+    "denoise_mask_function": "a denoise mask function (Differential Diffusion)",
+    "sampler_cfg_function": "a CFG function",
+    "sampler_pre_cfg_function": "a function before CFG",
+    "sampler_post_cfg_function": "a function after CFG",
+    "sampler_calc_cond_batch_function": "a function around the conditions' batch",
+    "patches": "patches of the model (such as Deep Shrink)",
+    "patches_replace": "patches of the model",
 }
 
 
@@ -35,12 +43,12 @@ def why_sequential(model: Any, images: int, extra_args: dict) -> str | None:
     if extra_args.get("denoise_mask") is not None and images > 1:
         return "a noise mask for several images"
     options = extra_args.get("model_options") or {}
-    for key, reason in FOR_ALL_CALLS.items():
+    for key, reason in PATCHES_AROUND_CALLS.items():
         if options.get(key) or (options.get("transformer_options") or {}).get(key):
             return reason
     for conditions in model.inner_model.conds.values():
         for condition in conditions or []:
-            for key, reason in FOR_ALL_ROWS.items():
+            for key, reason in CONDITIONS_READING_FIRST_SIGMA.items():
                 if condition.get(key) is not None:
                     return reason
             for part in (condition.get("model_conds") or {}).values():
@@ -62,7 +70,8 @@ def sample(
 ) -> Tensor:
     """sample_epd with all points of a level in one call, or one where that is impossible or not wanted."""
     extra_args = extra_args or {}
-    sequential = not parallel_points or why_sequential(model, len(x), extra_args) is not None
-    return sample_epd(
-        model, x, sigmas, extra_args, callback, disable, table=table, points_per_call=1 if sequential else 0
-    )
+    reason = why_sequential(model, len(x), extra_args) if parallel_points else None
+    if reason is not None:
+        logging.info("EPDSampler: the points of a level run one after another: %s", reason)
+    per_call = 0 if parallel_points and reason is None else 1
+    return sample_epd(model, x, sigmas, extra_args, callback, disable, table=table, points_per_call=per_call)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 from diffusers.utils import logging
 from torch import Tensor
@@ -309,7 +310,7 @@ class _Run:
         else:
             x = self._combine(self.rows[-1 if self.finished else self.calls[self.index][0]])
         self.state, self.returned = x, x.to(sample.dtype, copy=True)
-        self.version = _version(self.returned)
+        self.version = None if self.returned.is_inference() else self.returned._version
         return self.returned
 
     def _accept(self, sample: Tensor) -> None:
@@ -317,7 +318,7 @@ class _Run:
         if self.state is None:
             self.state = sample.float()
             self.values[0] = self.state / self.rows[0][0]
-        elif sample is not self.returned or _version(sample) != self.version:
+        elif sample is not self.returned or sample.is_inference() or sample._version != self.version:
             moved = sample.float() - self.state.to(sample.dtype).float()
             self.shift = moved if self.shift is None else self.shift + moved
             self.state = self.state + moved
@@ -503,16 +504,14 @@ def _refuse_denoising_end() -> None:
     """SDXL's denoising_end may cut inside a step, which a scheduler cannot see: ValueError."""
     frame = sys._getframe(2)
     for _ in range(4):
-        if frame is not None and frame.f_locals.get("denoising_end") is not None:
+        if frame is None:
+            return
+        pipe, end = frame.f_locals.get("self"), frame.f_locals.get("denoising_end")
+        if isinstance(pipe, DiffusionPipeline) and isinstance(end, float) and 0 < end < 1:
             raise ValueError(
                 "EPDScheduler: denoising_end can cut inside a step of a learned table; leave it out"
             )
-        frame = None if frame is None else frame.f_back
-
-
-def _version(x: Tensor) -> int:
-    """A number that changes when a tensor is changed in place; inference tensors have none."""
-    return 0 if x.is_inference() else x._version
+        frame = frame.f_back
 
 
 def _is_number(value: Any) -> bool:

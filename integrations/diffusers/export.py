@@ -77,17 +77,19 @@ def model_card(scheduler: EPDScheduler, pipeline_class: str, model: Path, whole:
     rows += [[cell(entry.get(key)) for key in COLUMNS.values()] for entry in entries]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     lines += ["", f"Teacher: {'; '.join(map(printable, teachers))}."] if teachers else []
-    return "\n".join([*lines, "", "```python", *usage(whole, pipeline_class, entries[0]["calls"]), "```", ""])
+    return "\n".join([*lines, "", "```python", *usage(whole, pipeline_class, entries[0]), "```", ""])
 
 
-def usage(whole: bool, pipeline_class: str, steps: int) -> list[str]:
-    """The shortest script that makes an image."""
+def usage(whole: bool, pipeline_class: str, entry: dict[str, Any]) -> list[str]:
+    """The shortest script that makes an image, at the guidance scale that the table was made for."""
+    guidance = f", guidance_scale={entry['guidance']:g}" if "guidance" in entry else ""
+    call = f'pipe("a prompt", num_inference_steps={entry["calls"]}{guidance}).images[0].save("image.png")'
     if whole:
         return [
             "from diffusers import DiffusionPipeline",
             "",
             'pipe = DiffusionPipeline.from_pretrained("THIS_FOLDER", trust_remote_code=True)',
-            f'pipe("a prompt", num_inference_steps={steps}).images[0].save("image.png")',
+            call,
         ]
     return [
         f"from diffusers import {pipeline_class}",
@@ -95,7 +97,7 @@ def usage(whole: bool, pipeline_class: str, steps: int) -> list[str]:
         "",
         f'pipe = {pipeline_class}.from_pretrained("BASE_MODEL")',
         f'pipe.scheduler = {CLASS}.from_pretrained("THIS_FOLDER")',
-        f'pipe("a prompt", num_inference_steps={steps}).images[0].save("image.png")',
+        call,
     ]
 
 

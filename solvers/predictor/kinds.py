@@ -64,6 +64,12 @@ class LearnedKind(ABC, Generic[Learned]):
         """Whether nothing was learned yet."""
         return False
 
+    def starts(self, learned: Learned, spec: Spec) -> list[int] | None:
+        """The stage at which a run may begin at each node but the last (-1: at none); None: at the first
+        alone.
+        """
+        return None
+
     @abstractmethod
     def curves(self, learned: Learned) -> dict[str, Tensor]:
         """The numbers that a plot of its training shows, by name."""
@@ -110,6 +116,11 @@ class TableKind(LearnedKind[SolverTable]):
             return False
         same_points = torch.equal(learned.r, learned.r[:1].expand_as(learned.r))
         return bool(same_points and (learned.w == learned.w[0, 0]).all())
+
+    def starts(self, learned, spec):
+        first = [n * (1 + learned.num_points) - (n > 0 and spec.afs) for n in range(learned.num_intervals)]
+        extrapolates = spec.afs and spec.max_order > 1  # from x_0, without a velocity of its own there
+        return [-1 if n and extrapolates else stage for n, stage in enumerate(first)]
 
     def curves(self, learned):
         return learned.arrays()

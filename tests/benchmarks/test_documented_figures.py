@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import report
-from benchmarks.quality import distillation, grid_cells
+from benchmarks.quality import distillation, grid_cells, rdpo
 from benchmarks.speed import summary
 
 README = (grid_cells.ROOT / "README.md").read_text()
@@ -48,6 +48,14 @@ def test_the_documented_grid_is_what_show_prints():
     grid = figures(printed(distillation.main, "show"))
     assert len(grid) == 2 * (2 + 12)
     assert not [line for line in grid if line not in RESULTS.splitlines()]
+
+
+def test_the_documented_results_of_rdpo_are_what_show_prints():
+    names = ("gain", "recipes", "estimators", "policies", "tradeoff")
+    lines = {line for name in names for line in printed(rdpo.main, "show", name).splitlines()}
+    documented = [line for line in RESULTS[RESULTS.index("## RDPO") :].splitlines() if line.startswith("|")]
+    assert len(documented) > 40
+    assert [line for line in documented if line not in lines] == []
 
 
 def test_the_table_of_the_readme_is_the_short_one():

@@ -37,7 +37,7 @@ def no_signal(record: dict, name: str, step: int, config: PPOConfig, from_start:
 
 
 def better_settings(config: PPOConfig, from_start: bool) -> dict[str, str | float | int]:
-    """The settings that gained on the digits (README, "RDPO"), where a run has others.
+    """The settings that gained on the digits (docs/results.md), where a run has others.
 
     A distilled table gains from narrow exploration and many images a step; equal points only from wide
     exploration.

@@ -11,7 +11,7 @@ from backends import Backend
 from backends.parallel import ParallelEvaluator
 from solvers import Solver, Tableau, compile_tableau, sample
 
-from ..distill.students.tableau import TableauStudent, second_moments, usable_terms
+from ..distill.students.tableau import TableauStudent, second_moments, usable_terms, velocity_rows
 
 PROBES = 64  # training prompts from which the moments and the width of draws are measured
 PROBE_SEED = 2_000_000
@@ -65,6 +65,7 @@ class GaussianPolicy(nn.Module):
     log sigmas. `loc` is 0 at first, where the tableau is the start's, bit for bit.
     """
 
+    narrower = "lower ppo.policy_std"  # what makes its draws more alike
     weights: Tensor
     axes: Tensor
     sigma_units: Tensor
@@ -108,8 +109,7 @@ class GaussianPolicy(nn.Module):
         """The tableau at coordinates [..., dim]: the start's numbers and what the coordinates change."""
         z, start = (self.std * coordinates).cpu(), self.start
         sigmas, rows = self._numbers(z)
-        _, start_rows = self._numbers(torch.zeros_like(z))
-        change = rows - start_rows
+        change = rows - self._numbers(torch.zeros_like(self.loc, device="cpu"))[1]
         return Tableau(
             sigmas, start.stages + change[..., :-1, :], start.output + change[..., -1, :], start.levels,
             start.nodes,
@@ -124,20 +124,8 @@ class GaussianPolicy(nn.Module):
         log_factor[..., self.free_sigmas] = (
             self.sigma_units.cpu()[self.free_sigmas] * z[..., len(self.rows) :]
         )
-        factor = log_factor.exp()
         weights = self.weights.cpu() + (self.axes.cpu() @ changes[..., None])[..., 0]
-        # an input is as noisy as its noise level says
-        noise = weights[..., 0] * torch.cat([factor, torch.ones_like(factor[..., :1])], -1)
-        sigmas = self.start.sigmas * factor
-        unit = torch.eye(1 + count, dtype=torch.float64)
-        rows: dict[int, Tensor] = {}
-        denoised: dict[int, Tensor] = {}
-        for s in [*[s for level in self.start.levels for s in level], count]:
-            terms = [weights[..., s, j, None] * denoised[j - 1] for j in self.terms[s][1:]]
-            rows[s] = sum(terms, noise[..., s, None] * unit[0])
-            if s < count:
-                denoised[s] = rows[s] - sigmas[..., s, None] * unit[1 + s]
-        return sigmas, torch.stack([rows[s] for s in range(count + 1)], -2)
+        return velocity_rows(self.start, weights, log_factor.exp())
 
     def drift(self) -> dict[str, float]:
         """How far the mean is from the start: RMS of the output row and of log sigmas."""

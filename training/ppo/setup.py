@@ -75,7 +75,7 @@ def unused_settings(spec: Spec) -> tuple[str, ...]:
 
 def choose_exploration(ppo: PPOConfig, from_equal: bool) -> None:
     """Put numbers in place of a null concentration and learning rate: wide exploration from equal points,
-    else narrow (README, RDPO).
+    else narrow (docs/results.md).
     """
     concentration, rate = (100.0, 0.03) if from_equal else (1000.0, 0.01)
     if ppo.dirichlet_concentration is None:

@@ -173,8 +173,7 @@ class RDPOTrainer(Trainer):
             raise Diverged(
                 f"{self.run.path}: rewards or log probabilities were not finite in {SKIPS} steps in a row"
                 f" (last: step {self.step}, prompt {plan.prompts[image]!r}, seed {plan.seeds[image]});"
-                " the policy before them is saved; raise ppo.dirichlet_concentration or lower"
-                " ppo.policy_std, or check the reward"
+                f" the policy before them is saved; {self.policy.narrower}, or check the reward"
             )
         return record
 

@@ -65,22 +65,37 @@ class TableauStudent(LearnedModule):
 
     def learned(self) -> Tableau:
         factor = (self.sigma_units * self.log_sigma_change).exp()
-        sigmas = self.start.sigmas * factor
         weights = self.weights + (self.axes @ self.row_change[:, :, None])[..., 0]
-        # an input is as noisy as its noise level says
-        noise = weights[:, 0] * torch.cat([factor, factor.new_ones(1)])
-        rows: list[Tensor] = []
-        denoised: list[Tensor] = []
-        unit = torch.eye(1 + len(sigmas), dtype=torch.float64)
-        for s in range(len(sigmas) + 1):
-            terms = [weights[s, j] * denoised[j - 1] for j in usable_terms(self.start, s)[1:]]
-            rows.append(sum(terms, noise[s] * unit[0]))
-            if s < len(sigmas):
-                denoised.append(rows[s] - sigmas[s] * unit[1 + s])
-        return Tableau(sigmas, torch.stack(rows[:-1]), rows[-1], self.start.levels, self.start.nodes)
+        sigmas, rows = velocity_rows(self.start, weights, factor)
+        return Tableau(sigmas, rows[:-1], rows[-1], self.start.levels, self.start.nodes)
 
     def distance(self) -> Tensor:
         return torch.cat([self.row_change.flatten(), self.log_sigma_change]).square().mean()
+
+
+def velocity_rows(start: Tableau, weights: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of denoised states as rows of velocities.
+
+    Args:
+        start: the tableau whose levels hold.
+        weights: [..., S + 1, S + 1], each stage row and the output row as weights of x_0 and D_1, ..., D_S.
+        factor: [..., S], of the start's sigmas.
+
+    Returns:
+        sigmas [..., S], and the rows [..., S + 1, S + 1] as weights of x_0 and g_1, ..., g_S.
+    """
+    count, sigmas = start.evaluations, start.sigmas * factor
+    # an input is as noisy as its noise level says
+    noise = weights[..., 0] * torch.cat([factor, torch.ones_like(factor[..., :1])], -1)
+    unit = torch.eye(1 + count, dtype=torch.float64)
+    rows: dict[int, Tensor] = {}
+    denoised: dict[int, Tensor] = {}
+    for s in [*[s for level in start.levels for s in level], count]:
+        terms = [weights[..., s, j, None] * denoised[j - 1] for j in usable_terms(start, s)[1:]]
+        rows[s] = sum(terms, noise[..., s, None] * unit[0])
+        if s < count:
+            denoised[s] = rows[s] - sigmas[..., s, None] * unit[1 + s]
+    return sigmas, torch.stack([rows[s] for s in range(count + 1)], -2)
 
 
 def usable_terms(tableau: Tableau, row: int) -> list[int]:
