@@ -36,10 +36,13 @@ class Scorer:
     points: ParallelEvaluator = field(default_factory=ParallelEvaluator)
     """How many rows a network call may have; fewer once memory ended."""
 
+    def solver(self, learned: SolverTable | Solver) -> Solver:
+        """The solver that samples with a table."""
+        return learned if isinstance(learned, Solver) else EPD(learned, self.afs, self.max_order)
+
     def __call__(self, learned: SolverTable | Solver, prompts: list[str], seeds: list[int]) -> Tensor:
         """Scores [B, names] in float64, of an EPD table or any other solver, one in all or one an image."""
-        solver = learned if isinstance(learned, Solver) else EPD(learned, self.afs, self.max_order)
-        part = self.clock.part
+        solver, part = self.solver(learned), self.clock.part
         with torch.inference_mode():
             with part("encode"):
                 velocity = self.points.velocity(

@@ -18,10 +18,10 @@ from ..processes import Processes
 from ..run_folder import RunFolder
 from ..trainer import Intervals, Trainer
 from .advice import no_signal
+from .anchor import Anchor
+from .base import Draw, Policy
 from .config import RDPOConfig
-from .gaussian import GaussianPolicy, TableauSample
 from .loss import BASELINES, adapt_kl_coef, normalize_advantages, ppo_loss
-from .policy import ResidualPolicy, TableSample
 from .rollout import HeldOut, RolloutPlan, Scorer, rollout_scores, stream
 
 SKIPS = 3  # steps in a row without a finite reward that end a run
@@ -43,6 +43,8 @@ class Problem:
     provenance: dict
     from_start: bool = False
     """Whether nothing was learned yet in the table that the policy is centred on."""
+    anchor: Anchor | None = None
+    """How far the policy may move from it."""
 
 
 class RDPOTrainer(Trainer):
@@ -55,7 +57,7 @@ class RDPOTrainer(Trainer):
     def __init__(
         self,
         config: RDPOConfig,
-        policy: ResidualPolicy | GaussianPolicy,
+        policy: Policy,
         problem: Problem,
         run: RunFolder,
         processes: Processes,
@@ -97,6 +99,9 @@ class RDPOTrainer(Trainer):
         advantages = normalize_advantages(raw, centre=ppo.baseline == "mixed").flatten()
         with self.clock.part("update"):
             update = self.update(draw, old_log_prob, advantages)
+        if (anchor := self.problem.anchor) is not None:
+            with self.clock.part("anchor"):
+                update[f"anchor_{anchor.name}"] = anchor.hold(self.policy)
         return {
             "step": self.step,
             "reward": rewards.mean().item(),
@@ -109,7 +114,7 @@ class RDPOTrainer(Trainer):
             **self.policy.drift(),
         }
 
-    def update(self, draw: TableSample | TableauSample, old_log_prob: Tensor, advantages: Tensor) -> dict:
+    def update(self, draw: Draw, old_log_prob: Tensor, advantages: Tensor) -> dict:
         """Epochs of minibatches of the clipped surrogate; every rank does the same, so nothing is
         exchanged.
         """
@@ -152,9 +157,7 @@ class RDPOTrainer(Trainer):
             )
         return norm
 
-    def skip(
-        self, plan: RolloutPlan, draw: TableSample | TableauSample, rewards: Tensor, log_prob: Tensor
-    ) -> dict:
+    def skip(self, plan: RolloutPlan, draw: Draw, rewards: Tensor, log_prob: Tensor) -> dict:
         """Record a step that is not finite; too many in a row end the run."""
         self.skipped += 1
         bad = (~(rewards.flatten().isfinite() & log_prob.isfinite())).nonzero()[:, 0].tolist()
@@ -184,6 +187,14 @@ class RDPOTrainer(Trainer):
         """The reward that is trained on, as records have it."""
         return self.train.rewards[0].name
 
+    @property
+    def selected_by(self) -> str:
+        """The reward by whose gain the best policy is chosen, as records have it."""
+        evaluation, rewards = self.config.evaluation, self.heldout.score.rewards
+        if evaluation.select_by not in evaluation.rewards:
+            return self.trained_name
+        return rewards[1 + evaluation.rewards.index(evaluation.select_by)].name
+
     def evaluate(self) -> dict:
         """The mean table against the start table on fixed prompts and seeds: paired gains with 95 % intervals
         over the prompts.
@@ -203,7 +214,7 @@ class RDPOTrainer(Trainer):
                 f"{self.run.path}: a held-out reward at step {self.step} is not finite; check the reward and"
                 " the start table"
             )
-        self.compare_with_best(record[f"gain_{self.trained_name}"])
+        self.compare_with_best(record[f"gain_{self.selected_by}"])
         return {**record, "table": self.policy.describe(table)}
 
     def gains(self, scores: Tensor, base_scores: Tensor) -> dict[str, float]:
