@@ -60,6 +60,7 @@ def check(config: RDPOConfig) -> None:
             ("reward.type", config.reward.type, or_code(config.reward.type, TRAINABLE)),
             *[("evaluation.rewards", name, or_code(name, REWARDS)) for name in config.evaluation.rewards],
             ("ppo.policy", ppo.policy, ("table", "mlp", "gaussian")),
+            ("ppo.estimator", ppo.estimator, ("ppo", "backprop")),
             ("ppo.group_noise", ppo.group_noise, ("shared", "independent")),
             ("ppo.baseline", ppo.baseline, ("prompt", "mixed")),
         ]

@@ -192,6 +192,10 @@ class PPOConfig:
     """Standard deviation of gaussian in those coordinates; null measures once how wide draws must be to
     change the final latents by 10 % RMS.
     """
+    estimator: str = "ppo"
+    """ppo, which needs rewards alone, or backprop: the gradient of the reward through the frozen network, for
+    rewards that have one (a rival; about three times the work, and the memory of a network's activations).
+    """
     group_noise: str = "shared"
     """Initial noise of siblings: shared, so that only their tables differ, or independent (published)."""
     baseline: str = "prompt"

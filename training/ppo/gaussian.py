@@ -108,7 +108,7 @@ class GaussianPolicy(Policy):
 
     def mean(self) -> Tableau:
         """The tableau at the mean: what is exported."""
-        return self.tableau(self.loc.detach())
+        return self.tableau(self.loc)
 
     def start_mean(self) -> Tableau:
         """The start."""
@@ -138,7 +138,8 @@ class GaussianPolicy(Policy):
 
     def drift(self) -> dict[str, float]:
         """How far the mean is from the start: RMS of the output row and of log sigmas."""
-        now = self.mean()
+        with torch.no_grad():
+            now = self.mean()
         return {
             "policy_std": self.std.item(),
             "drift_output": (now.output - self.start.output).square().mean().sqrt().item(),

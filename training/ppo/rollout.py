@@ -9,10 +9,11 @@ from torch import Tensor
 from backends import Backend
 from backends.parallel import ParallelEvaluator
 from rewards import Reward
-from solvers import EPD, Solver, SolverTable, sample
+from solvers import EPD, Solver, SolverTable, Spec, sample
 
 from ..clock import Clock
 from ..processes import Processes
+from .anchor import Anchor
 from .config import PPOConfig
 
 # training noise has seeds from here to 2^32, evaluation noise below; generators distinguish no more than 2^32
@@ -145,3 +146,19 @@ class HeldOut:
         return processes.map(
             lambda part: self.score(table, self.prompts[part], self.seeds[part]), len(self.seeds), self.batch
         )
+
+
+@dataclass
+class Problem:
+    """What a policy learns from and is measured on."""
+
+    train: Scorer
+    prompts: list[str]
+    heldout: HeldOut
+    spec: Spec
+    """Of the predictors that are exported."""
+    provenance: dict
+    from_start: bool = False
+    """Whether nothing was learned yet in the table that the policy is centred on."""
+    anchor: Anchor | None = None
+    """How far the policy may move from it."""

@@ -19,14 +19,16 @@ from ..processes import Processes
 from ..prompts import PromptFile, digits_prompts, split_prompts
 from ..run_folder import RunFolder
 from ..start import Start, load_start
+from .backprop import BackpropTrainer
 from .base import Policy
 from .config import PPOConfig, RDPOConfig
 from .policies import anchor_of, check_start, exported_spec, new_policy
-from .rollout import HeldOut, Scorer
-from .trainer import Problem, RDPOTrainer
+from .rollout import HeldOut, Problem, Scorer
+from .trainer import RDPOTrainer
 
 DISTILL_CONFIGS = Path(__file__).parents[1] / "distill" / "cfgs"
 EVALUATION_SEED = 3_000_000
+ESTIMATORS = {"ppo": RDPOTrainer, "backprop": BackpropTrainer}  # by ppo.estimator
 START_KINDS = ("distilled", "start", "best")  # of a folder of tables, what RDPO starts from
 
 
@@ -174,7 +176,7 @@ def prepare(
         anchor_of(config, scorer, train, processes),
     )
     policy = new_policy(config, start, (scorer, train), processes)
-    return RDPOTrainer(config, policy, problem, run, processes)
+    return ESTIMATORS[config.ppo.estimator](config, policy, problem, run, processes)
 
 
 def check_rewards(config: RDPOConfig) -> list[str]:

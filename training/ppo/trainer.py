@@ -5,46 +5,29 @@ prompts.
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from common.statistics import clustered_halfwidth
-from solvers import SolverTable, Spec, Tableau, UserError
+from solvers import SolverTable, Tableau, UserError
 
 from ..processes import Processes
 from ..run_folder import RunFolder
 from ..trainer import Intervals, Trainer
 from .advice import no_signal
-from .anchor import Anchor
 from .base import Draw, Policy
 from .config import RDPOConfig
 from .loss import BASELINES, adapt_kl_coef, normalize_advantages, ppo_loss
-from .rollout import HeldOut, RolloutPlan, Scorer, rollout_scores, stream
+from .rollout import Problem, RolloutPlan, rollout_scores, stream
 
 SKIPS = 3  # steps in a row without a finite reward that end a run
 
 
 class Diverged(UserError):
     """Rewards or log probabilities that are not finite, several steps in a row."""
-
-
-@dataclass
-class Problem:
-    """What a policy learns from and is measured on."""
-
-    train: Scorer
-    prompts: list[str]
-    heldout: HeldOut
-    spec: Spec
-    """Of the predictors that are exported."""
-    provenance: dict
-    from_start: bool = False
-    """Whether nothing was learned yet in the table that the policy is centred on."""
-    anchor: Anchor | None = None
-    """How far the policy may move from it."""
 
 
 class RDPOTrainer(Trainer):
@@ -99,9 +82,7 @@ class RDPOTrainer(Trainer):
         advantages = normalize_advantages(raw, centre=ppo.baseline == "mixed").flatten()
         with self.clock.part("update"):
             update = self.update(draw, old_log_prob, advantages)
-        if (anchor := self.problem.anchor) is not None:
-            with self.clock.part("anchor"):
-                update[f"anchor_{anchor.name}"] = anchor.hold(self.policy)
+        update |= self.hold_anchor()
         return {
             "step": self.step,
             "reward": rewards.mean().item(),
@@ -146,6 +127,14 @@ class RDPOTrainer(Trainer):
         if ppo.kl_target is not None:
             self.kl_coef = adapt_kl_coef(self.kl_coef, parts[-1]["kl"], ppo.kl_target)
         return record
+
+    def hold_anchor(self) -> dict[str, float]:
+        """Bring the policy back inside its bound, where it has one; how far it is from its start."""
+        anchor = self.problem.anchor
+        if anchor is None:
+            return {}
+        with self.clock.part("anchor"):
+            return {f"anchor_{anchor.name}": anchor.hold(self.policy)}
 
     def clip_gradient(self) -> float:
         """Clip the gradient of all parameters together; its norm before. Not finite: Diverged."""
