@@ -5,7 +5,7 @@ run.
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,9 +14,10 @@ import click
 from common.distributed import Ranks, process_group, use_single_thread
 from solvers import UserError
 
-from .config import load_config, to_yaml
+from .config import load_config, to_yaml, without_secrets
+from .log import Board, Log, board_of, check_report_to
 from .processes import Processes, StopRequest
-from .run_folder import Log, RunFolder
+from .run_folder import RunFolder
 from .trainer import Trainer
 
 Config = TypeVar("Config")
@@ -71,7 +72,9 @@ def run_options(example: str | None) -> Callable[[Callable], Callable]:
         ),
         click.option("--max-steps", type=click.IntRange(1), help="Stop after this step, with a checkpoint."),
         click.option("--dry-run", is_flag=True, help="Print the resolved configuration and what it costs."),
-        click.option("--resume", help='Run folder to go on in, or "latest".'),
+        click.option(
+            "--resume", "--resume-from-checkpoint", "resume", help='Run folder to go on in, or "latest".'
+        ),
         click.option(
             "--device", help="cpu, cuda or cuda:1 (float64 is needed); CUDA where there is one by default."
         ),
@@ -99,18 +102,25 @@ class ActiveRun:
     checkpoint: dict | None = None
     """The state to go on from."""
     max_steps: int | None = None
+    report_to: str = "tensorboard"
+    config: dict = field(default_factory=dict)
+    """What a viewer shows beside the curves."""
 
     def restore(self, trainer: Trainer) -> None:
         """Bring a trainer to the checkpoint."""
         if self.checkpoint is not None:
             trainer.restore(self.checkpoint)
 
+    def board(self, step: int) -> Board | None:
+        """The viewer of the first process."""
+        return None if self.ranks.rank else board_of(self.report_to, self.folder, self.config, step)
+
     def fit(self, trainer: Trainer, stop: StopRequest) -> bool:
         """Train to the end, to --max-steps or to a request to stop; False for the last."""
         if self.checkpoint is not None and self.ranks.rank == 0:
             self.folder.rewind(trainer.step, trainer.evaluated)
         steps = trainer.intervals.steps
-        with closing(Log(self.folder, self.ranks, trainer.step)) as log:
+        with closing(Log(self.folder, self.ranks, self.board(trainer.step))) as log:
             finished = trainer.fit(min(steps, self.max_steps or steps), stop, log)
         if not finished:
             text = f"stopped at step {trainer.step} as asked; go on with --resume {self.folder.path}"
@@ -126,21 +136,23 @@ def check_float64(device: str | None) -> None:
 
 @contextmanager
 def active_run(
-    options: RunOptions, run: RunFolder | None, config: object, name: str, exps: Path
+    options: RunOptions, run: RunFolder | None, config: Any, name: str, exps: Path
 ) -> Iterator[ActiveRun]:
     """The processes and the folder of a run.
 
     Args:
         options: the command line.
         run: the folder of a run that goes on; None for a new one.
-        config: what a new folder records.
+        config: what a new folder records; its logging.report_to is the viewer.
         name: end of a new folder's name.
         exps: where a new folder goes.
     """
     state = None if run is None else run.load_checkpoint()
     check_float64(options.device)
+    check_report_to(config.logging.report_to)
     with process_group(options.device) as ranks:
         use_single_thread(ranks)
         folder = run or RunFolder.create(name, to_yaml(config), ranks, exps)
         Processes(ranks).echo(f"run folder: {folder.path}")
-        yield ActiveRun(folder, ranks, state, options.max_steps)
+        shown = without_secrets(asdict(config))
+        yield ActiveRun(folder, ranks, state, options.max_steps, config.logging.report_to, shown)

@@ -97,6 +97,10 @@ class RunFolder:
             else True
         )
 
+    def validation(self, step: int) -> Path:
+        """Where the validation images of a step go."""
+        return self.path / "validation" / f"step{step:06d}.png"
+
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint after a step goes."""
         return self.checkpoints / f"step{step:06d}.pt"
@@ -160,35 +164,3 @@ class RunFolder:
 def complete_lines(path: Path) -> list[dict]:
     """The records of a file of JSON lines; a last one that was torn is left out."""
     return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
-
-
-class Log:
-    """Rank 0's records: metrics.jsonl and tensorboard, and seconds.jsonl apart, since times are never the
-    same twice.
-    """
-
-    def __init__(self, run: RunFolder, ranks: Ranks, step: int):
-        self.run, self.first = run, ranks.rank == 0
-        if self.first:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-            self.board = SummaryWriter(str(run.path / "logs"), purge_step=step + 1)
-
-    def __call__(self, record: dict, seconds: dict[str, float] | None = None) -> None:
-        if self.first:
-            self.run.log(record)
-            if seconds:
-                rounded = {name: round(value, 6) for name, value in seconds.items()}
-                with open(self.run.seconds, "a", encoding="utf-8") as file:
-                    file.write(json.dumps({"step": record["step"]} | rounded) + "\n")
-                for name, value in seconds.items():
-                    self.board.add_scalar(f"seconds/{name}", value, record["step"])
-            for name, value in record.items():
-                if isinstance(value, float):
-                    self.board.add_scalar(name, value, record["step"])
-            if "table" in record:
-                self.board.flush()
-
-    def close(self) -> None:
-        if self.first:
-            self.board.close()

@@ -39,7 +39,7 @@ def setting_cells(rows: list[dict]) -> list[str]:
     """
 
     def mean(key: str) -> float:
-        return sum(r[key] for r in rows) / len(rows)
+        return sum(r.get(key, 0.0) for r in rows) / len(rows)
 
     spread = torch.tensor([r["reward_gain"] for r in rows]).std().item() if len(rows) > 1 else 0.0
     return [
@@ -50,7 +50,7 @@ def setting_cells(rows: list[dict]) -> list[str]:
         f"{100 * mean('digit_and_colour_gain'):+.1f}",
         f"{mean('rmse_gain'):+.3f}",
         f"{mean('advantage_std'):.4f}",
-        " ".join(str(r["first_step_with_gain"] or "-") for r in rows),
+        " ".join(str(r.get("first_step_with_gain") or "-") for r in rows),
     ]
 
 
@@ -64,7 +64,7 @@ def training_of(records: list[dict]) -> dict:
     ]
     return {
         "gain_where_chosen": max(r["gain_digits"] for r in records if "gain_digits" in r),
-        "advantage_std": sum(r["advantage_std"] for r in steps) / len(steps),
+        "advantage_std": sum(r["advantage_std"] for r in steps) / max(1, len(steps)),  # 0: it has none
         "first_step_with_gain": min(reached, default=None),
     }
 

@@ -88,7 +88,7 @@ def gain(count: int, workers: int, seeds: int) -> None:
     shipped = load_predictor(SHIPPED)
     sampler = evaluation.sampler("EPD RDPO, shipped, depth 4", shipped)
     values = evaluation.measure(sampler)
-    rows = [evaluation.row(sampler.name, sampler, values)]
+    rows = [evaluation.row("EPD RDPO, shipped, depth 4", sampler, values)]
     for group in gain_groups():
         jobs = group.jobs(seeds)
         first, *tuned = rows_of_runs(evaluation, group.name, jobs, workers)

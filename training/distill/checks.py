@@ -4,6 +4,7 @@ from backends import DTYPES, NAMES, SCHEDULES
 from solvers import BASELINES
 
 from ..config import ConfigError, check_choices, check_ranges, or_code
+from ..log import REPORT_TO
 from .config import DistillConfig
 from .students import STUDENTS
 
@@ -18,6 +19,7 @@ def check(config: DistillConfig) -> None:
             ("student.kind", config.student.kind, tuple(STUDENTS)),
             ("teacher.solver", config.teacher.solver, tuple(BASELINES)),
             ("teacher.schedule", config.teacher.schedule, (None, *SCHEDULES)),
+            ("logging.report_to", config.logging.report_to, REPORT_TO),
             ("bank.dtype", config.bank.dtype, ("float32", "float16")),
             *[("evaluation.baselines", name, tuple(BASELINES)) for name in config.evaluation.baselines],
             *[("evaluation.schedules", name, SCHEDULES) for name in config.evaluation.schedules],

@@ -190,6 +190,12 @@ class EvaluationConfig:
 
 
 @dataclass
+class LoggingConfig:
+    report_to: str = "tensorboard"
+    """The viewer beside logs/metrics.jsonl: tensorboard, wandb (offline with WANDB_MODE=offline) or none."""
+
+
+@dataclass
 class DistillConfig:
     """A distillation run."""
 
@@ -203,6 +209,7 @@ class DistillConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     @property
     def needs_states(self) -> bool:

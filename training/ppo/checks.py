@@ -5,6 +5,7 @@ from rewards import NAMES as REWARDS
 from rewards import TRAINABLE
 
 from ..config import ConfigError, check_choices, check_ranges, or_code, value_at
+from ..log import REPORT_TO
 from .config import RDPOConfig
 
 LOWEST: dict[str, float] = {
@@ -28,6 +29,7 @@ LOWEST: dict[str, float] = {
     "evaluation.warn_after": 1,
     "logging.log_interval": 1,
     "logging.save_interval": 1,
+    "logging.validation_images": 0,
 }
 ABOVE_ZERO = (
     "ppo.dirichlet_concentration",
@@ -61,6 +63,7 @@ def check(config: RDPOConfig) -> None:
             *[("evaluation.rewards", name, or_code(name, REWARDS)) for name in config.evaluation.rewards],
             ("ppo.policy", ppo.policy, ("table", "mlp", "gaussian")),
             ("ppo.estimator", ppo.estimator, ("ppo", "backprop")),
+            ("logging.report_to", config.logging.report_to, REPORT_TO),
             ("ppo.group_noise", ppo.group_noise, ("shared", "independent")),
             ("ppo.baseline", ppo.baseline, ("prompt", "mixed")),
         ]

@@ -231,6 +231,10 @@ class LoggingConfig:
     """Steps between checkpoints."""
     save_minutes: float | None = 10.0
     """Minutes after which a checkpoint is written between these too; null for never."""
+    report_to: str = "tensorboard"
+    """The viewer beside logs/metrics.jsonl: tensorboard, wandb (offline with WANDB_MODE=offline) or none."""
+    validation_images: int = 4
+    """Images of the first held-out prompts that each evaluation writes to validation/; 0 for none."""
 
 
 @dataclass

@@ -43,23 +43,26 @@ class Scorer:
 
     def __call__(self, learned: SolverTable | Solver, prompts: list[str], seeds: list[int]) -> Tensor:
         """Scores [B, names] in float64, of an EPD table or any other solver, one in all or one an image."""
+        with torch.inference_mode():
+            images = self.images(learned, prompts, seeds)
+            with self.clock.part("reward"):
+                return torch.cat([self.scores(reward, images, prompts) for reward in self.rewards], -1)
+
+    def images(self, learned: SolverTable | Solver, prompts: list[str], seeds: list[int]) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1]."""
         solver, part = self.solver(learned), self.clock.part
         with torch.inference_mode():
             with part("encode"):
-                velocity = self.points.velocity(
-                    self.backend, self.backend.encode(prompts, self.guidance_scale)
-                )
+                condition = self.backend.encode(prompts, self.guidance_scale)
             with part("sample"):
                 x = sample(
                     solver,
-                    velocity,
+                    self.points.velocity(self.backend, condition),
                     self.backend.initial_latents(seeds, self.nodes[0]),
                     self.nodes,
                 )
             with part("decode"):
-                images = self.backend.decode(x)
-            with part("reward"):
-                return torch.cat([self.scores(reward, images, prompts) for reward in self.rewards], -1)
+                return self.backend.decode(x)
 
     def scores(self, reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
         """A reward's score and, where it is a sum of several, each head's: [B, 1 or more], a few images at a
@@ -140,6 +143,10 @@ class HeldOut:
     prompts: list[str]
     seeds: list[int]
     batch: int = 64
+
+    def images(self, table: SolverTable | Solver, count: int) -> Tensor:
+        """The images of the first prompts and seeds."""
+        return self.score.images(table, self.prompts[:count], self.seeds[:count])
 
     def scores(self, table: SolverTable | Solver, processes: Processes) -> Tensor:
         """Scores [n, rewards] of one table; the ranks take batches in turn."""

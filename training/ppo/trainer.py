@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from common.statistics import clustered_halfwidth
+from generation.output import make_grid, save_png
 from solvers import SolverTable, Tableau, UserError
 
 from ..processes import Processes
@@ -204,7 +205,15 @@ class RDPOTrainer(Trainer):
                 " the start table"
             )
         self.compare_with_best(record[f"gain_{self.selected_by}"])
+        self.save_images(table)
         return {**record, "table": self.policy.describe(table)}
+
+    def save_images(self, table: SolverTable | Tableau) -> None:
+        """Write the validation images of this step side by side: the first held-out prompts and seeds."""
+        count = min(self.config.logging.validation_images, len(self.heldout.seeds))
+        if count and self.processes.first:
+            images = self.heldout.images(table, count)
+            save_png(make_grid(images.cpu(), count), self.run.validation(self.step))
 
     def gains(self, scores: Tensor, base_scores: Tensor) -> dict[str, float]:
         """Mean held-out scores and paired gains, reward by reward."""
