@@ -29,7 +29,7 @@ from training.distill.students import STUDENTS
 from .generation.command import invoke, manifest, pixels, refused
 
 sys.path.insert(0, str(Path(__file__).parent / "solvers"))
-from test_convergence import STEPS, TOLERANCE, edm, measured_order
+from orders import STEPS, TOLERANCE, edm, measured_order
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"```python\n# ([^\n]+)\n(.*?)```", PAGE, flags=re.DOTALL))

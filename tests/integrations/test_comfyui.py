@@ -13,7 +13,7 @@ from cases import noise_scheduler
 from click.testing import CliRunner
 from comfy_stub import Cond, Flow, Guider, Model, Noise, load_node, modules
 from reference import EXPS, random_table, table_file
-from test_scheduler import KINDS, noise_nodes
+from scheduler_cases import KINDS, noise_nodes
 
 from integrations import comfyui_export
 from integrations.k_diffusion import LearnedTable

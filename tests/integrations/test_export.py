@@ -10,7 +10,7 @@ from cases import Case, sd_parts
 from click.testing import CliRunner
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from reference import random_table, table_file
-from test_scheduler import noise_nodes
+from scheduler_cases import noise_nodes
 
 from integrations.diffusers import EPDScheduler
 from solvers import load_predictor

@@ -11,8 +11,7 @@ import pytest
 import torch
 from cases import noise_scheduler
 from reference import CLOSE, random_table, table_file
-from test_scheduler import KINDS, SHIPPED, noise_nodes
-from test_scheduler_files import BROKEN
+from scheduler_cases import BROKEN, KINDS, SHIPPED, noise_nodes
 
 from integrations.k_diffusion import LearnedTable, sample_epd
 from integrations.tables import table_data

@@ -10,16 +10,16 @@ from diffusers import (
     FirstBlockCacheConfig,
     UNet2DConditionModel,
 )
+from parallel_cases import CONFIG, PICTURE, build, scheduler_for, sequential_and_parallel
 from reference import CLOSE, random_table
-from test_parallel import CONFIG, PICTURE, build, parts, scheduler_for, sequential_and_parallel  # noqa: F401
-from test_scheduler import modular_sd3, noise_nodes
+from scheduler_cases import modular_sd3, noise_nodes
 
 from integrations.diffusers import EPDScheduler, disable_parallel_points, enable_parallel_points
 from solvers import flowmatch, load_predictor
 
 
 @pytest.fixture
-def sd(parts, tmp_path):  # noqa: F811
+def sd(parts, tmp_path):
     """A pipeline with a table and parallel points enabled."""
     case, (scheduler, cost) = build("sd", parts), scheduler_for("sd", parts, "epd", tmp_path)
     case.pipe.scheduler = scheduler
@@ -57,7 +57,7 @@ def test_networks_that_take_a_list_are_refused(tmp_path):
         case.latents(case.pipe.scheduler, 4, case.noise())
 
 
-def test_positions_as_long_as_the_batch_are_left_alone(parts, tmp_path):  # noqa: F811
+def test_positions_as_long_as_the_batch_are_left_alone(parts, tmp_path):
     """FLUX's txt_ids have a row for each of 8 words, and so have 8 images."""
     case, (scheduler, cost) = build("flux", parts), scheduler_for("flux", parts, "epd", tmp_path)
     case.options |= {"prompt": ["a cat"] * 8}
@@ -69,7 +69,7 @@ def test_positions_as_long_as_the_batch_are_left_alone(parts, tmp_path):  # noqa
 
 
 @pytest.mark.parametrize("kind", ["epd", "wide2"])
-def test_the_modular_pipeline_of_stable_diffusion_3(parts, kind, tmp_path):  # noqa: F811
+def test_the_modular_pipeline_of_stable_diffusion_3(parts, kind, tmp_path):
     case, (scheduler, cost) = build("sd3", parts), scheduler_for("sd3", parts, kind, tmp_path)
     modular = modular_sd3(case.pipe, scheduler)
     options = {k: v for k, v in case.options.items() if k != "guidance_scale"} | {"negative_prompt": ""}
@@ -102,7 +102,7 @@ def test_freeu(sd):
     assert close(plain, parallel)
 
 
-def test_an_accelerate_hook(parts, tmp_path):  # noqa: F811
+def test_an_accelerate_hook(parts, tmp_path):
     """It replaces forward, as offloading does."""
     case, (scheduler, cost) = build("sd", parts), scheduler_for("sd", parts, "epd", tmp_path)
     unet = UNet2DConditionModel.from_config(case.pipe.unet.config)
@@ -111,7 +111,7 @@ def test_an_accelerate_hook(parts, tmp_path):  # noqa: F811
     assert close(*sequential_and_parallel(case, scheduler, cost))
 
 
-def test_layerwise_casting(parts, tmp_path):  # noqa: F811
+def test_layerwise_casting(parts, tmp_path):
     case, (scheduler, cost) = build("sd", parts), scheduler_for("sd", parts, "epd", tmp_path)
     case.pipe.unet = UNet2DConditionModel.from_config(case.pipe.unet.config)
     case.pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
@@ -119,7 +119,7 @@ def test_layerwise_casting(parts, tmp_path):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_a_compiled_network(parts, tmp_path):  # noqa: F811
+def test_a_compiled_network(parts, tmp_path):
     """torch.compile gives a new module, whose hooks run before it; compiling takes a minute."""
     case, (scheduler, cost) = build("sd", parts), scheduler_for("sd", parts, "epd", tmp_path)
     case.pipe.unet = torch.compile(case.pipe.unet, backend="eager")
@@ -182,7 +182,7 @@ def test_a_timestep_that_is_not_due_is_an_error(sd):
         case.pipe.unet(torch.zeros(1, 4, 8, 8), 500, torch.zeros(1, 77, 32))
 
 
-def test_step_caches_are_refused(parts, tmp_path):  # noqa: F811
+def test_step_caches_are_refused(parts, tmp_path):
     case, (scheduler, cost) = build("flux", parts), scheduler_for("flux", parts, "epd", tmp_path)
     case.pipe.scheduler, network = scheduler, case.pipe.transformer
     network.enable_cache(FirstBlockCacheConfig(threshold=0.1))
@@ -197,14 +197,14 @@ def test_step_caches_are_refused(parts, tmp_path):  # noqa: F811
     disable_parallel_points(case.pipe)
 
 
-def test_another_scheduler_is_refused(parts):  # noqa: F811
+def test_another_scheduler_is_refused(parts):
     pipe = build("sd", parts).pipe
     pipe.scheduler = EulerDiscreteScheduler.from_config(CONFIG)
     with pytest.raises(ValueError, match="the scheduler is EulerDiscreteScheduler, expected an EPDScheduler"):
         enable_parallel_points(pipe)
 
 
-def test_tables_of_one_depth_cannot_be_chosen_between(parts, tmp_path):  # noqa: F811
+def test_tables_of_one_depth_cannot_be_chosen_between(parts, tmp_path):
     case = build("sd", parts)
     paths = [
         random_table(kind, noise_nodes(CONFIG, n), tmp_path, "ldm") for kind, n in (("epd", 3), ("wide2", 3))
@@ -218,7 +218,7 @@ def test_tables_of_one_depth_cannot_be_chosen_between(parts, tmp_path):  # noqa:
     disable_parallel_points(case.pipe)
 
 
-def test_tokens_beside_the_latents_are_refused(parts, tmp_path):  # noqa: F811
+def test_tokens_beside_the_latents_are_refused(parts, tmp_path):
     """As FLUX Kontext appends those of its picture."""
     case, (scheduler, _) = build("flux", parts), scheduler_for("flux", parts, "epd", tmp_path)
     case.pipe.scheduler = scheduler

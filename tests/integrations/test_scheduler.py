@@ -5,8 +5,6 @@ import torch
 from cases import Case, controlnet, noise_scheduler, sd_parts, sdxl_parts
 from diffusers import (
     FluxPipeline,
-    ModularPipeline,
-    StableDiffusion3Pipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionPAGPipeline,
     StableDiffusionPipeline,
@@ -15,33 +13,10 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from reference import CLOSE, own_latents, random_table, table_file, velocity_of
+from scheduler_cases import GUIDANCE, KINDS, PROMPTS, SHIPPED, digits_case, modular_sd3, noise_nodes
 
 from integrations.diffusers import EPDScheduler
-from solvers import NoiseSchedule, discrete, flowmatch, load_predictor
-
-KINDS = ("epd", "plugin", "tableau1", "tableau2", "wide2")
-SHIPPED = {
-    ("ldm", "epd"): "epd-g7.5-d4",
-    ("ldm", "plugin"): "plugin-g7.5-d6",
-    ("ldm", "tableau1"): "tableau1-g7.5-d6",
-    ("ldm", "tableau2"): "tableau2-g7.5-d6",
-    ("ldm", "wide2"): "wide2-g7.5-d4",
-    ("sd3", "epd"): "epd-g4.5-d4",
-    ("flux", "epd"): "epd-g3.5-d4",
-}
-GUIDANCE = {"ldm": 7.5, "sd3": 4.5, "flux": 3.5}
-PROMPTS = ["a bold red handwritten three", "a thin green seven"]
-
-
-def digits_case(backend, family: str) -> Case:
-    """diffusers' own pipeline on the networks of an embedded backbone."""
-    parts = backend.pipe.components | ({"requires_safety_checker": False} if family == "ldm" else {})
-    kind = {"ldm": StableDiffusionPipeline, "sd3": StableDiffusion3Pipeline, "flux": FluxPipeline}[family]
-    length = {"ldm": {}, "sd3": {"max_sequence_length": 4}, "flux": {"max_sequence_length": 16}}[family]
-    factor = backend.pipe.vae_scale_factor
-    size = {"height": backend.latent_shape[1] * factor, "width": backend.latent_shape[2] * factor}
-    options = {"prompt": PROMPTS, "guidance_scale": GUIDANCE[family]} | length | size
-    return Case(kind(**parts), backend.latent_shape, options)
+from solvers import flowmatch, load_predictor
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -101,12 +76,6 @@ def cases(tmp_path_factory):
     return pipelines(tmp_path_factory.mktemp("tiny"))
 
 
-def noise_nodes(config, count: int = 4) -> torch.Tensor:
-    from reference import alphas_of
-
-    return discrete(count, NoiseSchedule(alphas_of(config)))
-
-
 @pytest.mark.parametrize("kind", ["plugin", "wide2"])
 @pytest.mark.parametrize("name", NAMES)
 def test_pipelines_with_a_noise_schedule(cases, name, kind, tmp_path):
@@ -135,15 +104,3 @@ def test_the_modular_pipeline_of_stable_diffusion_3(digits, kind, tmp_path):
     options["negative_prompt"] = ""
     actual = modular(**options, num_inference_steps=calls, latents=case.noise(2), output="latents")
     assert (actual - expected).abs().max() < CLOSE
-
-
-def modular_sd3(pipe, scheduler) -> ModularPipeline:
-    """The modular pipeline of the same parts, without a decoder."""
-    from diffusers import ClassifierFreeGuidance
-    from diffusers.modular_pipelines.stable_diffusion_3 import StableDiffusion3AutoBlocks
-
-    blocks = StableDiffusion3AutoBlocks()
-    modular = blocks.init_pipeline()
-    guider = ClassifierFreeGuidance(guidance_scale=GUIDANCE["sd3"])
-    modular.update_components(**pipe.components | {"scheduler": scheduler, "guider": guider})
-    return modular

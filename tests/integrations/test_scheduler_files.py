@@ -10,7 +10,7 @@ import torch
 from cases import Case, noise_scheduler, sd_parts
 from diffusers import StableDiffusionPipeline
 from reference import EXPS, random_table, table_file
-from test_scheduler import KINDS, noise_nodes
+from scheduler_cases import BROKEN, KINDS, noise_nodes
 
 from integrations.diffusers import EPDScheduler
 from solvers import compile_tableau, discrete, flowmatch, load_predictor, save_predictor
@@ -85,58 +85,6 @@ def test_push_to_hub_saves_and_uploads(saved, monkeypatch):
     )
     saved[0].push_to_hub("someone/epd")
     assert "scheduler_config.json" in uploads
-
-
-BROKEN = {
-    "not a dict": (lambda t: 3, r"tables\['6'\] is 3, expected a dict"),
-    "a key less": (lambda t: t.pop("levels") and t, "expected the keys sigmas, stages"),
-    "a key more": (lambda t: t | {"code": "import os"}, "expected the keys sigmas, stages"),
-    "not a number": (
-        lambda t: t["stages"][1].__setitem__(0, float("nan")) or t,
-        "stages is .*expected 6 x 7 finite",
-    ),
-    "infinite": (
-        lambda t: t["output"].__setitem__(0, float("inf")) or t,
-        "output is .*expected 7 finite numbers",
-    ),
-    "a huge integer": (
-        lambda t: t["output"].__setitem__(0, 10**400) or t,
-        "output is .*expected 7 finite numbers",
-    ),
-    "a string": (lambda t: t["sigmas"].__setitem__(2, "1.0") or t, "sigmas is .*expected n finite numbers"),
-    "a bool": (lambda t: t["sigmas"].__setitem__(2, True) or t, "sigmas is .*expected n finite numbers"),
-    "nothing": (lambda t: t | {"sigmas": []}, r"sigmas is \[\], expected n finite numbers"),
-    "too much": (lambda t: t | {"sigmas": [1.0] * 2000}, "sigmas is .*expected n finite numbers"),
-    "another count": (lambda t: t["sigmas"].pop() and t, "is '6', expected its number of stages, 5"),
-    "ragged": (lambda t: t["stages"][2].pop() is None or t, "stages is .*expected 6 x 7 finite numbers"),
-    "below 0": (
-        lambda t: t["sigmas"].__setitem__(2, -1.0) or t,
-        "sigmas is -1.0, expected noise levels above 0",
-    ),
-    "nodes": (lambda t: t | {"nodes": [1.0]}, "nodes is .*expected noise levels"),
-    "starts": (lambda t: t | {"starts": [1, 2]}, r"starts is \[1, 2\], expected a stage, or -1"),
-    "a start of text": (lambda t: t | {"starts": [0, "3"]}, "starts is .*expected a stage, or -1"),
-    "levels": (
-        lambda t: t | {"levels": [[0], [1, 2], [3], [4, 4]]},
-        "levels is .*expected lists that hold the stages 0 to 5",
-    ),
-    "a level of text": (
-        lambda t: t | {"levels": "012345"},
-        "levels is .*expected lists that hold the stages 0 to 5",
-    ),
-    "one level": (
-        lambda t: t | {"levels": [[0, 1, 2, 3, 4, 5]]},
-        "levels is .*a velocity of its own or a later level",
-    ),
-    "its own velocity": (
-        lambda t: t["stages"][3].__setitem__(4, 0.1) or t,
-        "a velocity of its own or a later level",
-    ),
-    "no start": (
-        lambda t: t["stages"][0].__setitem__(0, 0) or t,
-        "expected a first stage that is a multiple of the start",
-    ),
-}
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -22,7 +22,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from reference import CLOSE, capture_warnings, own_latents, random_table, velocity_of
-from test_scheduler import noise_nodes
+from scheduler_cases import noise_nodes
 from tiny_flow import save_flux, save_sd3
 
 from integrations.diffusers import EPDScheduler

@@ -13,7 +13,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from reference import CLOSE, capture_warnings, own_latents, random_table, table_file, velocity_of
-from test_scheduler import noise_nodes
+from scheduler_cases import PROMPTS, digits_case, noise_nodes
 from tiny_flow import save_flux
 
 from integrations.diffusers import EPDScheduler
@@ -214,8 +214,6 @@ def test_another_pipeline_of_the_same_parts_takes_the_scheduler_along(case, file
 
 def test_half_precision_costs_no_more_than_on_the_projects_own_path(digits):
     """The error against float32 (RMSE) is at most 1.3 times that of the own path in bfloat16."""
-    from test_scheduler import PROMPTS, digits_case
-
     backend, path = digits["ldm"], table_file("epd-g7.5-d4")
     predictor, config = load_predictor(path), backend.pipe.scheduler.config
     case = digits_case(backend, "ldm")

@@ -1,10 +1,9 @@
 """Orders of convergence, measured by regression on an exactly solvable probability-flow ODE."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from problems import QUANTILES, Mixture, epd, slope
+from orders import STEPS, TOLERANCE, edm, measured_order
+from problems import QUANTILES, Mixture, epd
 from scipy.integrate import solve_ivp
 
 from solvers import (
@@ -15,7 +14,6 @@ from solvers import (
     DPMpp,
     Euler,
     Heun,
-    Solver,
     SolverTable,
     UniPC,
     logsnr,
@@ -23,14 +21,7 @@ from solvers import (
     sample,
 )
 
-STEPS = [16, 32, 64, 128]
 FINE = [32, 64, 128, 256]
-TOLERANCE = 0.2
-VE = Mixture()
-
-
-def edm(n):
-    return polynomial(n + 1, 0.3, 6.0)
 
 
 def log_uniform(n):
@@ -39,39 +30,6 @@ def log_uniform(n):
 
 def uniform(n):
     return torch.linspace(1.5, 0.3, n + 1, dtype=torch.float64)
-
-
-def measured_order(
-    make: Callable[[int], Solver], grid: Callable, steps: list[int], mixture: Mixture = VE, warm: int = 1
-) -> float:
-    errors = []
-    for n in steps:
-        sigmas = grid(n)
-        x = mixture.quantile(QUANTILES, sigmas[0])
-        exact = mixture.solve(x, sigmas[0], sigmas[-1])
-        result = (
-            warm_sample(make(n), mixture, x, sigmas, warm)
-            if warm > 1
-            else sample(make(n), mixture.velocity, x, sigmas)
-        )
-        errors.append((result - exact).abs().max().item())
-    return slope(steps, errors)
-
-
-def warm_sample(solver: Solver, mixture: Mixture, x, sigmas, known: int):
-    """Integrate with the exact states at the first `known` nodes as history, so that no step is of a lower
-    order.
-    """
-    history: tuple = ()
-    for n in range(known - 1):
-        state = mixture.solve(x, sigmas[0], sigmas[n])
-        _, history = solver.step(mixture.velocity, state, sigmas, n, history)
-        if isinstance(solver, UniPC):
-            history = (history[0], state)  # in place of the corrected state
-    x = mixture.solve(x, sigmas[0], sigmas[known - 1])
-    for n in range(known - 1, len(sigmas) - 1):
-        x, history = solver.step(mixture.velocity, x, sigmas, n, history)
-    return x
 
 
 ONE_STEP = [
