@@ -87,17 +87,19 @@ def verdict_lines(runs: Sequence[Run], predictors: Mapping[str, Path]) -> list[s
 
 
 def verdict_line(verdict: Verdict, predictors: Mapping[str, Path]) -> str:
-    """Such as "digits at depth 4: EPD distilled 0.715, best baseline Euler 0.649, paired +0.066 [...]"."""
+    """Such as "digits at depth 4: EPD distilled 0.715, best baseline Euler 0.649 (+0.066 [...])", the
+    difference paired by prompt and seed.
+    """
     learned, baseline, metric = verdict.learned, verdict.baseline, verdict.metric
     equal = " and ".join(f"{COSTS[cost]} {learned.settings[cost]}" for cost in verdict.costs)
-    difference = number(verdict.row["difference"]["mean"], signed=True, digits=3)
+    difference = number(verdict.row["difference"]["mean"], signed=True, digits=2)
     if verdict.interval is not None:
-        low, high = (number(value, signed=True, digits=3) for value in verdict.interval)
+        low, high = (number(value, signed=True, digits=2) for value in verdict.interval)
         difference += f" [{low}, {high}]"
     own, other = (number(mean_of(run, metric), digits=3) for run in (learned, baseline))
     trained = learned.scores[metric].summary["trained_on"]
     mark = {True: " (trained on it)", None: " (trained on it?)", False: ""}[trained]
     return (
         f"{metric} at {equal}: {solver_name(learned, predictors)}{mark} {own}, best baseline"
-        f" {solver_name(baseline, predictors)} {other}, paired {difference}"
+        f" {solver_name(baseline, predictors)} {other} ({difference})"
     )

@@ -184,7 +184,7 @@ class Log:
                 for name, value in seconds.items():
                     self.board.add_scalar(f"seconds/{name}", value, record["step"])
             for name, value in record.items():
-                if isinstance(value, float):
+                if isinstance(value, int | float) and name != "step":
                     self.board.add_scalar(name, value, record["step"])
             if "table" in record:
                 self.board.flush()

@@ -6,9 +6,10 @@ from textwrap import fill
 
 from torch import Tensor
 
+from common.figures import COLOURS, LINE, MARKERS, PAGE, SOFT, TEXT, styled
 from solvers import SolverTable, Tableau
 
-from .svg import COLOURS, LINE, MARKERS, PAGE, SOFT, TEXT, Picture, picture, png_of, styled, svg_of
+from .svg import Picture, picture, png_of, svg_of
 
 TRAINED = {True: " (trained on it)", False: "", None: " (trained on it?)"}
 AREA = 420  # points squared of a weight of 1

@@ -5,50 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from io import BytesIO
-from pathlib import Path
-from typing import Any
 
-TEXT, SOFT, LINE, PAGE = "#1b1f26", "#5b6472", "#d6dae1", "#ffffff"
+from common.figures import LINE, PAGE, SOFT, TEXT, styled
+
 VARIABLES = {TEXT: "var(--text)", SOFT: "var(--soft)", LINE: "var(--line)", PAGE: "var(--page)"}
-STYLE: dict[str, Any] = {
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 9.5,
-    "legend.fontsize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": SOFT,
-    "axes.labelcolor": SOFT,
-    "axes.titlecolor": TEXT,
-    "text.color": TEXT,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": LINE,
-    "grid.linewidth": 0.7,
-    "figure.facecolor": PAGE,
-    "axes.facecolor": PAGE,
-    "savefig.facecolor": PAGE,
-    "svg.fonttype": "none",
-}
-# 3 to 1 or more on a white and on a dark page
-COLOURS = (
-    "#2f74d0",
-    "#d9600a",
-    "#2b9a58",
-    "#a05cd6",
-    "#d6488f",
-    "#1893a3",
-    "#a8763e",
-    "#d64545",
-    "#85870f",
-    "#7d8798",
-    "#6b74e0",
-)
-MARKERS = "os^DvPXph<>"
 
 
 @dataclass(frozen=True)
@@ -59,15 +19,6 @@ class Picture:
     alt: str
     svg: str
     png: bytes
-
-
-def styled(draw: Callable[[], Any]) -> Any:
-    """What a function draws in the style of the report."""
-    from matplotlib import style
-
-    settings: list[str | Path | dict[str, Any]] = ["default", STYLE]
-    with style.context(settings):
-        return draw()
 
 
 def picture(name: str, alt: str, draw: Callable, size: tuple[float, float]) -> Picture:
@@ -96,7 +47,7 @@ def svg_of(figure, name: str, alt: str = "") -> str:
     from matplotlib import rc_context
 
     content = BytesIO()
-    with rc_context({"svg.hashsalt": name}):
+    with rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
         figure.savefig(content, format="svg", metadata={"Date": None}, transparent=True)
     text = content.getvalue().decode()
     text = text[text.index("<svg") :]

@@ -90,8 +90,8 @@ def test_verdict_lines_read_as_sentences(families):
     lines = verdict_lines(families[0].runs, {})
     assert len(lines) == 4
     pattern = (
-        r"digits at depth 4: EPD \(trained on it\?\) \S+, best baseline (Euler|DPM\+\+ 2M) \S+,"
-        r" paired [+-]\S+ \[[+-]\S+, [+-]\S+\]"
+        r"digits at depth 4: EPD \(trained on it\?\) \S+, best baseline (Euler|DPM\+\+ 2M) \S+"
+        r" \([+-]\S+ \[[+-]\S+, [+-]\S+\]\)"
     )
     assert re.fullmatch(pattern, lines[0])
     assert lines[1].startswith("digits at NFE 6: EPD")

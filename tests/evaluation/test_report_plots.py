@@ -7,6 +7,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from common import figures
 from evaluation.report import plots, svg
 from evaluation.report.plots import Mark, Panel, Point
 from solvers import SolverTable, compile_tableau, polynomial
@@ -36,7 +37,7 @@ def drawn(draw, shown: Panel, size=(plots.WIDTH, plots.HEIGHT)) -> Figure:
         FigureCanvasAgg(figure).draw()
         return figure
 
-    return svg.styled(make)
+    return figures.styled(make)
 
 
 def text_boxes(figure: Figure) -> list:
@@ -70,12 +71,12 @@ def test_no_text_leaves_its_figure(draw, shown, size):
 
 
 def test_the_legend_beside_the_page_is_whole(monkeypatch):
-    figures = []
+    drawn = []
     write = plots.png_of
-    monkeypatch.setattr(plots, "png_of", lambda figure: figures.append(figure) or write(figure))
+    monkeypatch.setattr(plots, "png_of", lambda figure: drawn.append(figure) or write(figure))
     many = panel(*(point(f"{LONG[:24]} {at}", at, cost, at) for at in range(11) for cost in (4, 6)))
     plots.with_legend([many, many], "Digits")
-    (figure,) = figures
+    (figure,) = drawn
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
     box = figure.legends[0].get_window_extent(renderer)
@@ -118,7 +119,7 @@ def test_what_was_trained_on_is_hollow():
     trained = panel(point("a", 0, 4, 0.1, True), point("b", 1, 6, 0.2))
     (axes,) = drawn(plots.draw_curves, trained).axes
     faces = [line.get_markerfacecolor() for line in axes.lines if len(line.get_xdata()) == 1]
-    assert faces == [svg.PAGE, svg.COLOURS[1]]
+    assert faces == [figures.PAGE, figures.COLOURS[1]]
 
 
 def test_the_teacher_is_a_dashed_line_and_no_point():
@@ -138,7 +139,7 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("page", ["#ffffff", "#16191f"], ids=["light", "dark"])
 def test_colours_stand_out_from_the_page(page):
-    for colour in svg.COLOURS:
+    for colour in figures.COLOURS:
         low, high = sorted((luminance(colour), luminance(page)))
         assert (high + 0.05) / (low + 0.05) >= 3, colour
 

@@ -121,7 +121,7 @@ def test_it_ends_with_a_verdict_a_metric_and_cost(whole):
         *("digits at depth 4", "digits at NFE 6", "judge at depth 4", "judge at NFE 6")
     ]
     assert all(": EPD distilled " in line and ", best baseline " in line for line in lines)
-    assert all(len(line) <= 110 for line in lines)
+    assert all(len(line) <= 100 for line in lines)
 
 
 def test_a_second_run_makes_nothing_anew(whole, monkeypatch):
