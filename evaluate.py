@@ -94,6 +94,13 @@ RUNS = click.option(
     required=True,
     help="A scored folder; the first is compared with.",
 )
+TEACHERS = click.option(
+    "--teacher",
+    "teachers",
+    type=FOLDER,
+    multiple=True,
+    help="The scored folder of a fine solver, one a backbone: shown first and as a line, no baseline.",
+)
 
 
 @main.command()
@@ -202,6 +209,7 @@ def compare_command(folders, metrics, out) -> None:
 
 @main.command()
 @RUNS
+@TEACHERS
 @METRICS
 @click.option(
     "--out",
@@ -212,11 +220,12 @@ def compare_command(folders, metrics, out) -> None:
 )
 @click.option("--title", default="Comparison of solvers", show_default=True)
 @EXPS
-def report(folders, metrics, out, title, exps) -> None:
-    """Write one HTML page that needs nothing else: scores, differences to the first run, costs, plots,
-    images, learned tables.
+def report(folders, teachers, metrics, out, title, exps) -> None:
+    """Write one HTML page that needs nothing else, a section a backbone: learned solvers against the best
+    baselines of their cost, plots, images, differences to the first run of that backbone, learned tables.
     """
-    paths = write_report(load_runs(folders, metrics), find_predictors(exps), out, title)
+    runs = load_runs([*teachers, *(f for f in folders if f not in teachers)], metrics)
+    paths = write_report(runs, find_predictors(exps), out, title, teachers)
     click.echo(f"wrote {out} and {len(paths) - 1} plots beside it")
 
 

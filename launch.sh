@@ -8,7 +8,7 @@ usage() {
 usage: ./launch.sh COMMAND [ARGUMENTS]
 
   setup    make the environment in .venv (every command below does so when it is missing or stale)
-  demo     learn a table by distillation and by reward, sample digits with every solver and the three families; writes demo/
+  demo     compare solvers, distil a table, tune one on a reward, compare three families: minutes; writes demo/report.html
   test     run the test suite (arguments go to pytest)
   sample   python sample.py ARGUMENTS
   distill  learn a table from a teacher: ./launch.sh distill NAME, one of training/distill/cfgs
@@ -59,8 +59,12 @@ setup() {
 }
 
 run_module() { # MODULE ARGUMENTS, in PROCESSES processes
-    setup
     local launcher=()
+    if ! [[ "${PROCESSES:-1}" =~ ^[1-9][0-9]*$ ]]; then
+        echo "error: PROCESSES='$PROCESSES': expected the number of devices to use, such as 4" >&2
+        exit 2
+    fi
+    setup
     [ "${PROCESSES:-1}" = 1 ] || launcher=(-m torch.distributed.run --standalone --nproc_per_node="$PROCESSES")
     exec .venv/bin/python "${launcher[@]}" -m "$@"
 }
@@ -75,6 +79,9 @@ own_model() { # NAME ARGUMENTS: a table for a model of one's own
 
 configured() { # training/STAGE NAME ARGUMENTS: the shipped configuration of that name
     local stage=$1 name=${2:-}
+    if [ "$name" = --help ] || [ "$name" = -h ]; then
+        run_module "${stage/\//.}.launch" --help
+    fi
     if [ "$stage" = training/distill ] && [[ " ${*:2} " == *" --model"[\ =]* ]]; then
         own_model "${@:2}"
     fi
@@ -83,28 +90,17 @@ configured() { # training/STAGE NAME ARGUMENTS: the shipped configuration of tha
         exit 2
     fi
     shift 2
+    if [[ " $* " == *" --resume"[\ =]* ]]; then # a run that goes on has its configuration
+        run_module "${stage/\//.}.launch" "$@"
+    fi
     run_module "${stage/\//.}.launch" --config "$stage/cfgs/$name.yaml" --run-name "${name//\//_}" "$@"
-}
-
-demo() { # ARGUMENTS go to the first comparison
-    .venv/bin/python -m benchmarks.quality.compare_solvers --out demo "$@"
-    echo "== RDPO: a few steps from a distilled table =="
-    .venv/bin/python -m training.ppo.launch --config training/ppo/cfgs/digits.yaml --run-name rdpo --output-root demo \
-        --override ppo.steps=20 --override evaluation.interval=10 --override evaluation.images=128
-    local name folder runs=()
-    for name in digits digits-sd3 digits-flux; do
-        echo "== ${name}: learned tables and baselines at the same cost =="
-        SEEDS=0-23 OUTDIR="demo/$name" .venv/bin/python -m evaluation.suite "$name" --baselines euler,dpmpp
-        for folder in "demo/$name"/epd*/ "demo/$name"/[!e]*/ "demo/$name"/euler*/; do runs+=(--run "$folder"); done
-    done
-    .venv/bin/python evaluate.py report "${runs[@]}" --out demo/report.html --title "Three families of digits"
 }
 
 command=${1:---help}
 shift || true
 case "$command" in
     setup) setup ;;
-    demo) setup && demo "$@" ;;
+    demo) setup && exec .venv/bin/python -m benchmarks.demo "$@" ;;
     test) setup && exec .venv/bin/python -m pytest "$@" ;;
     sample) setup && exec .venv/bin/python sample.py "$@" ;;
     distill) configured training/distill "$@" ;;

@@ -22,6 +22,7 @@ from .report.page import write_report
 from .scores import ScoresError, read_scores
 from .suite_runs import SuitePlan, SuiteRun, plan_suite, preset_of
 from .tables import interval_footnote, text_table, with_interval
+from .verdicts import verdict_lines
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,8 +69,9 @@ def main(name: str, metrics: str | None, baselines: str, batch: int | None, devi
     runs = load_runs(folders, chosen)
     differences = comparison_table(runs, comparisons(runs))
     click.echo(f"\n{scores_table(runs)}\n\ndifferences to {runs[0].name}\n\n{differences}")
-    report = plan.outdir / "report.html"
-    write_report(runs, find_predictors(plan.exps), report, f"Solvers on {name}")
+    report, predictors = plan.outdir / "report.html", find_predictors(plan.exps)
+    write_report(runs, predictors, report, f"Solvers on {name}")
+    click.echo("\n" + "\n".join(verdict_lines(runs, predictors)))
     click.echo(f"\nreport: {report}")
 
 

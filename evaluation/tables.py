@@ -27,11 +27,11 @@ def text_table(header: list[str], rows: list[list[str]], text_columns: int = 1) 
     return "\n".join([line(header), rule, *map(line, rows)])
 
 
-def number(value: float | None, signed: bool = False) -> str:
-    """Four significant digits, with its sign if asked for; a dash for None."""
+def number(value: float | None, signed: bool = False, digits: int = 4) -> str:
+    """Some significant digits, with its sign if asked for; a dash for None."""
     if value is None:
         return "–"
-    return f"{value:{'+' if signed else ''}#.4g}".removesuffix(".")
+    return f"{value:{'+' if signed else ''}#.{digits}g}".removesuffix(".")
 
 
 def interval_footnote(methods: Iterable[str | None]) -> str:

@@ -20,7 +20,7 @@ LAUNCHERS = {  # a subcommand of launch.sh: the module that gets its options
     "train": "training.ppo.launch",
     "eval": "evaluation.suite",
     "show": "solvers.predictor",
-    "demo": "benchmarks.quality.compare_solvers",
+    "demo": "benchmarks.demo",
     "build": "digits.build",
 }
 CONFIGURED = {"distill": "training/distill/cfgs", "train": "training/ppo/cfgs"}

@@ -126,7 +126,9 @@ class Log:
     def show(self, board: Board, record: dict, seconds: dict[str, float]) -> None:
         """Add a record's numbers to the viewer, and an evaluation's images."""
         step = record["step"]
-        numbers = {name: value for name, value in record.items() if isinstance(value, float)}
+        numbers = {
+            name: value for name, value in record.items() if isinstance(value, int | float) and name != "step"
+        }
         board.scalars(numbers | {f"seconds/{name}": value for name, value in seconds.items()}, step)
         if "table" in record:
             if (path := self.run.validation(step)).is_file():

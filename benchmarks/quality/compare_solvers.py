@@ -9,20 +9,15 @@ import click
 from torch import Tensor
 from tqdm import tqdm
 
-from backends import Backend, load_backend
-from common.distributed import Ranks, process_group
+from backends import load_backend
+from common.distributed import process_group
 from common.errors import run_command
 from digits import FOLDERS
 from digits.data import HELD_OUT_LABELS, parse
 from digits.judge import Judge
 from generation.generate import Sampler
-from solvers import Spec, UserError, load_predictor
-from training.config import load_config, to_yaml
+from solvers import Spec
 from training.distill.bank import rmse_per_image
-from training.distill.config import DistillConfig
-from training.distill.launch import distill
-from training.launch import ActiveRun
-from training.run_folder import RunFolder
 
 from ..options import names, numbers
 from ..report import mean_and_halfwidth, text_table, write_json
@@ -45,16 +40,6 @@ FIRST_SEED = 100_000
 TUNING_SEED = 200_000
 TUNING_IMAGES = 48
 COLUMNS = 16
-ROOT = Path(__file__).parents[2]
-SHORT = [
-    "bank.pairs=256",
-    "bank.heldout_pairs=64",
-    "train.steps=60",
-    "evaluation.interval=30",
-    "evaluation.depths=[]",
-    "evaluation.tuning_pairs=32",
-    "evaluation.baselines=[euler,ipndm2,dpmpp,unipc]",
-]
 
 
 def measured(sampler: Sampler, samples: Samples, teacher: Tensor, judge: Judge, labels: list) -> dict:
@@ -105,16 +90,6 @@ HEADER = [
     "Frechet %",
     "s/image",
 ]
-
-
-def distilled_now(backend: Backend, guidance: float, depth: int, ranks: Ranks, folder: Path) -> Sampler:
-    """A tableau learned here and now from few pairs in few steps: the whole of stage 1 in a minute or two."""
-    config = load_config(DistillConfig, ROOT / "training" / "distill" / "cfgs" / "digits_tableau.yaml", SHORT)
-    config.guidance_scale, config.student.depth, config.bank.folder = guidance, depth, str(folder / "bank")
-    run = RunFolder.create(f"demo-d{depth}", to_yaml(config), ranks, folder)
-    distill(config, None, ActiveRun(run, ranks))
-    predictor = load_predictor(run.export / "network-snapshot-export-best.pkl")
-    return Sampler(backend, predictor.solver(), "tableau2, just now", predictor.sigmas, guidance)
 
 
 def compare(
@@ -186,21 +161,13 @@ def teacher_error(reference: TeacherReference, n: int = 32) -> tuple[float, floa
     help="Of the teacher.",
 )
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True)
-@click.option(
-    "--distil/--no-distil",
-    default=True,
-    show_default=True,
-    help="Also learn a tableau here and now, at the middle depth.",
-)
 @click.option("--device", help="CUDA where there is one by default.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
-def main(count, depths, guidance, family, solvers, schedule, intervals, batch, distil, device, out) -> None:
+def main(count, depths, guidance, family, solvers, schedule, intervals, batch, device, out) -> None:
     """Sample digits with every solver from the same prompts and seeds, and hold them against a fine solver
     and the judge.
     """
     depth_list, solver_list = numbers("--depths", depths), names("--solvers", solvers, SOLVERS)
-    if distil and family != "ldm":
-        raise UserError(f"--family {family}: the short distillation is for ldm; give --no-distil")
     middle = depth_list[(len(depth_list) - 1) // 2]
     out.mkdir(parents=True, exist_ok=True)
     with process_group(device) as ranks:
@@ -220,8 +187,6 @@ def main(count, depths, guidance, family, solvers, schedule, intervals, batch, d
             for n, first in ((tuning_images, TUNING_SEED), (count, FIRST_SEED))
         )
         learned = {d: shipped(backend, family, guidance, d) for d in depth_list}
-        if distil:
-            learned[middle] |= {"tableau2, just now": distilled_now(backend, guidance, middle, ranks, out)}
         chosen = {d: [name for name in solver_list if has_depth(name, d)] for d in depth_list}
         rows, pictures = compare(reference, tuning, chosen, schedules, learned)
         fineness = teacher_error(reference)

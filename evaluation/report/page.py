@@ -1,61 +1,112 @@
 """The report: one HTML page that needs nothing else, with its plots beside it as PNG."""
 
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
 from common.files import write_atomically
 from common.statistics import STUDENT
-from solvers import Predictor, SolverTable, UserError, load_predictor
+from solvers import UserError
 
-from ..comparison import Run, comparisons, p_value, trained_on
+from ..comparison import Run, p_value, trained_on
 from ..tables import STUDENT_NOTE, number
 from . import plots
-from .plots import Picture, Point
+from .families import Entry, Family, families_of
+from .learned import solver_tables
+from .plots import Mark, Panel, Point
 
 SHOWN = 8
 SIDE = 256  # pixels of a larger image's longer side in the page
-COSTS = {"depth": "serial depth", "evaluations": "evaluations an image"}
+COSTS = {"depth": "serial depth", "evaluations": "NFE (evaluations an image)"}
+HERE = Path(__file__).parent
 
 
-def write_report(runs: Sequence[Run], predictors: Mapping[str, Path], out: Path, title: str) -> list[Path]:
-    """Write the page and its plots; returns their paths."""
-    pictures = quality_plots(runs)
-    tables, compared = solver_tables(runs, predictors), comparisons(runs)
+def write_report(
+    runs: Sequence[Run],
+    predictors: Mapping[str, Path],
+    out: Path,
+    title: str,
+    teachers: Collection[Path] = (),
+) -> list[Path]:
+    """Write the page and its plots; returns their paths.
+
+    Args:
+        runs: scored folders of the same prompts and seeds, of one family or of several.
+        predictors: predictor files by the SHA-256 of their bytes.
+        out: the page.
+        title: its title.
+        teachers: the folders among the runs that a fine solver made; they come first in their family.
+    """
+    families = families_of(runs, predictors, teachers)
+    marks = marks_of(families)
+    panels = {family.anchor: panels_of(family, marks) for family in families}
+    tables = solver_tables(families, predictors)
+    script = (HERE / "sort.js").read_text()
     page = (
         environment()
         .get_template("report.html.j2")
         .render(
             title=title,
-            runs=runs,
+            style=Markup((HERE / "style.css").read_text()),
+            script=Markup(script),
+            script_hash=b64encode(sha256(script.encode()).digest()).decode(),
+            families=[family_view(family, panels[family.anchor], marks) for family in families],
             first=next(iter(runs[0].scores.values())).summary,
-            intervals=interval_notes(runs, compared),
+            runs=runs,
+            intervals=interval_notes(families),
             metrics=[(name, scores.summary["protocol"]) for name, scores in runs[0].scores.items()],
-            rows=list(zip(runs[1:], compared, strict=True)),
-            pictures=pictures,
-            uncosted=[run.name for run in runs if "depth" not in run.settings],
-            samples=samples(runs),
             tables=tables,
         )
     )
+    files = {f"table-{at}": table["picture"].png for at, table in enumerate(tables, 1)}
+    for family in families:
+        if drawn := panels[family.anchor]:
+            files[family.anchor] = plots.with_legend(drawn, family.name)
     paths = [out]
     out.parent.mkdir(parents=True, exist_ok=True)
-    for drawn in [*pictures, *(table["picture"] for table in tables)]:
-        paths.append(out.with_name(f"{out.stem}-{drawn.name}.png"))
-        write_atomically(paths[-1], drawn.light)
+    for name, content in files.items():
+        paths.append(out.with_name(f"{out.stem}-{name}.png"))
+        write_atomically(paths[-1], content)
     write_atomically(out, page.encode())
     return paths
 
 
-def interval_notes(runs: Sequence[Run], compared: Sequence[Sequence[dict]]) -> list[str]:
+def family_view(family: Family, panels: Sequence[Panel], marks: Mapping[str, Mark]) -> dict:
+    """What the template shows of a family."""
+    differences = family.differences()
+    used = dict.fromkeys(marks[e.solver] for e in family.students if "depth" in e.run.settings)
+    return {
+        "family": family,
+        "headline": family.headline(),
+        "verdicts": family.verdicts(),
+        "best": {metric: family.best(metric) for metric in family.metrics},
+        "differences": differences,
+        "differences_by_name": {entry.name: of_entry for entry, of_entry in differences},
+        "pictures": [plots.quality(panel) for panel in panels],
+        "legend": [(mark.label, plots.legend_svg(mark, f"{family.anchor}-legend-{mark.at}")) for mark in used]
+        if panels
+        else [],
+        "has_teacher": any(entry.teacher for entry in family.entries),
+        "uncosted": [entry.name for entry in family.entries if "depth" not in entry.run.settings],
+        "samples": samples(family),
+    }
+
+
+def interval_notes(families: Sequence[Family]) -> list[str]:
     """How the intervals of the scores and of the differences were made, a sentence a method."""
-    summaries = [scores.summary for run in runs for scores in run.scores.values()]
+    entries = [entry for family in families for entry in family.entries]
+    summaries = [scores.summary for entry in entries for scores in entry.run.scores.values()]
     methods = [summary.get("method") for summary in summaries] + [
-        row["difference"]["method"] for of_run in compared for row in of_run
+        row["difference"]["method"]
+        for family in families
+        for _, of_entry in family.differences()
+        for row in of_entry.values()
     ]
     notes = [
         f"Intervals are a percentile bootstrap over prompts, {made['resamples']} resamples, seed"
@@ -65,16 +116,22 @@ def interval_notes(runs: Sequence[Run], compared: Sequence[Sequence[dict]]) -> l
     return [*notes, STUDENT_NOTE] if STUDENT in methods else notes
 
 
+def brief(value: float | None, signed: bool = False) -> str:
+    """Three significant digits."""
+    return number(value, signed, digits=3)
+
+
 def environment() -> Environment:
     """Templates of this folder, everything in them escaped."""
     made = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(HERE),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"number": number, "p_value": p_value, "uri": data_uri, "trained_on": trained_on}
+    made.filters |= {"number": number, "brief": brief, "p_value": p_value, "trained_on": trained_on}
+    made.filters["svg"] = Markup  # of matplotlib, its texts escaped
     return made
 
 
@@ -83,33 +140,44 @@ def data_uri(content: bytes, kind: str = "png") -> str:
     return f"data:image/{kind};base64,{b64encode(content).decode()}"
 
 
-def quality_plots(runs: Sequence[Run]) -> list[Picture]:
+def marks_of(families: Sequence[Family]) -> dict[str, Mark]:
+    """How each series is drawn, the same in all families; what was learned comes first."""
+    entries = [entry for family in families for entry in family.students]
+    series = dict.fromkeys((e.solver, e.learned) for e in sorted(entries, key=lambda e: not e.learned))
+    return {label: Mark(label, at, learned) for at, (label, learned) in enumerate(series)}
+
+
+def panels_of(family: Family, marks: Mapping[str, Mark]) -> list[Panel]:
     """Each metric against serial depth and against NFE, of the runs whose manifests hold these."""
-    costed = [run for run in runs if "depth" in run.settings]
-    pictures = []
-    for metric in runs[0].scores if costed else ():
-        for key, cost in COSTS.items():
-            points = [point_of(run, metric, key) for run in costed]
-            values = "; ".join(
-                f"{run.name} {number(p.mean)} at {p.cost}" for run, p in zip(costed, points, strict=True)
-            )
-            alt = f"{metric} against {cost}: {values}."
-            pictures.append(plots.quality(f"{metric}-{key}", alt, points, metric, cost))
-    return pictures
+    costed = [entry for entry in family.students if "depth" in entry.run.settings]
+    teacher = next((entry for entry in family.entries if entry.teacher), None)
+    return [
+        Panel(
+            f"{family.anchor}-{metric}-{key}",
+            metric,
+            cost,
+            [point_of(entry, metric, key, marks[entry.solver]) for entry in costed],
+            None if teacher is None else point_of(teacher, metric, key, Mark("teacher", 0, False)),
+        )
+        for metric in (family.metrics if costed else ())
+        for key, cost in COSTS.items()
+    ]
 
 
-def point_of(run: Run, metric: str, cost: str) -> Point:
-    """A run in a plot; runs of one baseline are a series, a learned solver is one by itself."""
-    settings, summary = run.settings, run.scores[metric].summary
-    series = settings["solver"] if settings.get("predictor") is None else run.name
-    return Point(series, settings[cost], summary["mean"], summary["interval"], summary["trained_on"])
+def point_of(entry: Entry, metric: str, cost: str, mark: Mark) -> Point:
+    """A run in a plot."""
+    summary = entry.run.scores[metric].summary
+    return Point(
+        mark, entry.run.settings.get(cost, 0), summary["mean"], summary["interval"], summary["trained_on"]
+    )
 
 
-def samples(runs: Sequence[Run]) -> list[dict]:
+def samples(family: Family) -> list[dict]:
     """Images of the same prompts and seeds from all runs, of as many prompts as there are rows to show, with
     their scores.
     """
-    lines = [{metric: scores.pairs() for metric, scores in run.scores.items()} for run in runs]
+    entries = family.entries
+    lines = [{metric: scores.pairs() for metric, scores in e.run.scores.items()} for e in entries]
     turns: dict[str, int] = {}
     order = []
     for at, (prompt, seed) in enumerate(next(iter(lines[0].values()))):
@@ -118,11 +186,13 @@ def samples(runs: Sequence[Run]) -> list[dict]:
     rows = []
     for _, _, pair in sorted(order)[:SHOWN]:
         cells = []
-        for run, of_run in zip(runs, lines, strict=True):
+        for entry, of_run in zip(entries, lines, strict=True):
             of_image = {metric: pairs[pair] for metric, pairs in of_run.items()}
-            source, small = thumbnail(run.folder / next(iter(of_image.values()))["file"])
-            scores = [(k, line["score"], run.scores[k].summary["trained_on"]) for k, line in of_image.items()]
-            cells.append({"run": run.name, "source": source, "small": small, "scores": scores})
+            source, small = thumbnail(entry.run.folder / next(iter(of_image.values()))["file"])
+            scores = [
+                (k, line["score"], entry.run.scores[k].summary["trained_on"]) for k, line in of_image.items()
+            ]
+            cells.append({"run": entry.name, "source": source, "small": small, "scores": scores})
         rows.append({"prompt": pair[0], "seed": pair[1], "cells": cells})
     return rows
 
@@ -143,61 +213,3 @@ def thumbnail(path: Path) -> tuple[str, bool]:
         kind = "jpeg"
     image.save(content, kind, quality=90)
     return data_uri(content.getvalue(), kind), small
-
-
-def solver_tables(runs: Sequence[Run], predictors: Mapping[str, Path]) -> list[dict]:
-    """The learned tables of the runs whose predictor files are known, drawn and in numbers, each once."""
-    users: dict[str, list[str]] = {}
-    for run in runs:
-        if run.settings.get("predictor") in predictors:
-            users.setdefault(run.settings["predictor"], []).append(run.name)
-    tables = []
-    for at, (sha, names) in enumerate(users.items(), 1):
-        predictor = load_predictor(predictors[sha])
-        picture = drawn(predictor, f"table-{at}", names[0])
-        tables.append({"runs": list(dict.fromkeys(names)), "picture": picture} | in_numbers(predictor))
-    return tables
-
-
-def drawn(predictor: Predictor, name: str, run: str) -> Picture:
-    """A learned table or tableau as a figure."""
-    table = predictor.table
-    if isinstance(table, SolverTable):
-        steps = [
-            f"interval {n}: "
-            + ", ".join(f"r {number(r)} weight {number(w)}" for r, w in zip(*rows, strict=True))
-            for n, rows in enumerate(zip(table.r.tolist(), table.w.tolist(), strict=True))
-        ]
-        return plots.solver_table(name, f"Positions and weights of {run}. {'; '.join(steps)}.", table)
-    steps = [
-        f"level {n}: σ " + ", ".join(number(table.sigmas[s].item()) for s in level)
-        for n, level in enumerate(table.levels)
-    ]
-    return plots.tableau(name, f"Stages of {run} and their weights in the result. {'; '.join(steps)}.", table)
-
-
-def in_numbers(predictor: Predictor) -> dict:
-    """Header and rows of a learned table's numbers: positions and weights of each interval, or the stages of
-    a tableau.
-    """
-    table = predictor.table
-    if not isinstance(table, SolverTable):
-        rows = [
-            [n, s, table.sigmas[s].item(), table.output[1 + s].item()]
-            for n, level in enumerate(table.levels)
-            for s in level
-        ]
-        return {"header": ["level", "stage", "σ", "weight in the result"], "rows": rows}
-    arrays = table.arrays()
-    header = [f"{name}{k + 1}" for name in arrays for k in range(table.num_points)]
-    rows = [
-        [n, *(value for array in arrays.values() for value in array[n].tolist())]
-        for n in range(table.num_intervals)
-    ]
-    if predictor.sigmas is None:
-        return {"header": ["interval", *header], "rows": rows}
-    nodes, numbers = predictor.sigmas.tolist(), [row[1:] for row in rows]
-    return {
-        "header": ["interval", "σ from", "σ to", *header],
-        "rows": [[n, *nodes[n : n + 2], *row] for n, row in enumerate(numbers)],
-    }

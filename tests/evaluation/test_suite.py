@@ -111,8 +111,17 @@ def test_the_report_has_the_numbers_of_the_summaries(whole):
             assert summary["mean"] == pytest.approx(fmean(lines))
             assert summary["count"] == len(lines) == 4
             assert number(summary["mean"]) in text
-            assert number(summary["mean"]) in page
+            assert f'value="{summary["mean"]}"' in page
     assert text.endswith(f"report: {out / 'report.html'}\n")
+
+
+def test_it_ends_with_a_verdict_a_metric_and_cost(whole):
+    lines = whole[1].split("\n\n")[-2].splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        *("digits at depth 4", "digits at NFE 6", "judge at depth 4", "judge at NFE 6")
+    ]
+    assert all(": EPD distilled " in line and ", best baseline " in line for line in lines)
+    assert all(len(line) <= 100 for line in lines)
 
 
 def test_a_second_run_makes_nothing_anew(whole, monkeypatch):

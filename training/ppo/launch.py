@@ -20,6 +20,7 @@ from ..start import Start
 from .advice import gain_text
 from .checks import check, config_notes
 from .config import RDPOConfig
+from .plots import draw
 from .setup import (
     check_rewards,
     choose_exploration,
@@ -74,6 +75,7 @@ def train(config: RDPOConfig, start: Start, active: ActiveRun) -> RDPOTrainer:
         active.fit(trainer, stop)
     if trainer.best.state and ranks.rank == 0:
         processes.echo(f"{summary(trainer)}\nwrote {export(trainer)}")
+        draw(run, trainer.best.step)
     ranks.barrier()
     return trainer
 

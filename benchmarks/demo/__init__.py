@@ -1,0 +1,1 @@
+"""The demonstration in four parts that ./launch.sh demo runs."""
