@@ -1,4 +1,6 @@
-"""The hub id of each family's published model, importable without the libraries that run it."""
+"""The hub id of each family's published model, and what its pipeline class is called, importable without the
+libraries that run it.
+"""
 
 import os
 

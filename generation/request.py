@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from backends import check_backbone_known, check_backend
+from backends.model_family import AUTO, family_of_model
 from common.errors import UserError, note
 from common.prompts import COCO, read_prompts
 from solvers import (
@@ -109,6 +110,8 @@ def resolve(request: SamplingRequest) -> ResolvedRequest:
     """Resolve a request; every contradiction is an error here, before any weights load."""
     path = None if request.predictor_path is None else resolve_predictor_path(request.predictor_path)
     predictor = None if path is None else load_predictor(path)
+    if request.backend == AUTO:
+        request = with_family(request, Spec() if predictor is None else predictor.spec)
     request = replace(request, solver=ALIASES.get(request.solver, request.solver))
     if predictor is not None and (request.solver == "epd" or request.backend is None):
         check_backbone_known(predictor.spec, path)
@@ -120,6 +123,15 @@ def resolve(request: SamplingRequest) -> ResolvedRequest:
         resolved = ResolvedRequest(request, spec, request.solver, find_baseline(request.solver))
     check_backend(resolved.spec)
     return resolved
+
+
+def with_family(request: SamplingRequest, recorded: Spec) -> SamplingRequest:
+    """A request for --backend auto with the family of its model; without a model: UserError."""
+    options, _ = split_schedule_options({**recorded.backend_config, **(request.backend_config or {})})
+    model = request.model_path or options.get("model_name_or_path")
+    if model is None:
+        raise UserError("--backend auto finds the family of a model: give --model-path, or name the backbone")
+    return replace(request, backend=family_of_model(model, options))
 
 
 def merge_spec(request: SamplingRequest, recorded: Spec, path: Path | None) -> Spec:
