@@ -12,7 +12,14 @@ from common.errors import UserError, run_command
 from common.plugins import NameOrCode
 from common.prompts import parse_seeds
 from generation.generate import run_request
-from generation.options import BATCH_HELP, SEEDS_HELP, EitherSpelling, sampling_options, switch
+from generation.options import (
+    BATCH_HELP,
+    SEEDS_HELP,
+    EitherSpelling,
+    resolution_option,
+    sampling_options,
+    switch,
+)
 from generation.output import Output
 from generation.request import PromptOptions, SamplingRequest
 
@@ -30,6 +37,7 @@ FILES = ("outdir", "batch", "subdirs", "grid", "return_inters")
 @click.option("--predictor-path", "--predictor", help=PREDICTOR_HELP)
 @click.option("--backend", type=NameOrCode([AUTO, *backends.NAMES]), help=BACKEND_HELP)
 @click.option("--model-path", "--model-id", help=MODEL_HELP)
+@resolution_option
 @click.option("--seeds", default="0-63", show_default=True, help=SEEDS_HELP)
 @click.option(
     "--batch", "--max-batch-size", type=click.IntRange(1), default=64, show_default=True, help=BATCH_HELP

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .base import BackendError
-from .loading import SINGLE_FILES
-from .model_ids import PIPELINES
+from .model_ids import PIPELINES, SINGLE_FILES
 
 AUTO = "auto"
 

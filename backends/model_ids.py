@@ -6,11 +6,20 @@ import os
 
 MODELS = {
     "ldm": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
     "sd3": "stabilityai/stable-diffusion-3-medium-diffusers",
     "flux": "black-forest-labs/FLUX.1-dev",
 }
-PIPELINES = {"StableDiffusionPipeline": "ldm", "StableDiffusion3Pipeline": "sd3", "FluxPipeline": "flux"}
+PIPELINES = {
+    "StableDiffusionPipeline": "ldm",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusion3Pipeline": "sd3",
+    "FluxPipeline": "flux",
+}
 """The family of a pipeline folder, by the class that its model_index.json names."""
+
+
+SINGLE_FILES = (".safetensors", ".ckpt")
 
 
 def flux_model() -> str:

@@ -12,6 +12,7 @@ from .family import Family
 
 MODULES = {
     "ldm": "backends.ldm",
+    "sdxl": "backends.sdxl",
     "sd3": "backends.sd3",
     "flux": "backends.flux",
     "gaussian": "backends.gaussian",

@@ -42,6 +42,7 @@ class SamplingRequest:
     backend: str | None = None
     backend_config: dict | None = None
     model_path: str | None = None
+    resolution: int | str | None = None
     num_steps: int | None = None
     schedule: str | None = None
     guidance: float | None = None
@@ -140,6 +141,8 @@ def merge_spec(request: SamplingRequest, recorded: Spec, path: Path | None) -> S
     """
     options, schedule = split_schedule_options(request.backend_config or {})
     options |= {name: True for name in ("compile", "offload") if vars(request)[name]}
+    if request.resolution is not None:
+        options["resolution"] = request.resolution
     if request.model_path is not None:
         options["model_name_or_path"] = request.model_path
     asked = schedule | {
@@ -171,8 +174,16 @@ def resolve_learned(
     whole = isinstance(predictor.table, Tableau)
     fixed = predictor.sigmas is not None and not whole and not predictor.provenance.get("learned_sigmas")
     name = predictor.kind.solver_name
-    notes = predictor.notices()
+    notes = predictor.notices() + size_notes(predictor.spec, spec)
     return ResolvedRequest(request, spec, name, predictor.solver(), path, predictor.sigmas, fixed, notes)
+
+
+def size_notes(recorded: Spec, spec: Spec) -> list[str]:
+    """A note where a table is used at another resolution than it was learned at."""
+    made, used = (s.backend_config.get("resolution") for s in (recorded, spec))
+    if made in (None, used):
+        return []
+    return [f"learned at resolution {made}, used at {used}, whose nodes are the same"]
 
 
 def with_nodes(request: SamplingRequest, spec: Spec, predictor: Predictor | None) -> Spec:

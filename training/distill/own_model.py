@@ -16,6 +16,7 @@ from backends import find_family
 from backends.model_family import AUTO, family_of_model
 from backends.model_ids import PIPELINES
 from common.errors import run_command
+from common.resolution import RESOLUTION_HELP, Resolution, image_size
 from solvers import UserError
 
 from ..config import load_config, with_overrides
@@ -61,7 +62,7 @@ class OwnModel:
     backend: str | None = None
     student: str = "tableau"
     guidance: float | None = None
-    resolution: int | None = None
+    resolution: int | str | None = None
     prompts: str | None = None
     pairs: int = 128
     train_steps: int = 100
@@ -124,7 +125,7 @@ def configuration(own: OwnModel, overrides: Sequence[str] = ()) -> DistillConfig
         raise OwnModelError("--steps is not given: how many network calls one after another, such as 8")
     name = family_of(own.model, own.backend)
     resolution = own.resolution or resolution_of(own.model, name)
-    small = resolution is not None and resolution < SMALLEST_IMAGE
+    small = resolution is not None and max(image_size(resolution)) < SMALLEST_IMAGE
     shipped, family = shipped_configuration(name, small), find_family(name)
     guidance = family.backend.default_guidance if own.guidance is None else own.guidance
     steep = guidance > STEEP_GUIDANCE and own.steps >= STEEP_STEPS
@@ -204,7 +205,7 @@ def model_options(command: Callable) -> Callable:
         click.option("--backend", type=families, help="Family, where --model does not name it."),
         click.option("--student", type=students, default="tableau", help=STUDENT_HELP),
         click.option("--guidance", type=click.FloatRange(0), help="CFG scale; by default the family's own."),
-        click.option("--resolution", type=at_least(1), help="Pixels a side; by default the model's own."),
+        click.option("--resolution", type=Resolution(), help=f"{RESOLUTION_HELP}; else the model's own."),
         click.option("--prompts", help='File, or "digits"; by default src/prompts/train.txt.'),
         click.option("--pairs", type=at_least(2), default=128, help="Of prompt and seed; 128 by default."),
         click.option("--train-steps", type=at_least(1), default=100, help="Of Adam; 100 by default."),
