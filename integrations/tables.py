@@ -34,7 +34,7 @@ CONFIG_KEYS = (
     *SHIFT_KEYS,
 )
 TABLE_FORMAT = "epd-table/1"  # as integrations/k_diffusion/sample_epd.py reads it
-FLOW_FAMILIES, NOISE_FAMILIES = ("sd3", "flux"), ("ldm", "sdxl")
+FLOW_FAMILIES, NOISE_FAMILIES = ("sd3", "flux", "chroma", "sana", "aura_flow", "lumina2"), ("ldm", "sdxl")
 FLOW_SIGMA_MIN = 0.001  # the last level of diffusers' flow-matching grid, before it is shifted
 
 
