@@ -7,16 +7,27 @@ import click
 
 import backends
 from backends import SCHEDULES
+from backends.model_family import AUTO
 from common.errors import UserError, run_command
 from common.plugins import NameOrCode
 from common.prompts import parse_seeds
 from generation.generate import run_request
-from generation.options import BATCH_HELP, SEEDS_HELP, EitherSpelling, sampling_options, switch
+from generation.options import (
+    BATCH_HELP,
+    SEEDS_HELP,
+    EitherSpelling,
+    resolution_option,
+    sampling_options,
+    switch,
+)
 from generation.output import Output
 from generation.request import PromptOptions, SamplingRequest
 
 PREDICTOR_HELP = "Learned table: a .pkl, a run folder, a name or number under exps."
-BACKEND_HELP = "Backbone, or my_module:FAMILY; the predictor's by default, else digits."
+BACKEND_HELP = (
+    "Backbone, or my_module:FAMILY; auto: the family of --model-path; the predictor's by default,"
+    " else digits."
+)
 MODEL_HELP = "Folder, hub id, or single .safetensors/.ckpt file of the backbone."
 OUTDIR_HELP = "Default: samples/BACKEND/SOLVER-depthD-evalsE."
 FILES = ("outdir", "batch", "subdirs", "grid", "return_inters")
@@ -24,8 +35,9 @@ FILES = ("outdir", "batch", "subdirs", "grid", "return_inters")
 
 @click.command(cls=EitherSpelling)
 @click.option("--predictor-path", "--predictor", help=PREDICTOR_HELP)
-@click.option("--backend", type=NameOrCode(backends.NAMES), help=BACKEND_HELP)
+@click.option("--backend", type=NameOrCode([AUTO, *backends.NAMES]), help=BACKEND_HELP)
 @click.option("--model-path", "--model-id", help=MODEL_HELP)
+@resolution_option
 @click.option("--seeds", default="0-63", show_default=True, help=SEEDS_HELP)
 @click.option(
     "--batch", "--max-batch-size", type=click.IntRange(1), default=64, show_default=True, help=BATCH_HELP

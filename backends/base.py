@@ -144,6 +144,18 @@ class Backend(ABC):
             f" {100 * furthest:.2g} %; they are used"
         )
 
+    def shift_note(self, spec: Spec) -> str | None:
+        """A note where a spec's nodes have another time shift than this backbone's at its resolution."""
+        if not self.flow or spec.flowmatch_mu is None:
+            return None
+        if self.flow_mu is not None and abs(self.flow_mu - spec.flowmatch_mu) < 1e-3:
+            return None
+        own = f"mu {self.flow_mu:.4g}" if self.flow_mu is not None else f"shift {self.flow_shift:g}"
+        return (
+            f"the nodes are those of time shift mu {spec.flowmatch_mu:.4g}, but {self.name} at this"
+            f" resolution has {own}; they are used"
+        )
+
     def _flow_nodes(self, spec: Spec, num_steps: int) -> Tensor:
         mu = self.flow_mu if spec.flowmatch_mu is None else spec.flowmatch_mu
         if mu is not None:

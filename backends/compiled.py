@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from torch import nn
+
 from . import quiet  # noqa: F401  isort: skip
 from diffusers import ModelMixin  # isort: skip
 from .base import BackendError
@@ -23,8 +25,9 @@ def compile_blocks(network: ModelMixin) -> None:
     if network._repeated_blocks:
         network.compile_repeated_blocks(**TORCH)
         return
-    for block in network.transformer_blocks:  # Stable Diffusion 3's class does not name them
-        block.compile(**TORCH)
+    for blocks in network.children():  # classes such as Stable Diffusion 3's do not name them
+        for block in blocks if isinstance(blocks, nn.ModuleList) else ():
+            block.compile(**TORCH)
 
 
 @contextmanager

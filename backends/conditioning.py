@@ -16,11 +16,13 @@ class Condition:
         negative: those of the negative prompt, each [1, ...], shared by all images; None without
             classifier-free guidance, which is guidance_scale 1.
         guidance_scale: s in u + s (c - u).
+        renormalised: whether guidance keeps the norm of c along the last dimension, as Lumina's does.
     """
 
     positive: dict[str, Tensor]
     negative: dict[str, Tensor] | None
     guidance_scale: float
+    renormalised: bool = False
 
     def __len__(self) -> int:
         return len(next(iter(self.positive.values())))
@@ -84,4 +86,7 @@ def apply_cfg(output: Tensor, condition: Condition) -> Tensor:
     if condition.negative is None:
         return output
     u, c = output.chunk(2)
-    return u + condition.guidance_scale * (c - u)
+    guided = u + condition.guidance_scale * (c - u)
+    if condition.renormalised:
+        guided = guided * (c.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+    return guided

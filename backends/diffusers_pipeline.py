@@ -8,19 +8,22 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from common.resolution import image_size
+
 from . import quiet  # noqa: F401  isort: skip
 from diffusers import DiffusionPipeline, ModelMixin  # isort: skip
 from .base import Backend, BackendError
 from .compiled import compile_blocks, compile_errors
 from .conditioning import Condition
 from .embeddings import EmbeddingCache
+from .family import Options
 from .timesteps import TimestepCache, flow_timesteps
 
-COMMON_OPTIONS = {  # name: type and meaning
+COMMON_OPTIONS: Options = {  # name: type and meaning
     "model_name_or_path": (str, "folder, hub id or .safetensors/.ckpt file"),
     "revision": (str, "revision of a hub id"),
     "variant": (str, "file variant such as fp16"),
-    "resolution": (int, "pixels a side"),
+    "resolution": ((int, str), "pixels a side, or WIDTHxHEIGHT"),
     "enable_model_cpu_offload": (bool, "keep only the running model on the device"),
     "offload": (bool, "free the text encoders before the network is put on the device"),
     "compile": (bool, "compile the network's repeated blocks"),
@@ -64,10 +67,12 @@ class PipelineBackend(Backend):
         return flow_timesteps(sigma)
 
     def encode(self, prompts: Sequence[str], guidance_scale: float) -> Condition:
-        negative = None
-        if guidance_scale != 1:
-            negative = self._embeddings.stacked([self.config.get("negative_prompt", "")])
+        negative = None if guidance_scale == 1 else self.unconditional(prompts)
         return Condition(self._embeddings.stacked(prompts), negative, guidance_scale)
+
+    def unconditional(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """The embeddings [1, ...] that guidance moves away from: those of the negative prompt."""
+        return self._embeddings.stacked([self.config.get("negative_prompt", "")])
 
     def networks(self) -> dict[str, torch.nn.Module]:
         return {self.NETWORK: self.network, **text_encoders(self.pipe)}
@@ -127,15 +132,19 @@ class PipelineBackend(Backend):
     def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
         """A few images at a time: 8 of 512 pixels a side, 2 of 1024; fewer where memory ends."""
         self.offload_text_encoders()
-        side = latents.shape[-1] * self.pipe.vae_scale_factor
-        chunk = chunk or max(1, min(8, 2**21 // side**2))
+        height, width = (n * self.pipe.vae_scale_factor for n in latents.shape[-2:])
+        chunk = chunk or max(1, min(8, 2**21 // (height * width)))
         return torch.cat([self._decoded(part) for part in latents.split(chunk)])
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """What the VAE decodes, of latents as the network has them."""
+        vae = self.pipe.vae.config
+        return latents / vae.scaling_factor + (vae.shift_factor or 0.0)
 
     def _decoded(self, latents: Tensor) -> Tensor:
         vae = self.pipe.vae
         try:
-            scaled = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-            return (vae.decode(scaled.to(vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
+            return (vae.decode(self.unscaled(latents).to(vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
         except torch.OutOfMemoryError:
             if len(latents) == 1:
                 raise
@@ -193,11 +202,20 @@ def place(pipe: DiffusionPipeline, network: ModelMixin, device: torch.device, co
         pipe.to(device)
 
 
-def checked_resolution(config: dict, own: int, multiple: int, allowed: tuple[int, ...] = ()) -> int:
-    """Pixels a side: the option, or the pipeline's own; a misfit: BackendError."""
-    pixels = config.get("resolution", own)
-    if pixels <= 0 or pixels % multiple:
-        raise BackendError(f"resolution {pixels!r}: expected a positive multiple of {multiple}")
-    if allowed and pixels not in allowed:
-        raise BackendError(f"resolution {pixels}: expected {' or '.join(map(str, allowed))} for this model")
-    return pixels
+def checked_size(config: dict, own: int, multiple: int, allowed: tuple[int, ...] = ()) -> tuple[int, int]:
+    """Height and width in pixels: those of the option, or the pipeline's own; a misfit: BackendError.
+
+    Args:
+        config: the options.
+        own: the pipeline's pixels a side.
+        multiple: of which both must be.
+        allowed: what the side of a square may be; any by default. A rectangle's may be others.
+    """
+    resolution = config.get("resolution", own)
+    width, height = image_size(resolution)
+    if min(width, height) <= 0 or width % multiple or height % multiple:
+        raise BackendError(f"resolution {resolution!r}: expected a positive multiple of {multiple}")
+    if allowed and width == height and width not in allowed:
+        sides = " or ".join(map(str, allowed))
+        raise BackendError(f"resolution {resolution}: expected {sides} for this model")
+    return height, width

@@ -1,13 +1,15 @@
 """A family of pretrained models: what a backbone module exports as FAMILY."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from common.resolution import is_resolution
+
 from .base import Backend, BackendError
 
-Options = Mapping[str, tuple[type, str]]  # name: type and meaning
+Options = dict[str, tuple[type | tuple[type, ...], str]]  # name: type and meaning
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,15 @@ class Family:
                 known = f"expected one of {names}" if names else "there are no options"
                 raise BackendError(f"backend_config.{name}: unknown option, {known}")
             kind, meaning = self.options[name]
-            if type(value) is not kind:
+            kinds = kind if isinstance(kind, tuple) else (kind,)
+            if type(value) not in kinds:
                 shown = "not a text" if name == "token" else repr(value)
-                raise BackendError(f"backend_config.{name} is {shown}, expected {kind.__name__}: {meaning}")
+                expected = " or ".join(k.__name__ for k in kinds)
+                raise BackendError(f"backend_config.{name} is {shown}, expected {expected}: {meaning}")
+            if name == "resolution" and not is_resolution(value):
+                raise BackendError(
+                    f"backend_config.resolution is {value!r}, expected int: pixels a side, or WIDTHxHEIGHT"
+                    " such as '1024x768'"
+                )
         if self.check is not None:
             self.check(config)

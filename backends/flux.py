@@ -15,7 +15,7 @@ from . import quiet  # noqa: F401  isort: skip
 from diffusers import FluxPipeline  # isort: skip
 from .base import BackendError
 from .conditioning import Condition, repeat_condition
-from .diffusers_pipeline import COMMON_OPTIONS, PipelineBackend, check_combinations, checked_resolution
+from .diffusers_pipeline import COMMON_OPTIONS, PipelineBackend, check_combinations, checked_size
 from .family import Family, Size
 from .loading import PipelineClass, absent_parts, load_pipeline
 from .model_ids import MODELS, flux_model
@@ -40,13 +40,18 @@ class Flux(PipelineBackend):
     def __init__(self, pipe: FluxPipeline, device: torch.device, config: dict, name: str = "flux"):
         super().__init__(pipe, device, config, name)
         factor, own = pipe.vae_scale_factor, pipe.vae.config.sample_size
-        pixels = checked_resolution(config, own, 2 * factor, (own,))
-        self.latent_shape = (pipe.transformer.config.in_channels // 4, pixels // factor, pixels // factor)
-        side = pixels // factor // 2  # in tokens
-        self.flow_mu = shift_of(pipe.scheduler.config, side**2)
-        self.sigma_max, self.sigma_min = flowmatch(2, mu=self.flow_mu).tolist()
+        height, width = (n // factor for n in checked_size(config, own, 2 * factor, (own,)))
+        self.latent_shape = (pipe.transformer.config.in_channels // 4, height, width)
+        tokens = height // 2, width // 2
+        if pipe.scheduler.config.use_dynamic_shifting:
+            self.flow_mu = shift_of(pipe.scheduler.config, tokens[0] * tokens[1])
+        else:
+            self.flow_shift = float(pipe.scheduler.config.shift)
+        self.sigma_max, self.sigma_min = flowmatch(2, shift=self.flow_shift, mu=self.flow_mu).tolist()
+        if not pipe.transformer.config.guidance_embeds:
+            self.default_guidance = 1.0
         self._times: Tensor | None = None
-        self._places = FluxPipeline._prepare_latent_image_ids(1, side, side, self.device, self.dtype)
+        self._places = FluxPipeline._prepare_latent_image_ids(1, *tokens, self.device, self.dtype)
         self.network.time_text_embed.register_forward_pre_hook(self._exact_times)
 
     def _exact_times(self, embedding, inputs: tuple) -> tuple:
@@ -111,11 +116,6 @@ class Flux(PipelineBackend):
 
 def shift_of(scheduler: Any, tokens: int) -> float:
     """mu of an image of so many tokens, by a scheduler's configuration."""
-    if not scheduler.use_dynamic_shifting:
-        raise BackendError(
-            "the scheduler does not shift times dynamically, as FLUX.1-dev does; expected"
-            " use_dynamic_shifting true"
-        )
     ends = scheduler.base_shift, scheduler.max_shift
     return dynamic_shift(tokens, *ends, scheduler.base_image_seq_len, scheduler.max_image_seq_len)
 

@@ -1,5 +1,7 @@
 """Stable Diffusion 1.x and 2.x: any diffusers folder, hub id or single checkpoint file."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from . import quiet  # noqa: F401  isort: skip
 from diffusers import StableDiffusionPipeline  # isort: skip
 from .base import BackendError
 from .conditioning import Condition, apply_cfg, repeat_condition
-from .diffusers_pipeline import COMMON_OPTIONS, PipelineBackend, check_combinations, checked_resolution
+from .diffusers_pipeline import COMMON_OPTIONS, PipelineBackend, check_combinations, checked_size
 from .family import Family, Size
 from .loading import PipelineClass, load_pipeline
 from .model_ids import MODELS
@@ -30,7 +32,6 @@ class LDM(PipelineBackend):
 
     NETWORK = "unet"
     IMAGE_OPTIONS = ("config", "variant", "resolution", "negative_prompt")
-    noise_schedule: NoiseSchedule
 
     def __init__(self, pipe: StableDiffusionPipeline, device: torch.device, config: dict, name: str = "ldm"):
         self.prediction = pipe.scheduler.config.prediction_type
@@ -39,37 +40,47 @@ class LDM(PipelineBackend):
                 f"prediction_type {self.prediction!r} of the scheduler: expected epsilon or v_prediction"
             )
         super().__init__(pipe, device, config, name)
-        self.noise_schedule = NoiseSchedule(pipe.scheduler.alphas_cumprod)
-        self.sigma_min, self.sigma_max = self.noise_schedule.sigma_min, self.noise_schedule.sigma_max
+        self.set_noise_levels()
         factor = pipe.vae_scale_factor
-        pixels = checked_resolution(config, pipe.unet.config.sample_size * factor, factor)
-        self.latent_shape = (pipe.unet.config.in_channels, pixels // factor, pixels // factor)
+        height, width = checked_size(config, pipe.unet.config.sample_size * factor, factor)
+        self.latent_shape = (pipe.unet.config.in_channels, height // factor, width // factor)
+
+    def set_noise_levels(self) -> None:
+        """The noise levels of the scheduler's training schedule."""
+        self.noise_schedule = NoiseSchedule(self.pipe.scheduler.alphas_cumprod)
+        self.sigma_min, self.sigma_max = self.noise_schedule.sigma_min, self.noise_schedule.sigma_max
 
     def embed(self, prompt: str) -> dict[str, Tensor]:
         return {"text": self.pipe.encode_prompt(prompt, self.device, 1, False)[0]}
 
     def timesteps(self, sigma: Tensor) -> tuple[Tensor, ...]:
         """The scale of the input, the time and the noise level of rows [rows]."""
+        assert self.noise_schedule is not None  # set_noise_levels has made it
         t = len(self.noise_schedule.times) * self.noise_schedule.t(sigma) - 1
         scale = (1 + sigma**2).rsqrt()
         return scale.float().view(-1, 1, 1, 1), t.float(), sigma.float().view(-1, 1, 1, 1)
+
+    def conditioning(self, embeddings: dict[str, Tensor]) -> dict[str, Any]:
+        """The arguments of the network that depend on the prompts, for the embeddings of all rows."""
+        return {"encoder_hidden_states": embeddings["text"]}
+
+    def velocity_of(self, output: Tensor, x: Tensor, scale: Tensor, sigma: Tensor) -> Tensor:
+        """dx/dsigma of the network's output after guidance, for a scale of its input."""
+        return scale * (output + sigma * scale * x) if self.prediction == "v_prediction" else output
 
     def velocity(self, condition: Condition) -> Velocity:
         self.offload_text_encoders()
         batches: dict[int, dict[str, Tensor]] = {}
 
         def velocity(x: Tensor, sigma: Tensor) -> Tensor:
-            text = repeat_condition(condition, len(x), batches)["text"]
+            embeddings = repeat_condition(condition, len(x), batches)
             scale, t, sigma = self._timesteps(sigma, len(x))
             inputs = (x * scale).to(self.dtype)
             if condition.negative is not None:
                 inputs, t = torch.cat([inputs, inputs]), torch.cat([t, t])
             with self.compiling():
-                output = self.network(inputs, t, encoder_hidden_states=text).sample
-            eps = apply_cfg(output, condition)
-            if self.prediction == "v_prediction":
-                eps = scale * (eps + sigma * scale * x)
-            return eps
+                output = self.network(inputs, t, **self.conditioning(embeddings)).sample
+            return self.velocity_of(apply_cfg(output, condition), x, scale, sigma)
 
         return velocity
 

@@ -12,8 +12,7 @@ from . import quiet  # noqa: F401  isort: skip
 from diffusers import DiffusionPipeline  # isort: skip
 from huggingface_hub.errors import LocalEntryNotFoundError  # isort: skip
 from .base import BackendError
-
-SINGLE_FILES = (".safetensors", ".ckpt")
+from .model_ids import SINGLE_FILES
 
 
 @dataclass(frozen=True)

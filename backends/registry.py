@@ -12,8 +12,13 @@ from .family import Family
 
 MODULES = {
     "ldm": "backends.ldm",
+    "sdxl": "backends.sdxl",
     "sd3": "backends.sd3",
     "flux": "backends.flux",
+    "chroma": "backends.flow.chroma",
+    "sana": "backends.flow.sana",
+    "aura_flow": "backends.flow.aura_flow",
+    "lumina2": "backends.flow.lumina2",
     "gaussian": "backends.gaussian",
 }
 """Imported when the family is first asked for: a name costs nothing."""

@@ -12,7 +12,7 @@ from . import quiet  # noqa: F401  isort: skip
 from diffusers import StableDiffusion3Pipeline  # isort: skip
 from .base import BackendError
 from .conditioning import Condition, apply_cfg, repeat_condition
-from .diffusers_pipeline import COMMON_OPTIONS, PipelineBackend, check_combinations, checked_resolution
+from .diffusers_pipeline import COMMON_OPTIONS, PipelineBackend, check_combinations, checked_size
 from .family import Family, Size
 from .loading import PipelineClass, absent_parts, load_pipeline
 from .model_ids import MODELS
@@ -39,10 +39,16 @@ class SD3(PipelineBackend):
         super().__init__(pipe, device, config, name)
         network = pipe.transformer.config
         factor, own = pipe.vae_scale_factor, network.sample_size * pipe.vae_scale_factor
-        pixels = checked_resolution(
+        height, width = checked_size(
             config, own, factor * network.patch_size, (512, 1024) if own >= 1024 else (own,)
         )
-        self.latent_shape = (network.in_channels, pixels // factor, pixels // factor)
+        largest = factor * network.patch_size * network.pos_embed_max_size
+        if max(height, width) > largest:
+            raise BackendError(
+                f"resolution {width}x{height}: expected at most {largest} pixels a side, for which this model"
+                " has positions"
+            )
+        self.latent_shape = (network.in_channels, height // factor, width // factor)
         if pipe.scheduler.config.use_dynamic_shifting:
             raise BackendError(
                 "the scheduler shifts times dynamically, which Stable Diffusion 3 does not; expected"

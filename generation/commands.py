@@ -9,10 +9,11 @@ import click
 from backends import check_backbone_known
 from common.errors import UserError
 from common.prompts import parse_seeds
+from common.resolution import image_size
 from solvers import load_predictor, resolve_predictor_path
 
 from .generate import run_request
-from .options import BATCH_HELP, SEEDS_HELP, EitherSpelling, sampling_options
+from .options import BATCH_HELP, SEEDS_HELP, EitherSpelling, resolution_option, sampling_options
 from .output import Output
 from .request import PromptOptions, SamplingRequest
 
@@ -41,7 +42,7 @@ def family_command(defaults: FamilyDefaults) -> click.Command:
         "--predictor", "--predictor-path", help=f"Learned table; by default {' or '.join(exps.values())}."
     )
     @click.option("--model-path", "--model-id", help="Folder or hub id of the backbone.")
-    @click.option("--resolution", type=click.IntRange(1), help="Pixels a side; the predictor's by default.")
+    @resolution_option
     @click.option("--seeds", default=defaults.seeds, show_default=True, help=SEEDS_HELP)
     @click.option(
         "--batch",
@@ -72,14 +73,13 @@ def family_command(defaults: FamilyDefaults) -> click.Command:
 
 
 def family_request(
-    defaults: FamilyDefaults, predictor: str | None, resolution: int | None, **options
+    defaults: FamilyDefaults, predictor: str | None, resolution: int | str | None, **options
 ) -> SamplingRequest:
     """The request of a family's command line; a predictor of another family: UserError."""
     if predictor is None and (options["solver"] == "epd" or options["steps_match"]):
-        predictor = defaults.exps.get(resolution or 0, next(iter(defaults.exps.values())))
-    config = options.pop("backend_config") or {}
-    config |= {} if resolution is None else {"resolution": resolution}
-    request = SamplingRequest(predictor, backend_config=config, **options)
+        side = max(image_size(resolution or 0))
+        predictor = defaults.exps.get(side, next(iter(defaults.exps.values())))
+    request = SamplingRequest(predictor, resolution=resolution, **options)
     if predictor is None:
         return replace(request, backend=defaults.family)
     path = resolve_predictor_path(predictor)

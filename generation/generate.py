@@ -252,6 +252,8 @@ def make_sampler(resolved: ResolvedRequest, ranks: Ranks) -> Sampler:
     sigmas = backend.sigmas(spec) if resolved.sigmas is None else resolved.sigmas
     if resolved.checks_nodes and (text := backend.nodes_note(spec, sigmas)):
         note(text)
+    if text := backend.shift_note(spec):
+        note(text)
     guidance = backend.default_guidance if spec.guidance_rate is None else spec.guidance_rate
     solver = baseline_of(resolved.name, backend.flow) if resolved.name in BASELINES else resolved.solver
     sampler = Sampler(backend, solver, resolved.name, sigmas, guidance, request.finish, resolved.path)

@@ -10,6 +10,7 @@ import click
 from backends import DTYPES
 from common.errors import UserError
 from common.plugins import NameOrCode
+from common.resolution import RESOLUTION_HELP, Resolution
 from solvers import BASELINES, FINISHES
 
 from .request import ALIASES
@@ -63,6 +64,9 @@ def switch(name: str, text: str) -> Decorator:
     )
 
 
+resolution_option = click.option(
+    "--resolution", type=Resolution(), help=f"{RESOLUTION_HELP}; the predictor's by default."
+)
 SHARED: tuple[Decorator, ...] = (
     click.option(
         "--solver",

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from backends import check_backbone_known, check_backend
+from backends.model_family import AUTO, family_of_model
 from common.errors import UserError, note
 from common.prompts import COCO, read_prompts
 from solvers import (
@@ -41,6 +42,7 @@ class SamplingRequest:
     backend: str | None = None
     backend_config: dict | None = None
     model_path: str | None = None
+    resolution: int | str | None = None
     num_steps: int | None = None
     schedule: str | None = None
     guidance: float | None = None
@@ -109,6 +111,8 @@ def resolve(request: SamplingRequest) -> ResolvedRequest:
     """Resolve a request; every contradiction is an error here, before any weights load."""
     path = None if request.predictor_path is None else resolve_predictor_path(request.predictor_path)
     predictor = None if path is None else load_predictor(path)
+    if request.backend == AUTO:
+        request = with_family(request, Spec() if predictor is None else predictor.spec)
     request = replace(request, solver=ALIASES.get(request.solver, request.solver))
     if predictor is not None and (request.solver == "epd" or request.backend is None):
         check_backbone_known(predictor.spec, path)
@@ -122,12 +126,23 @@ def resolve(request: SamplingRequest) -> ResolvedRequest:
     return resolved
 
 
+def with_family(request: SamplingRequest, recorded: Spec) -> SamplingRequest:
+    """A request for --backend auto with the family of its model; without a model: UserError."""
+    options, _ = split_schedule_options({**recorded.backend_config, **(request.backend_config or {})})
+    model = request.model_path or options.get("model_name_or_path")
+    if model is None:
+        raise UserError("--backend auto finds the family of a model: give --model-path, or name the backbone")
+    return replace(request, backend=family_of_model(model, options))
+
+
 def merge_spec(request: SamplingRequest, recorded: Spec, path: Path | None) -> Spec:
     """One spec: the command line over what the predictor recorded; a contradiction is an error that names
     both.
     """
     options, schedule = split_schedule_options(request.backend_config or {})
     options |= {name: True for name in ("compile", "offload") if vars(request)[name]}
+    if request.resolution is not None:
+        options["resolution"] = request.resolution
     if request.model_path is not None:
         options["model_name_or_path"] = request.model_path
     asked = schedule | {
@@ -159,8 +174,16 @@ def resolve_learned(
     whole = isinstance(predictor.table, Tableau)
     fixed = predictor.sigmas is not None and not whole and not predictor.provenance.get("learned_sigmas")
     name = predictor.kind.solver_name
-    notes = predictor.notices()
+    notes = predictor.notices() + size_notes(predictor.spec, spec)
     return ResolvedRequest(request, spec, name, predictor.solver(), path, predictor.sigmas, fixed, notes)
+
+
+def size_notes(recorded: Spec, spec: Spec) -> list[str]:
+    """A note where a table is used at another resolution than it was learned at."""
+    made, used = (s.backend_config.get("resolution") for s in (recorded, spec))
+    if made in (None, used):
+        return []
+    return [f"learned at resolution {made}, used at {used}, whose nodes are the same"]
 
 
 def with_nodes(request: SamplingRequest, spec: Spec, predictor: Predictor | None) -> Spec:

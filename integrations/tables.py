@@ -20,6 +20,7 @@ from solvers import (
     resolve_predictor_path,
     schedule_nodes,
 )
+from solvers.predictor.spec import tokens_of
 from solvers.tableau import Tableau
 
 SHIFT_KEYS = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
@@ -33,7 +34,7 @@ CONFIG_KEYS = (
     *SHIFT_KEYS,
 )
 TABLE_FORMAT = "epd-table/1"  # as integrations/k_diffusion/sample_epd.py reads it
-FLOW_FAMILIES, NOISE_FAMILIES = ("sd3", "flux"), ("ldm",)
+FLOW_FAMILIES, NOISE_FAMILIES = ("sd3", "flux", "chroma", "sana", "aura_flow", "lumina2"), ("ldm", "sdxl")
 FLOW_SIGMA_MIN = 0.001  # the last level of diffusers' flow-matching grid, before it is shifted
 
 
@@ -171,9 +172,9 @@ def _flow_nodes(predictor: Predictor, config: Mapping, count: int) -> Tensor:
 
 def _mu_for(predictor: Predictor, config: Mapping) -> float:
     """FLUX's dynamic shift at a predictor's resolution, whose tokens have 16 pixels a side."""
-    pixels = predictor.spec.backend_config.get("resolution", 1024)
+    tokens = tokens_of(predictor.spec.backend_config.get("resolution"))
     ends = {key: config[key] for key in SHIFT_KEYS if config.get(key) is not None}
-    return dynamic_shift((pixels // 16) ** 2, **ends)
+    return dynamic_shift(tokens, **ends)
 
 
 def _mu_of(nodes: Tensor) -> float:

@@ -25,7 +25,7 @@ LAYERS = {  # a package: what it may import of ours besides itself
 LAYERS["benchmarks"] = set(LAYERS)
 NARROW = {  # of the second, the first imports these modules alone
     ("solvers", "common"): {"common.errors", "common.plugins"},
-    ("solvers.predictor", "common"): {"common.errors", "common.files"},
+    ("solvers.predictor", "common"): {"common.errors", "common.files", "common.resolution"},
     ("digits", "backends"): {"backends.quiet"},
     ("backends", "digits"): {"digits"},
     ("rewards", "digits"): {"digits", "digits.data", "digits.judge"},

@@ -8,6 +8,7 @@ from math import prod
 import torch
 
 from backends import DTYPES, SCHEDULES, Backend, Size, check_backend
+from common.resolution import image_size
 from solvers import BASELINES, Solver, Spec, UserError, num_steps_for_depth, sample
 
 from .distill.config import DistillConfig
@@ -25,7 +26,10 @@ def latent_elements(spec: Spec) -> int | None:
     if spec.backend in SMALL:
         return prod(SMALL[spec.backend])
     size, options = size_of(spec)
-    return None if size is None else size.channels * (options.get("resolution", size.resolution) // 8) ** 2
+    if size is None:
+        return None
+    width, height = image_size(options.get("resolution", size.resolution))
+    return size.channels * (width // 8) * (height // 8)
 
 
 def size_of(spec: Spec) -> tuple[Size | None, dict]:
@@ -33,7 +37,8 @@ def size_of(spec: Spec) -> tuple[Size | None, dict]:
     model, and the options of its backbone.
     """
     family, options = check_backend(spec)
-    small = spec.backend in SMALL or options.get("resolution", SMALLEST_IMAGE) < SMALLEST_IMAGE
+    side = max(image_size(options.get("resolution", SMALLEST_IMAGE)))
+    small = spec.backend in SMALL or side < SMALLEST_IMAGE
     return None if small else family.size, options
 
 
@@ -70,7 +75,8 @@ def memory_text(spec: Spec, dtype: str, rows: int, kept: str) -> str | None:
     chosen = options.get("torch_dtype", "auto") if dtype == "auto" else dtype
     width = 2 if chosen == "auto" else DTYPES[chosen].itemsize  # auto has 16 bits on a GPU
     encoders = 0.0 if options.get("offload") else size.encoders
-    row = vars(size)[kept] * width / 2 * (options.get("resolution", size.resolution) / size.resolution) ** 2
+    pixels = prod(image_size(options.get("resolution", size.resolution)))
+    row = vars(size)[kept] * width / 2 * pixels / size.resolution**2
     total = width * (size.network + encoders) + rows * row
     return (
         f"estimate of memory at {8 * width} bits: {total:.0f} GB = weights {width * size.network:.1f} GB of"

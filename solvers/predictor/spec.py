@@ -8,6 +8,9 @@ from dataclasses import dataclass, field, fields, replace
 from reprlib import repr as brief
 from typing import Any
 
+from common.resolution import image_size
+
+from ..schedules import dynamic_shift
 from .options import MACHINE
 from .plain_data import mapping, plain
 from .safe_pickle import PredictorError
@@ -57,6 +60,30 @@ class Spec:
         values["backend_config"] = {**self.backend_config, **values.get("backend_config", {})}
         return replace(self, **values)
 
+    def serves(self, resolution: int | str | None) -> bool:
+        """Whether nodes made for this spec's resolution serve another one, of which one is a rectangle.
+
+        They do but where the time shift depends on the number of pixels: then that must be the same.
+
+        Raises:
+            PredictorError: it is not.
+        """
+        recorded = self.backend_config.get("resolution")
+        if resolution == recorded or None in (resolution, recorded):
+            return True
+        if isinstance(resolution, int) and isinstance(recorded, int):
+            return False
+        if self.flowmatch_mu is None and (self.family != "flux" or self.flowmatch_shift is not None):
+            return True
+        asked, made = (tokens_of(size) for size in (resolution, recorded))
+        if asked == made:
+            return True
+        raise PredictorError(
+            f"resolution {resolution}: the nodes are those of resolution {recorded}, where the time shift mu"
+            f" is {dynamic_shift(made):.3g}; at {resolution} it is {dynamic_shift(asked):.3g}: learn a table"
+            " there, or use a baseline, such as --solver dpmpp without a predictor"
+        )
+
     def merged(
         self,
         asked: Mapping[str, Any],
@@ -84,8 +111,17 @@ class Spec:
             labels.get(f"backend_config.{name}", name): (options.get(name), self.backend_config.get(name))
             for name in MADE_FOR
         }
+        size = labels.get("backend_config.resolution", "resolution")
+        if self.serves(facts[size][0]):
+            del facts[size]
         require_match(facts, source)
         return self.overridden(asked)
+
+
+def tokens_of(resolution: int | str | None) -> int:
+    """FLUX's tokens of an image, of 16 pixels a side."""
+    width, height = image_size(resolution or 1024)
+    return (width // 16) * (height // 16)
 
 
 def require_match(facts: Mapping[str, tuple[object, object]], source: object) -> None:

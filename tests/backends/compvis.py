@@ -2,13 +2,16 @@
 
 import re
 
-from diffusers import StableDiffusionPipeline
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor
 
 UNET_ENDS = {
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
@@ -71,8 +74,8 @@ def vae_name(key: str, blocks: int) -> str:
     return key
 
 
-def original_checkpoint(pipe: StableDiffusionPipeline) -> dict[str, Tensor]:
-    """All weights in one dict, as in v1-5-pruned-emaonly; the VAE's attention is made of 1x1 convolutions
+def unet_and_vae(pipe: StableDiffusionPipeline | StableDiffusionXLPipeline) -> dict[str, Tensor]:
+    """Those weights that have the same names in all versions; the VAE's attention is made of 1x1 convolutions
     there.
     """
     state = {}
@@ -85,6 +88,53 @@ def original_checkpoint(pipe: StableDiffusionPipeline) -> dict[str, Tensor]:
     for key, value in pipe.vae.state_dict().items():
         is_projection = ".attentions." in key and key.endswith("weight") and value.ndim == 2
         state[f"first_stage_model.{vae_name(key, 4)}"] = value[:, :, None, None] if is_projection else value
+    return state
+
+
+def original_checkpoint(pipe: StableDiffusionPipeline) -> dict[str, Tensor]:
+    """All weights in one dict, as in v1-5-pruned-emaonly."""
+    state = unet_and_vae(pipe)
     for key, value in pipe.text_encoder.state_dict().items():
         state[f"cond_stage_model.transformer.text_model.{key.removeprefix('text_model.')}"] = value
+    return {key: value.clone().contiguous() for key, value in state.items()}
+
+
+OPEN_CLIP = {
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "final_layer_norm.": "ln_final.",
+    "encoder.layers.": "transformer.resblocks.",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    ".fc1.": ".c_fc.",
+    ".fc2.": ".c_proj.",
+    ".self_attn.": ".attn.",
+}
+
+
+def open_clip(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A CLIP text encoder's weights as OpenCLIP names them, with queries, keys and values in one."""
+    state = {}
+    for key, value in weights.items():
+        name = key.removeprefix("text_model.")
+        for own, other in OPEN_CLIP.items():
+            name = name.replace(own, other)
+        if name == "text_projection.weight":
+            state["text_projection"] = value.T
+        elif ".q_proj." in name:
+            parts = [weights[key.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"]
+            state[name.replace(".q_proj.", ".in_proj_")] = torch.cat(parts)
+        elif ".k_proj." not in name and ".v_proj." not in name:
+            state[name] = value
+    return state
+
+
+def original_sdxl_checkpoint(pipe: StableDiffusionXLPipeline) -> dict[str, Tensor]:
+    """All weights in one dict, as in sd_xl_base_1.0."""
+    state = unet_and_vae(pipe)
+    for key, value in pipe.text_encoder.state_dict().items():
+        place = "conditioner.embedders.0.transformer.text_model"
+        state[f"{place}.{key.removeprefix('text_model.')}"] = value
+    second = open_clip(pipe.text_encoder_2.state_dict())
+    state |= {f"conditioner.embedders.1.model.{key}": value for key, value in second.items()}
     return {key: value.clone().contiguous() for key, value in state.items()}

@@ -291,6 +291,6 @@ def test_the_dtype_asked_for_comes_before_that_of_the_config(tiny_folder):
 
 
 def test_names_of_backends_are_checked():
-    with pytest.raises(BackendError, match="backend 'sdxl': expected one of digits, ldm") as caught:
-        load_backend(Spec(backend="sdxl"), CPU)
+    with pytest.raises(BackendError, match="backend 'sdxxl': expected one of digits, ldm") as caught:
+        load_backend(Spec(backend="sdxxl"), CPU)
     assert "\n" not in str(caught.value)

@@ -91,16 +91,20 @@ def make_vae(scaling: float, shift: float, sample_size: int) -> AutoencoderKL:
     )
 
 
-def save_sd3(
-    folder: Path, shift: float = 3.0, t5: bool = True, pixels: int = 64, patch_size: int = 2
-) -> Path:
-    """Write a tiny StableDiffusion3Pipeline of `pixels` a side; always the same weights."""
+SD35 = {"qk_norm": "rms_norm", "dual_attention_layers": (0,)}
+"""Stable Diffusion 3.5 medium's; large has no dual attention."""
+
+
+def save_sd3(folder: Path, shift: float = 3.0, t5: bool = True, pixels: int = 64, **network) -> Path:
+    """Write a tiny StableDiffusion3Pipeline of `pixels` a side; always the same weights. `network` has more
+    arguments of its transformer, such as SD35.
+    """
     state = torch.get_rng_state()
     torch.manual_seed(0)
     words, words3 = make_tokenizer(folder / "words"), make_t5_tokenizer(folder / "words3")
     transformer = SD3Transformer2DModel(
         sample_size=pixels // 8,
-        patch_size=patch_size,
+        patch_size=network.pop("patch_size", 2),
         in_channels=16,
         out_channels=16,
         num_layers=2,
@@ -110,6 +114,7 @@ def save_sd3(
         caption_projection_dim=32,
         pooled_projection_dim=48,
         pos_embed_max_size=96,
+        **network,
     )
     StableDiffusion3Pipeline(
         transformer=transformer,
@@ -126,8 +131,12 @@ def save_sd3(
     return folder / "pipeline"
 
 
-def save_flux(folder: Path, guidance_embeds: bool = True, pixels: int = 64, heads: int = 2) -> Path:
-    """Write a tiny FluxPipeline of `pixels` a side; always the same weights."""
+def save_flux(
+    folder: Path, guidance_embeds: bool = True, pixels: int = 64, heads: int = 2, schnell: bool = False
+) -> Path:
+    """Write a tiny FluxPipeline of `pixels` a side; always the same weights. FLUX.1-schnell's has no guidance
+    embedding, and times that are not shifted.
+    """
     state = torch.get_rng_state()
     torch.manual_seed(0)
     words, words2 = make_tokenizer(folder / "words"), make_t5_tokenizer(folder / "words2")
@@ -140,12 +149,14 @@ def save_flux(folder: Path, guidance_embeds: bool = True, pixels: int = 64, head
         num_attention_heads=heads,
         joint_attention_dim=32,
         pooled_projection_dim=32,
-        guidance_embeds=guidance_embeds,
+        guidance_embeds=guidance_embeds and not schnell,
         axes_dims_rope=(4, 4, 8),
     )
     shifts = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
     FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True, **shifts),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            shift=1.0 if schnell else 3.0, use_dynamic_shifting=not schnell, **shifts
+        ),
         vae=make_vae(0.3611, 0.1159, pixels),
         text_encoder=make_text_encoder(words),
         tokenizer=words,

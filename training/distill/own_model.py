@@ -12,10 +12,11 @@ from typing import Any
 
 import click
 
-from backends import FAMILIES, find_family
-from backends.loading import SINGLE_FILES
+from backends import find_family
+from backends.model_family import AUTO, family_of_model
 from backends.model_ids import PIPELINES
 from common.errors import run_command
+from common.resolution import RESOLUTION_HELP, Resolution, image_size
 from solvers import UserError
 
 from ..config import load_config, with_overrides
@@ -61,40 +62,24 @@ class OwnModel:
     backend: str | None = None
     student: str = "tableau"
     guidance: float | None = None
-    resolution: int | None = None
+    resolution: int | str | None = None
     prompts: str | None = None
     pairs: int = 128
     train_steps: int = 100
 
 
 def family_of(model: str, backend: str | None) -> str:
-    """The family of a pipeline folder, from the class in its model_index.json; of others, `backend`.
+    """The family of a model, from the class in its model_index.json; of a single file, `backend`.
 
     Raises:
-        OwnModelError: no such folder, an unknown class, a contradiction, or a single file without `backend`.
+        UserError: no such model, an unknown class, a contradiction, or a single file without `backend`.
     """
+    if backend in (None, AUTO):
+        return family_of_model(model)
     path = Path(model).expanduser()
-    index = path / "model_index.json"
-    if not index.is_file():
-        if backend is None:
-            kind = "a single file" if path.suffix in SINGLE_FILES else "no folder with a model_index.json"
-            raise OwnModelError(
-                f"--model {model}: {kind}; name its family with --backend {'|'.join(FAMILIES)}"
-            )
-        return backend
-    try:
-        name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-    except (ValueError, KeyError, TypeError):
-        raise OwnModelError(
-            f"{index}: expected JSON with _class_name, as save_pretrained writes it"
-        ) from None
-    if name not in PIPELINES:
-        raise OwnModelError(
-            f"{index}: class {name!r} is not supported, expected one of {', '.join(PIPELINES)}"
-        )
-    if backend not in (None, PIPELINES[name]):
-        raise OwnModelError(f"--backend is {backend}, but {index} names {name}, which is {PIPELINES[name]}")
-    return PIPELINES[name]
+    if (path / "model_index.json").is_file() and (family := family_of_model(model)) != backend:
+        raise OwnModelError(f"--backend is {backend}, but {path / 'model_index.json'} is of family {family}")
+    return str(backend)
 
 
 def resolution_of(model: str, family: str) -> int | None:
@@ -140,7 +125,7 @@ def configuration(own: OwnModel, overrides: Sequence[str] = ()) -> DistillConfig
         raise OwnModelError("--steps is not given: how many network calls one after another, such as 8")
     name = family_of(own.model, own.backend)
     resolution = own.resolution or resolution_of(own.model, name)
-    small = resolution is not None and resolution < SMALLEST_IMAGE
+    small = resolution is not None and max(image_size(resolution)) < SMALLEST_IMAGE
     shipped, family = shipped_configuration(name, small), find_family(name)
     guidance = family.backend.default_guidance if own.guidance is None else own.guidance
     steep = guidance > STEEP_GUIDANCE and own.steps >= STEEP_STEPS
@@ -209,15 +194,18 @@ def check_resumed(own: OwnModel, config: DistillConfig) -> None:
 
 def model_options(command: Callable) -> Callable:
     """The options of OwnModel on a click command, which gets them together as its first argument."""
-    students, families = click.Choice(("tableau", "epd")), click.Choice(FAMILIES)
+    students = click.Choice(("tableau", "epd"))
+    families = click.Choice((AUTO, *dict.fromkeys(PIPELINES.values())))
     at_least = click.IntRange
     options = [
-        click.option("--model", required=True, help="Pipeline folder; hub id or single file with --backend."),
+        click.option(
+            "--model", required=True, help="Pipeline folder or hub id; a single file with --backend."
+        ),
         click.option("--steps", type=at_least(2), help="Network calls one after another."),
         click.option("--backend", type=families, help="Family, where --model does not name it."),
         click.option("--student", type=students, default="tableau", help=STUDENT_HELP),
         click.option("--guidance", type=click.FloatRange(0), help="CFG scale; by default the family's own."),
-        click.option("--resolution", type=at_least(1), help="Pixels a side; by default the model's own."),
+        click.option("--resolution", type=Resolution(), help=f"{RESOLUTION_HELP}; else the model's own."),
         click.option("--prompts", help='File, or "digits"; by default src/prompts/train.txt.'),
         click.option("--pairs", type=at_least(2), default=128, help="Of prompt and seed; 128 by default."),
         click.option("--train-steps", type=at_least(1), default=100, help="Of Adam; 100 by default."),

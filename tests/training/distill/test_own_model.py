@@ -7,8 +7,9 @@ import shutil
 import pytest
 import torch
 
+from common.errors import UserError
 from training.distill.config import DistillConfig
-from training.distill.own_model import OwnModel, OwnModelError, configuration, main
+from training.distill.own_model import OwnModel, configuration, main
 from training.run_folder import RunFolder
 
 from ...commands import ROOT, command_lines, command_of, run_of
@@ -122,7 +123,7 @@ def test_a_single_file_has_the_settings_of_the_published_model(backend, pixels, 
     [
         ((), "--steps is not given"),
         (("--steps", "7", "--student", "epd"), "--steps 7: an EPD step takes two network calls"),
-        (("--steps", "8", "--backend", "sd3"), "names StableDiffusionPipeline, which is ldm"),
+        (("--steps", "8", "--backend", "sd3"), "model_index.json is of family ldm"),
         (("--steps", "8", "--prompts", "nowhere.txt"), "nowhere.txt"),
         (("--steps", "8", "--override", "train.stepz=3"), "train.stepz"),
     ],
@@ -139,13 +140,13 @@ def test_mistakes_get_one_line(models, more, message):
             "is not supported, expected one of Stable",
         ),
         ({}, "expected JSON with _class_name"),
-        (None, "name its family with --backend ldm|sd3|flux"),
+        (None, "name it with --backend ldm|sd3|flux"),
     ],
 )
 def test_a_folder_of_another_kind_gets_one_line(tmp_path, index, message):
     if index is not None:
         (tmp_path / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(OwnModelError) as caught:
+    with pytest.raises(UserError) as caught:
         configuration(OwnModel(str(tmp_path), 8))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
