@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -78,18 +78,12 @@ class Backend(ABC):
         return {}
 
     def fingerprint(self) -> str:
-        """A hash of the weights of networks(): of names, shapes and up to 256 evenly spread values of each
-        tensor.
-        """
-        digest = hashlib.sha256()
-        for part, network in sorted(self.networks().items()):
-            for name, value in sorted(network.state_dict().items()):
-                flat = value.detach().flatten()
-                few = flat[:: max(1, len(flat) // 256)][:256].double().cpu()
-                digest.update(
-                    f"{part}.{name} {list(value.shape)} {value.dtype}".encode() + few.numpy().tobytes()
-                )
-        return digest.hexdigest()[:16]
+        """The fingerprint of the weights of networks()."""
+        return fingerprint_of(self.networks())
+
+    def image_fingerprint(self) -> str | None:
+        """The fingerprint of all weights that images depend on, the decoder's too; None without any."""
+        return self.fingerprint() if self.networks() else None
 
     def checkpoint_blocks(self) -> None:
         """Recompute the activations of the network's blocks in a backward pass instead of keeping them."""
@@ -163,3 +157,18 @@ def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
     return torch.stack(
         [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     )
+
+
+def fingerprint_of(networks: Mapping[str, nn.Module]) -> str:
+    """A hash of weights: of names, shapes and up to 256 evenly spread values of each tensor.
+
+    It takes milliseconds, and finds other weights of the same layout unless they differ only in values
+    between.
+    """
+    digest = hashlib.sha256()
+    for part, network in sorted(networks.items()):
+        for name, value in sorted(network.state_dict().items()):
+            flat = value.detach().flatten()
+            few = flat[:: max(1, len(flat) // 256)][:256].double().cpu()
+            digest.update(f"{part}.{name} {list(value.shape)} {value.dtype}".encode() + few.numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import quiet  # noqa: F401  isort: skip
 from diffusers import DiffusionPipeline, ModelMixin  # isort: skip
-from .base import Backend, BackendError
+from .base import Backend, BackendError, fingerprint_of
 from .compiled import compile_blocks, compile_errors
 from .conditioning import Condition
 from .embeddings import EmbeddingCache
@@ -99,6 +99,9 @@ class PipelineBackend(Backend):
                 )
             self._fingerprint = super().fingerprint()
         return self._fingerprint
+
+    def image_fingerprint(self) -> str:
+        return fingerprint_of({"vae": self.pipe.vae}) + self.fingerprint()
 
     def precompute_embeddings(self, prompts: Sequence[str], guidance_scale: float) -> None:
         """With offload: encode all prompts, then free the text encoders for good."""

@@ -6,9 +6,9 @@ from io import BytesIO
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
 
-from common.files import write_atomically
+from common.files import path_within, read_file, write_atomically
+from common.images import MAX_BYTES, decode_image
 from common.statistics import STUDENT
 from solvers import Predictor, SolverTable, UserError, load_predictor
 
@@ -37,7 +37,7 @@ def write_report(runs: Sequence[Run], predictors: Mapping[str, Path], out: Path,
             metrics=[(name, scores.summary["protocol"]) for name, scores in runs[0].scores.items()],
             rows=list(zip(runs[1:], compared, strict=True)),
             pictures=pictures,
-            uncosted=[run.name for run in runs if "depth" not in run.settings],
+            uncosted=[run.name for run in runs if not run.settings.keys() >= {"solver", *COSTS}],
             samples=samples(runs),
             tables=tables,
         )
@@ -85,7 +85,7 @@ def data_uri(content: bytes, kind: str = "png") -> str:
 
 def quality_plots(runs: Sequence[Run]) -> list[Picture]:
     """Each metric against serial depth and against NFE, of the runs whose manifests hold these."""
-    costed = [run for run in runs if "depth" in run.settings]
+    costed = [run for run in runs if run.settings.keys() >= {"solver", *COSTS}]
     pictures = []
     for metric in runs[0].scores if costed else ():
         for key, cost in COSTS.items():
@@ -120,7 +120,8 @@ def samples(runs: Sequence[Run]) -> list[dict]:
         cells = []
         for run, of_run in zip(runs, lines, strict=True):
             of_image = {metric: pairs[pair] for metric, pairs in of_run.items()}
-            source, small = thumbnail(run.folder / next(iter(of_image.values()))["file"])
+            path = path_within(run.folder, next(iter(of_image.values()))["file"])
+            source, small = thumbnail(path)
             scores = [(k, line["score"], run.scores[k].summary["trained_on"]) for k, line in of_image.items()]
             cells.append({"run": run.name, "source": source, "small": small, "scores": scores})
         rows.append({"prompt": pair[0], "seed": pair[1], "cells": cells})
@@ -131,12 +132,9 @@ def thumbnail(path: Path) -> tuple[str, bool]:
     """An image as an address that holds it, made smaller where it has more than SIDE pixels a side; whether
     it has few of them.
     """
-    try:
-        image = Image.open(path).convert("RGB")
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be shown ({' '.join(str(error).split())[:100]}); make the image again"
-        ) from None
+    if not path.exists():
+        raise UserError(f"{path}: is in the scores but not there; make the image again")
+    image = decode_image(read_file(path, MAX_BYTES), path)
     content, kind, small = BytesIO(), "png", max(image.size) <= SIDE // 4
     if max(image.size) > SIDE:
         image.thumbnail((SIDE, SIDE))

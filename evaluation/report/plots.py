@@ -14,11 +14,13 @@ DARK: dict[str, Any] = {
     "figure.facecolor": "#16191f",
     "axes.facecolor": "#16191f",
     "savefig.facecolor": "#16191f",
+    "text.parse_math": False,  # a dollar sign in a name is one
 }
 LIGHT: dict[str, Any] = {
     "figure.facecolor": "#ffffff",
     "axes.facecolor": "#ffffff",
     "savefig.facecolor": "#ffffff",
+    "text.parse_math": False,
 }
 # distinct to the colour-blind (Tol 2021)
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
