@@ -8,6 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from common.errors import note
+from common.prompts import check_seeds
 from solvers import SCHEDULES, NoiseSchedule, Spec, UserError, discrete, flowmatch, schedule_nodes
 
 from .conditioning import Condition
@@ -55,6 +57,20 @@ class Backend(ABC):
 
     def precompute_embeddings(self, prompts: Sequence[str], guidance_scale: float) -> None:  # noqa: B027
         """Encode all prompts of a run before its first batch, where that saves memory; nothing by default."""
+
+    def truncated(self, prompts: Sequence[str]) -> list[str]:
+        """Those of some prompts whose ends no text encoder reads; none by default."""
+        return []
+
+    def note_truncated(self, prompts: Sequence[str]) -> None:
+        """Note how many prompts of a run are longer than what the text encoders read, and the first
+        of them.
+        """
+        if cut := self.truncated(list(dict.fromkeys(prompts))):
+            note(
+                f"{len(cut)} of {len(set(prompts))} prompts are longer than the text encoders read, and their"
+                f" ends are left out; the first is {cut[0][:60]!r}"
+            )
 
     @abstractmethod
     def velocity(self, condition: Condition) -> Callable[[Tensor, Tensor], Tensor]:
@@ -152,8 +168,9 @@ class Backend(ABC):
 
 def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Unit float32 noise [len(seeds), *shape]; that of a seed, from its own CPU generator, depends on nothing
-    else.
+    else. Seeds that are not below 2^32: UserError.
     """
+    check_seeds(seeds)
     return torch.stack(
         [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     )

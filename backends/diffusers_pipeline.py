@@ -29,6 +29,7 @@ COMMON_OPTIONS = {  # name: type and meaning
     "use_safetensors": (bool, "true: safetensors weights only; false: pickled ones only"),
     "pipeline_kwargs": (dict, "more arguments of from_pretrained"),
 }
+SPECIAL = 3  # tokens at most that a tokenizer adds to a prompt's
 # arguments of from_pretrained that run code which comes with the weights
 RUNS_CODE = ("custom_pipeline", "custom_revision", "trust_remote_code")
 
@@ -68,6 +69,21 @@ class PipelineBackend(Backend):
         if guidance_scale != 1:
             negative = self._embeddings.stacked([self.config.get("negative_prompt", "")])
         return Condition(self._embeddings.stacked(prompts), negative, guidance_scale)
+
+    def token_limits(self) -> dict[str, int]:
+        """How many tokens each text encoder reads, by the name of its tokenizer."""
+        return {"tokenizer": self.pipe.tokenizer.model_max_length}
+
+    def truncated(self, prompts: Sequence[str]) -> list[str]:
+        limits = self.token_limits()
+        longest = max(limits.values())
+        tokenizers = [(self.pipe.components[name], limit) for name, limit in limits.items()]
+        return [
+            prompt
+            for prompt in prompts
+            if len(prompt.encode()) + SPECIAL > longest  # a token is a byte at least
+            and all(len(tokenizer(prompt).input_ids) > limit for tokenizer, limit in tokenizers)
+        ]
 
     def networks(self) -> dict[str, torch.nn.Module]:
         return {self.NETWORK: self.network, **text_encoders(self.pipe)}

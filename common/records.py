@@ -14,6 +14,7 @@ from typing import Any
 from .errors import UserError
 from .files import FileError, is_name_within, path_within, read_file, write_atomically
 from .images import MAX_BYTES, is_image
+from .prompts import check_prompt, is_text
 
 NAME = "manifest.jsonl"
 MAX_FILE = 2**32  # bytes of a file of records
@@ -96,6 +97,8 @@ def checked(record: Any, fields: Fields, where: str, remedy: str) -> dict:
             raise ManifestError(f"{where}: {key} is {short(value)}, expected an integer of 64 bits; {remedy}")
         if isinstance(value, str) and not is_text(value):
             raise ManifestError(f"{where}: {key} is {short(value)}, expected UTF-8 text; {remedy}")
+    if "prompt" in fields:
+        check_prompt(record["prompt"], f"{where}: prompt")
     if "file" in fields and not is_name_within(record["file"]):
         raise ManifestError(
             f"{where}: file is {short(record['file'])}, expected a name below the folder; it is not read;"
@@ -107,11 +110,6 @@ def checked(record: Any, fields: Fields, where: str, remedy: str) -> dict:
 def identity(record: Mapping) -> dict:
     """Which image a record is of: its file, seed and prompt."""
     return {key: record[key] for key in IDENTITY}
-
-
-def is_text(value: str) -> bool:
-    """Whether a string can be written as UTF-8: no half of a surrogate pair is in it."""
-    return not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def content_facts(content: bytes) -> dict:

@@ -165,6 +165,7 @@ def generate(
         ranks.barrier()  # every rank has read the parts of an earlier run
         todo = [(i, batches[i]) for i in ranks.broadcast(missing)]
         merge(manifest, ranks)
+        sampler.backend.note_truncated([record["prompt"] for _, batch in todo for record in batch])
         ranks.barrier()
         made = write_batches(sampler, todo, output, manifest, ranks)
         ranks.barrier()
