@@ -70,6 +70,10 @@ class Reward(ABC):
         with torch.inference_mode():
             return self.score(images.to(self.device, torch.float32), prompts).float()
 
+    def with_gradient(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores [B] as from a call, with their graph: the gradient goes to the images."""
+        return self.score(images.to(self.device, torch.float32), prompts).float()
+
     def heads(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """The scores [B] that it combines, by name."""
         return {self.name: self(images, prompts)}
@@ -121,7 +125,8 @@ class CosineReward(Reward):
         """The embedding [1, D], not yet normalised, of a prompt."""
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        texts = torch.cat([self.text(prompt) for prompt in prompts])
+        with torch.no_grad():
+            texts = torch.cat([self.text(prompt) for prompt in prompts])
         return (self.embed(images) * F.normalize(texts.float(), dim=-1)).sum(-1)
 
     def embed(self, images: Tensor) -> Tensor:

@@ -87,7 +87,9 @@ class MPSReward(Reward):
         return check_folder(cls.name, options["processor"], "preprocessor_config.json")
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        clip, texts = self.net.model, [self.text(prompt) for prompt in prompts]
+        clip = self.net.model
+        with torch.no_grad():
+            texts = [self.text(prompt) for prompt in prompts]
         tokens, whole, kept = (torch.stack(part) for part in zip(*texts, strict=True))
         image = clip.visual_projection(clip.vision_model(pixel_values=self.pixels(images)).last_hidden_state)
         conditioned = self.net.cross_model(image, tokens, kept)[:, 0]

@@ -83,6 +83,9 @@ class MultiReward(Reward):
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return self.combine(self.heads(images, prompts))
 
+    def with_gradient(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return self.combine({name: r.with_gradient(images, prompts) for name, r in self.rewards.items()})
+
     def protocol(self) -> dict[str, Any]:
         heads = {name: reward.protocol() for name, reward in self.rewards.items()}
         hashes = [weights for head in heads.values() for weights in head["weights"]]

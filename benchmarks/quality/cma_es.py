@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -9,19 +10,34 @@ from torch import Tensor
 from tqdm import tqdm
 
 from backends import load_backend
+from common.distributed import Ranks
 from rewards import load_reward
-from solvers import Predictor, SolverTable
+from solvers import Predictor, SolverTable, Tableau
 from training.config import load_config
 from training.ppo.config import RDPOConfig
+from training.ppo.gaussian import GaussianPolicy
+from training.ppo.policies import exported_spec, new_policy
 from training.ppo.rollout import RolloutPlan, Scorer
-from training.ppo.setup import find_start, merge_spec, prompts_of
+from training.ppo.setup import choose_exploration, find_start, merge_spec, prompts_of
+from training.processes import Processes
 
 POPULATION = 16
 
 
+class Coordinates(Protocol):
+    """Tables as points of a vector space."""
+
+    @property
+    def origin(self) -> list[float]:
+        """The start's own point."""
+
+    def tables(self, points: Tensor) -> SolverTable | Tableau:
+        """The tables of points [..., dim]."""
+
+
 @dataclass(frozen=True)
 class Logits:
-    """Tables as points of a vector space: logarithms of the gaps between positions, then of the weights."""
+    """Logarithms of the gaps between a table's positions, then of its weights."""
 
     table: SolverTable
 
@@ -31,62 +47,81 @@ class Logits:
         parts = self.table.gaps(), self.table.w
         return torch.cat([part.clamp(min=1e-6).log().flatten() for part in parts]).tolist()
 
-    def tables(self, points: list[np.ndarray]) -> SolverTable:
-        """The tables [P, N, K] of P points."""
-        rows, (intervals, k) = torch.from_numpy(np.stack(points)), self.table.r.shape
-        gaps, weights = rows.split([intervals * (k + 1), intervals * k], -1)
+    def tables(self, points: Tensor) -> SolverTable:
+        """The tables [..., N, K] of points [..., dim]."""
+        images, (intervals, k) = points.shape[:-1], self.table.r.shape
+        gaps, weights = points.split([intervals * (k + 1), intervals * k], -1)
         arrays = self.table.arrays()
-        scales = {name: v.expand(len(rows), *v.shape) for name, v in arrays.items() if name not in ("r", "w")}
-        gaps, weights = gaps.view(-1, intervals, k + 1), weights.view(-1, intervals, k)
+        scales = {n: v.expand(*images, *v.shape) for n, v in arrays.items() if n not in ("r", "w")}
+        gaps, weights = gaps.view(*images, intervals, k + 1), weights.view(*images, intervals, k)
         return SolverTable.from_gaps(gaps.softmax(-1), weights.softmax(-1), **scales)
 
 
-def rows_of(table: SolverTable, change) -> SolverTable:
-    """A table of which each tensor is changed alike."""
-    return SolverTable(**{name: change(tensor) for name, tensor in table.arrays().items()})
+@dataclass(frozen=True)
+class TableauCoordinates:
+    """The coordinates of RDPO's Gaussian policy, in its own standard deviations."""
+
+    policy: GaussianPolicy
+
+    @property
+    def origin(self) -> list[float]:
+        """The start tableau's own point."""
+        return [0.0] * len(self.policy.loc)
+
+    def tables(self, points: Tensor) -> Tableau:
+        """The tableaus of points [..., dim]."""
+        return self.policy.tableau(points)
 
 
-def cma_es(path: Path, start: Path, seed: int, spread: float) -> Predictor:
+def cma_es(path: Path, start: Path, seed: int, spread: float, overrides: tuple[str, ...] = ()) -> Predictor:
     """CMA-ES (Hansen 2016, arXiv 1604.00772) from a start table, with the images that RDPO has by the
     configuration `path`.
 
     Each generation tries 16 tables on the same pairs of prompt and noise, at first with standard deviation
     `spread`; it has the images of RDPO's rollouts and of its evaluations, and ends with the mean of its
-    distribution.
+    distribution. With ppo.policy: gaussian it searches that policy's coordinates.
     """
     import cma
 
-    config = load_config(RDPOConfig, path, [f"data.predictor_snapshot={start}"])
+    config = load_config(RDPOConfig, path, [f"data.predictor_snapshot={start}", *overrides])
     table_start = find_start(config)
+    choose_exploration(config.ppo, table_start.predictor.is_start)
     predictor = table_start.predictor
-    spec, ppo = predictor.spec, config.ppo
-    backend, reward = load_backend(merge_spec(config, table_start), "cpu"), load_reward("digits", {}, "cpu")
+    spec, ppo = merge_spec(config, table_start), config.ppo
+    backend, reward = load_backend(spec, "cpu"), load_reward("digits", {}, "cpu")
     score = Scorer(backend, predictor.sigmas, spec.guidance_rate, spec.afs, spec.max_order, [reward])
-    logits, prompts = Logits(table_start.table), prompts_of(config, "digits")[0]
+    prompts = prompts_of(config, "digits")[0]
+    coordinates: Coordinates
+    if ppo.policy == "gaussian":
+        processes = Processes(Ranks(0, 1, torch.device("cpu")))
+        policy = new_policy(config, table_start, (score, prompts), processes)
+        assert isinstance(policy, GaussianPolicy)
+        coordinates = TableauCoordinates(policy)
+    else:
+        coordinates = Logits(table_start.table)
     strategy = cma.CMAEvolutionStrategy(
-        logits.origin, spread, {"popsize": POPULATION, "seed": seed + 1, "verbose": -9}
+        coordinates.origin, spread, {"popsize": POPULATION, "seed": seed + 1, "verbose": -9}
     )
     evaluations = (ppo.steps // config.evaluation.interval + 1) * config.evaluation.images
-    for step in tqdm(
-        range(ppo.steps + evaluations // ppo.rollout_batch_size),
-        desc=f"CMA-ES, spread {spread:g}",
-        disable=None,
-    ):
+    generations = range(ppo.steps + evaluations // ppo.rollout_batch_size)
+    for step in tqdm(generations, desc=f"CMA-ES, spread {spread:g}", disable=None):
         points = strategy.ask()
-        rewards = scores_of_points(
-            score, logits.tables(points), RolloutPlan.make(prompts, ppo, seed, step), ppo.rloo_k
-        )
+        plan = RolloutPlan.make(prompts, ppo, seed, step)
+        rewards = scores_of_points(score, coordinates, torch.from_numpy(np.stack(points)), plan, ppo.rloo_k)
         strategy.tell(points, (-rewards).tolist())
-    best = logits.tables([np.asarray(strategy.result.xfavorite)])
-    return Predictor(rows_of(best, lambda tensor: tensor[0]), spec, predictor.sigmas)
+    best = coordinates.tables(torch.from_numpy(np.asarray(strategy.result.xfavorite)))
+    return Predictor(best, exported_spec(config, spec, predictor.sigmas), predictor.sigmas)
 
 
-def scores_of_points(score: Scorer, tried: SolverTable, plan: RolloutPlan, k: int) -> Tensor:
-    """The mean reward of each table [P] on as many pairs of the plan, the same for all, as make the plan's
-    number of images.
+def scores_of_points(
+    score: Scorer, coordinates: Coordinates, points: Tensor, plan: RolloutPlan, k: int
+) -> Tensor:
+    """The mean reward [P] of the table of each point [P, dim] on as many pairs of the plan, the same for all,
+    as make the plan's number of images.
     """
-    pairs = len(plan.seeds) // POPULATION
+    pairs = len(plan.seeds) // len(points)
     chosen = [i * k for i in range(pairs)]
     prompts, seeds = [plan.prompts[i] for i in chosen], [plan.seeds[i] for i in chosen]
-    each = rows_of(tried, lambda tensor: tensor.repeat_interleave(pairs, 0))
-    return score(each, prompts * POPULATION, seeds * POPULATION)[:, 0].view(POPULATION, pairs).mean(1)
+    each = coordinates.tables(points.repeat_interleave(pairs, 0))
+    scores = score(each, prompts * len(points), seeds * len(points))[:, 0]
+    return scores.view(len(points), pairs).mean(1)

@@ -5,11 +5,10 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
-from benchmarks.quality import heldout_eval, rdpo, rdpo_runs, teacher_reference
+from benchmarks.quality import heldout_eval, rdpo, rdpo_rows, rdpo_runs, rdpo_tableaus, teacher_reference
 from benchmarks.quality.cma_es import Logits, cma_es
 from benchmarks.quality.heldout_eval import fresh_prompts
 from digits.data import evaluation_prompts, training_prompts
@@ -30,7 +29,8 @@ def small(tmp_path, monkeypatch):
     (tmp_path / "digits.yaml").write_text(text)
     monkeypatch.setattr(rdpo_runs, "CONFIG", tmp_path / "digits.yaml")
     monkeypatch.setattr(rdpo_runs, "WORK", tmp_path / "work")
-    monkeypatch.setattr(rdpo, "RESULTS", tmp_path)
+    monkeypatch.setattr(rdpo_rows, "RESULTS", tmp_path)
+    monkeypatch.setattr(rdpo_rows, "WORK", tmp_path / "work")
     monkeypatch.setattr(teacher_reference, "TEACHER_INTERVALS", 2)
     monkeypatch.setattr(heldout_eval, "fresh_prompts", lambda: fresh_prompts()[:6])
     monkeypatch.setattr(rdpo_runs, "subprocess", SimpleNamespace(run=run))
@@ -84,9 +84,26 @@ def test_cma_es_tries_tables_of_the_same_shape(small):
     torch.testing.assert_close(found.table.w.sum(-1), torch.ones(2, dtype=torch.float64))
     assert not torch.equal(found.table.r, start.table.r)
     own = Logits(start.table)
-    again = own.tables([np.array(own.origin)])
+    again = own.tables(torch.tensor([own.origin], dtype=torch.float64))
     torch.testing.assert_close(again.r[0], start.table.r, rtol=0, atol=1e-5)
     torch.testing.assert_close(again.w[0], start.table.w, rtol=0, atol=1e-5)
+
+
+def test_tableaus_are_compared_with_their_starts_and_with_cma_es(small, monkeypatch):
+    start = rdpo_tableaus.GRID / "tableau1-g7.5-d4.pkl"
+    group = rdpo_tableaus.Group(start, "start", {"bound": (*rdpo_tableaus.GAUSSIAN, "ppo.anchor.kl=0.01")})
+    evaluation = rdpo_rows.heldout(6)
+    first, tuned = rdpo_rows.rows_of_runs(evaluation, group.name, group.jobs(1), 1)
+    assert (tuned["depth"], tuned["evaluations"]) == (4, 4)
+    assert tuned["reward_gain"] == pytest.approx(tuned["reward"] - first["reward"])
+    settings = group.settings["bound"]
+    best = rdpo_tableaus.kept_cma_es(start, 0, 0.3, settings)
+    assert best.spec.solver == "tableau"
+    assert best.table.stages.shape == load_predictor(start).table.stages.shape
+    assert not torch.equal(best.table.stages, load_predictor(start).table.stages)
+    monkeypatch.setattr(rdpo_tableaus, "cma_es", None)  # the kept one is read again
+    again = rdpo_tableaus.kept_cma_es(start, 0, 0.3, settings)
+    assert torch.equal(again.table.stages, best.table.stages)
 
 
 def test_the_held_out_evaluation_has_prompts_that_nothing_was_trained_or_chosen_on():

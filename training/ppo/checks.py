@@ -35,6 +35,8 @@ ABOVE_ZERO = (
     "ppo.scale_std",
     "ppo.policy_std",
     "ppo.kl_target",
+    "ppo.anchor.kl",
+    "ppo.anchor.latents",
     "logging.save_minutes",
 )
 UNUSED = {  # published keys that are accepted, and why they do nothing here
@@ -58,6 +60,7 @@ def check(config: RDPOConfig) -> None:
             ("reward.type", config.reward.type, or_code(config.reward.type, TRAINABLE)),
             *[("evaluation.rewards", name, or_code(name, REWARDS)) for name in config.evaluation.rewards],
             ("ppo.policy", ppo.policy, ("table", "mlp", "gaussian")),
+            ("ppo.estimator", ppo.estimator, ("ppo", "backprop")),
             ("ppo.group_noise", ppo.group_noise, ("shared", "independent")),
             ("ppo.baseline", ppo.baseline, ("prompt", "mixed")),
         ]
@@ -75,6 +78,14 @@ def check(config: RDPOConfig) -> None:
         )
     if not ppo.decode_rgb:
         raise ConfigError("ppo.decode_rgb is False; rewards score images, never latents: leave it out")
+    if ppo.anchor.kl is not None and ppo.anchor.latents is not None:
+        raise ConfigError("ppo.anchor has kl and latents, expected one bound: leave the other out")
+    select_by = config.evaluation.select_by
+    if select_by not in (None, config.reward.type, *config.evaluation.rewards):
+        raise ConfigError(
+            f"evaluation.select_by is {select_by!r}, expected one of evaluation.rewards"
+            f" ({', '.join(config.evaluation.rewards) or 'none is set'}) or reward.type"
+        )
     trained = {config.reward.type}
     if config.reward.type == "multi":
         trained |= {name for name, weight in config.reward.multi.weights.items() if weight > 0}

@@ -136,6 +136,16 @@ class RewardConfig:
 
 
 @dataclass
+class AnchorConfig:
+    """A bound on how far the policy may move from its start table, held after every step; at most one."""
+
+    kl: float | None = None
+    """KL(policy || base) in nats."""
+    latents: float | None = None
+    """RMS change of the final latents by the mean table, over their RMS, on 16 training prompts."""
+
+
+@dataclass
 class PPOConfig:
     rollout_batch_size: int = 4
     """Images a step, over all ranks."""
@@ -153,6 +163,11 @@ class PPOConfig:
     """Weight of KL(policy || base)."""
     kl_target: float | None = None
     """Adapt kl_coef so that KL(policy || base) stays near this many nats (PPO, section 4); null leaves it."""
+    anchor: AnchorConfig = field(default_factory=AnchorConfig)
+    frozen_levels: list[int] = field(default_factory=list)
+    """Levels, from 0, that keep the start's numbers: intervals of a table; stages of a tableau, with its
+    output row where the last level is kept.
+    """
     entropy_coef: float = 0.0
     max_grad_norm: float | None = None
     decode_rgb: bool = True
@@ -177,6 +192,10 @@ class PPOConfig:
     """Standard deviation of gaussian in those coordinates; null measures once how wide draws must be to
     change the final latents by 10 % RMS.
     """
+    estimator: str = "ppo"
+    """ppo, which needs rewards alone, or backprop: the gradient of the reward through the frozen network, for
+    rewards that have one (a rival; about three times the work, and the memory of a network's activations).
+    """
     group_noise: str = "shared"
     """Initial noise of siblings: shared, so that only their tables differ, or independent (published)."""
     baseline: str = "prompt"
@@ -195,6 +214,9 @@ class EvaluationConfig:
     """
     rewards: list[str] = field(default_factory=list)
     """Rewards that are measured, never trained on; judge is for digits."""
+    select_by: str | None = None
+    """The reward by whose gain the best policy is chosen: one of evaluation.rewards; null is the trained one.
+    """
     batch: int = 64
     patience: int = 0
     """Stop after so many evaluations without a better one; 0 for never."""

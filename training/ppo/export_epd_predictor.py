@@ -14,7 +14,8 @@ from ..config import load_config
 from ..launch import check_float64
 from ..run_folder import RunFolder
 from .config import RDPOConfig
-from .setup import find_start, policy_of, predictor_of
+from .policies import policy_of
+from .setup import find_start, predictor_of
 
 
 @click.command()

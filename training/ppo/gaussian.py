@@ -1,24 +1,20 @@
 """The residual Gaussian policy over the coordinates of a learned tableau, in float64."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from backends import Backend
-from backends.parallel import ParallelEvaluator
-from solvers import Solver, Tableau, compile_tableau, sample
+from solvers import Tableau
 
-from ..distill.students.tableau import TableauStudent, second_moments, usable_terms, velocity_rows
+from ..distill.students.tableau import TableauStudent, usable_terms, velocity_rows
+from .base import Policy
 
-PROBES = 64  # training prompts from which the moments and the width of draws are measured
-PROBE_SEED = 2_000_000
 MOMENT_DAMPING = 0.02  # RMS below which an axis of the denoised states is moved by less
-TARGET_CHANGE = 0.1  # RMS change of the final state by a draw, over its RMS
 FIRST_STD = 0.04
-WIDTH_STEPS = 5
 
 
 class TableauSample(NamedTuple):
@@ -58,11 +54,12 @@ class GaussianDistribution:
         return 0.5 * (self.loc - other.loc).square().sum()
 
 
-class GaussianPolicy(nn.Module):
+class GaussianPolicy(Policy):
     """Tableaus whose rows and noise levels are normal around a start's: z = std * u, u ~ N(loc, I).
 
     The coordinates are those of TableauStudent: each row on the principal axes of the denoised states, and
-    log sigmas. `loc` is 0 at first, where the tableau is the start's, bit for bit.
+    log sigmas. `loc` is 0 at first, where the tableau is the start's, bit for bit. Stages of the levels
+    `frozen` keep their rows and noise levels, and so does the output row where the last level is frozen.
     """
 
     narrower = "lower ppo.policy_std"  # what makes its draws more alike
@@ -71,7 +68,13 @@ class GaussianPolicy(nn.Module):
     sigma_units: Tensor
     std: Tensor
 
-    def __init__(self, start: Tableau, std: float = FIRST_STD, gram: Tensor | None = None):
+    def __init__(
+        self,
+        start: Tableau,
+        std: float = FIRST_STD,
+        gram: Tensor | None = None,
+        frozen: Sequence[int] = (),
+    ):
         super().__init__()
         student = TableauStudent(start, True, gram, MOMENT_DAMPING)
         self.start = start
@@ -79,9 +82,15 @@ class GaussianPolicy(nn.Module):
             self.register_buffer(name, student.get_buffer(name).clone())
         self.register_buffer("std", torch.tensor(std, dtype=torch.float64))
         self.terms = [usable_terms(start, row) for row in range(start.evaluations + 1)]
-        places = [(row, axis) for row, terms in enumerate(self.terms) for axis in range(len(terms))]
+        kept = frozen_rows(start, frozen)
+        places = [
+            (row, axis)
+            for row, terms in enumerate(self.terms)
+            for axis in range(len(terms))
+            if row not in kept
+        ]
         self.rows, self.columns = [row for row, _ in places], [axis for _, axis in places]
-        self.free_sigmas = self.sigma_units.nonzero()[:, 0].tolist()
+        self.free_sigmas = [s for s in self.sigma_units.nonzero()[:, 0].tolist() if s not in kept]
         count = len(places) + len(self.free_sigmas)
         self.loc = nn.Parameter(torch.zeros(count, dtype=torch.float64))
 
@@ -99,7 +108,7 @@ class GaussianPolicy(nn.Module):
 
     def mean(self) -> Tableau:
         """The tableau at the mean: what is exported."""
-        return self.tableau(self.loc.detach())
+        return self.tableau(self.loc)
 
     def start_mean(self) -> Tableau:
         """The start."""
@@ -129,7 +138,8 @@ class GaussianPolicy(nn.Module):
 
     def drift(self) -> dict[str, float]:
         """How far the mean is from the start: RMS of the output row and of log sigmas."""
-        now = self.mean()
+        with torch.no_grad():
+            now = self.mean()
         return {
             "policy_std": self.std.item(),
             "drift_output": (now.output - self.start.output).square().mean().sqrt().item(),
@@ -144,63 +154,15 @@ class GaussianPolicy(nn.Module):
         """What was drawn for an image, for the record of a skipped step."""
         return {"coordinates": draw.coordinates[image].tolist()}
 
+    def residual_parameters(self) -> list[nn.Parameter]:
+        return [self.loc]
+
     def provenance(self) -> dict:
         """What was measured for the policy."""
         return {"policy_std": self.std.item()}
 
 
-def compiled_start(solver: Solver, nodes: Tensor) -> Tableau:
-    """A start as a tableau: itself, or an EPD table compiled on its nodes."""
-    return solver if isinstance(solver, Tableau) else compile_tableau(solver, nodes)
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Training prompts with noise, on which a Gaussian policy is measured before it learns."""
-
-    backend: Backend
-    prompts: list[str]
-    guidance_scale: float
-    chunk: int
-
-    def parts(self, nodes: Tensor):
-        """Velocities and initial latents, a chunk at a time."""
-        points = ParallelEvaluator()
-        for i in range(0, len(self.prompts), self.chunk):
-            prompts = self.prompts[i : i + self.chunk]
-            velocity = points.velocity(self.backend, self.backend.encode(prompts, self.guidance_scale))
-            seeds = list(range(PROBE_SEED + i, PROBE_SEED + i + len(prompts)))
-            yield velocity, self.backend.initial_latents(seeds, nodes[0])
-
-    def moments(self, start: Tableau, nodes: Tensor) -> Tensor:
-        """The second moments [S + 1, S + 1] of x_0 and the denoised states of a start."""
-        with torch.inference_mode():
-            parts = [
-                second_moments(start, velocity, x) * len(x) / len(self.prompts)
-                for velocity, x in self.parts(nodes)
-            ]
-        return torch.stack(parts).sum(0).clone()
-
-    def relative_change(self, policy: GaussianPolicy, nodes: Tensor) -> float:
-        """The RMS change of the final state by draws of the policy around its start, over its RMS."""
-        draw, first = policy.base().sample(len(self.prompts), PROBE_SEED), 0
-        changed = total = 0.0
-        with torch.inference_mode():
-            for velocity, x in self.parts(nodes):
-                part = draw.select(slice(first, first + len(x)))
-                first += len(x)
-                final = sample(policy.start, velocity, x, nodes).double()
-                moved = sample(policy.learned(part), velocity, x, nodes).double()
-                changed += (moved - final).square().sum().item()
-                total += final.square().sum().item()
-        return math.sqrt(changed / total)
-
-
-def measure_std(policy: GaussianPolicy, probe: Probe, nodes: Tensor) -> float:
-    """The standard deviation at which draws change the final state by 10 % RMS, to three digits."""
-    std = FIRST_STD
-    for _ in range(WIDTH_STEPS):
-        policy.std.fill_(std)
-        change = probe.relative_change(policy, nodes)
-        std = min(max(std * TARGET_CHANGE / max(change, 1e-9), 1e-5), 1.0)
-    return float(f"{std:.3g}")
+def frozen_rows(start: Tableau, levels: Sequence[int]) -> set[int]:
+    """The stages of some levels; with the last level also the output row, S."""
+    rows = {stage for level in levels for stage in start.levels[level]}
+    return rows | {start.evaluations} if len(start.levels) - 1 in levels else rows

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from solvers import SolverTable
 
-from .residual import MLPResidual, TableResidual
+from .base import Policy
+from .residual import MLPResidual, Residual, TableResidual
 
 SMALLEST = 1e-12  # a share of the simplex that was drawn is raised to this, so that its density is finite
 SMALLEST_SHARE = 1e-6  # a segment or weight of a start table is raised to this
@@ -172,9 +173,11 @@ class PolicySettings:
     """table (one number a concentration) or mlp (published)."""
     seed: int = 0
     """Of the initial weights of an mlp."""
+    frozen: tuple[int, ...] = ()
+    """Intervals that stay the start's."""
 
 
-class ResidualPolicy(nn.Module):
+class ResidualPolicy(Policy):
     """Log concentrations around a start table's, changed by a learned residual that is zero at first.
 
     The residual is bounded: limit * tanh(change / limit), so that no concentration leaves exp(+-limit) times
@@ -186,13 +189,15 @@ class ResidualPolicy(nn.Module):
 
     narrower = "raise ppo.dirichlet_concentration"  # what makes its draws more alike
 
-    def __init__(self, start: SolverTable, settings: PolicySettings, residual: nn.Module):
+    def __init__(self, start: SolverTable, settings: PolicySettings, residual: Residual):
         super().__init__()
         table = SolverTable.sorted(**start.arrays())
         alpha_pos, alpha_weight = dirichlet_from_table(table, settings.concentration)
         self.register_buffer("base_log_alpha_pos", alpha_pos.log())
         self.register_buffer("base_log_alpha_weight", alpha_weight.log())
         self.limit, self.residual, self.scale_std = settings.limit, residual, settings.scale_std
+        self.frozen = torch.zeros(len(table.r), 1, dtype=torch.bool)
+        self.frozen[list(settings.frozen)] = True
         self.fixed: dict[str, Tensor] = {}
         self.drawn: list[str] = []
         for name in SCALES:
@@ -209,6 +214,8 @@ class ResidualPolicy(nn.Module):
         points = self.base_log_alpha_weight.shape[-1]
         change = self.residual()
         change = self.limit * torch.tanh(change / self.limit)
+        if self.frozen.any():
+            change = change.masked_fill(self.frozen.to(change.device), 0.0)
         pos, weight, *scales = change.split([points + 1, points, *[points] * len(self.drawn)], -1)
         std = torch.full_like(weight, self.scale_std)
         log_normals = {
@@ -235,8 +242,13 @@ class ResidualPolicy(nn.Module):
         return SolverTable(**table.arrays(), **{k: v.expand(shape) for k, v in self.fixed.items()})
 
     def learned(self, draw: TableSample) -> SolverTable:
-        """The tables of a draw, one an image."""
-        return self.with_fixed_scales(draw.table())
+        """The tables of a draw, one an image; frozen intervals are the start's."""
+        table = draw.table()
+        if self.frozen.any():
+            start, frozen = self.base().mean().arrays(), self.frozen.to(table.r.device)
+            kept = {k: torch.where(frozen, start[k], v) for k, v in table.arrays().items()}
+            table = SolverTable(**kept)
+        return self.with_fixed_scales(table)
 
     def mean(self) -> SolverTable:
         """The mean table: what is exported."""
@@ -267,16 +279,15 @@ class ResidualPolicy(nn.Module):
         """What was drawn for an image, for the record of a skipped step."""
         return {"positions": draw.table().r[image].tolist(), "weights": draw.weights[image].tolist()}
 
-    def provenance(self) -> dict:
-        """What was measured for the policy: nothing."""
-        return {}
+    def residual_parameters(self) -> list[nn.Parameter]:
+        return self.residual.outputs()
 
 
 def make_policy(start: SolverTable, settings: PolicySettings) -> ResidualPolicy:
     """A policy around a start table."""
     outputs = 2 * start.num_points + 1 + len(settings.learned_scales) * start.num_points
     if settings.residual == "table":
-        residual: nn.Module = TableResidual(start.num_intervals, outputs)
+        residual: Residual = TableResidual(start.num_intervals, outputs)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)

@@ -1,10 +1,24 @@
 """Residuals of the Dirichlet policy: what changes its log concentrations, zero at first."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
 
-class TableResidual(nn.Module):
+class Residual(nn.Module, ABC):
+    """A change [N, outputs] of the log concentrations of each interval, zero at first."""
+
+    @abstractmethod
+    def forward(self) -> Tensor:
+        """The change."""
+
+    @abstractmethod
+    def outputs(self) -> list[nn.Parameter]:
+        """The parameters in which the change is linear."""
+
+
+class TableResidual(Residual):
     """A residual that is one free number a concentration: [N, outputs], zero at first."""
 
     def __init__(self, intervals: int, outputs: int):
@@ -14,8 +28,11 @@ class TableResidual(nn.Module):
     def forward(self) -> Tensor:
         return self.change
 
+    def outputs(self) -> list[nn.Parameter]:
+        return [self.change]
 
-class MLPResidual(nn.Module):
+
+class MLPResidual(Residual):
     """The published residual: an embedding of the interval, residual blocks x + W SiLU(LayerNorm(x)), and a
     head that is zero at first.
     """
@@ -36,3 +53,6 @@ class MLPResidual(nn.Module):
         for block in self.blocks:
             x = x + block(x)
         return self.head(x)
+
+    def outputs(self) -> list[nn.Parameter]:
+        return list(self.head.parameters())

@@ -9,10 +9,11 @@ from torch import Tensor
 from backends import Backend
 from backends.parallel import ParallelEvaluator
 from rewards import Reward
-from solvers import EPD, Solver, SolverTable, sample
+from solvers import EPD, Solver, SolverTable, Spec, sample
 
 from ..clock import Clock
 from ..processes import Processes
+from .anchor import Anchor
 from .config import PPOConfig
 
 # training noise has seeds from here to 2^32, evaluation noise below; generators distinguish no more than 2^32
@@ -36,10 +37,13 @@ class Scorer:
     points: ParallelEvaluator = field(default_factory=ParallelEvaluator)
     """How many rows a network call may have; fewer once memory ended."""
 
+    def solver(self, learned: SolverTable | Solver) -> Solver:
+        """The solver that samples with a table."""
+        return learned if isinstance(learned, Solver) else EPD(learned, self.afs, self.max_order)
+
     def __call__(self, learned: SolverTable | Solver, prompts: list[str], seeds: list[int]) -> Tensor:
         """Scores [B, names] in float64, of an EPD table or any other solver, one in all or one an image."""
-        solver = learned if isinstance(learned, Solver) else EPD(learned, self.afs, self.max_order)
-        part = self.clock.part
+        solver, part = self.solver(learned), self.clock.part
         with torch.inference_mode():
             with part("encode"):
                 velocity = self.points.velocity(
@@ -142,3 +146,19 @@ class HeldOut:
         return processes.map(
             lambda part: self.score(table, self.prompts[part], self.seeds[part]), len(self.seeds), self.batch
         )
+
+
+@dataclass
+class Problem:
+    """What a policy learns from and is measured on."""
+
+    train: Scorer
+    prompts: list[str]
+    heldout: HeldOut
+    spec: Spec
+    """Of the predictors that are exported."""
+    provenance: dict
+    from_start: bool = False
+    """Whether nothing was learned yet in the table that the policy is centred on."""
+    anchor: Anchor | None = None
+    """How far the policy may move from it."""

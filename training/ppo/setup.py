@@ -2,17 +2,16 @@
 policy.
 """
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from backends import Backend, check_backend
 from backends.parallel import ParallelEvaluator
 from common.prompts import default_prompts
 from rewards import check_reward, load_reward
-from solvers import Predictor, SolverTable, Spec, Tableau, UserError, resolve_predictor_path
+from solvers import Predictor, SolverTable, Spec, UserError, resolve_predictor_path
 from solvers.predictor.options import split_schedule_options
 
 from ..config import ConfigError, without_secrets
@@ -20,25 +19,23 @@ from ..processes import Processes
 from ..prompts import PromptFile, digits_prompts, split_prompts
 from ..run_folder import RunFolder
 from ..start import Start, load_start
+from .backprop import BackpropTrainer
+from .base import Policy
 from .config import PPOConfig, RDPOConfig
-from .gaussian import PROBES, GaussianPolicy, Probe, compiled_start, measure_std
-from .policy import SCALES, PolicySettings, ResidualPolicy, make_policy
-from .rollout import HeldOut, Scorer
-from .trainer import Problem, RDPOTrainer
+from .policies import anchor_of, check_start, exported_spec, new_policy
+from .rollout import HeldOut, Problem, Scorer
+from .trainer import RDPOTrainer
 
 DISTILL_CONFIGS = Path(__file__).parents[1] / "distill" / "cfgs"
 EVALUATION_SEED = 3_000_000
+ESTIMATORS = {"ppo": RDPOTrainer, "backprop": BackpropTrainer}  # by ppo.estimator
 START_KINDS = ("distilled", "start", "best")  # of a folder of tables, what RDPO starts from
 
 
 def find_start(config: RDPOConfig) -> Start:
     """The start table, loaded once for the run; a tableau, or one of an unknown backbone: an error."""
     start = load_start(resolve_predictor_path(config.data.predictor_snapshot, kinds=START_KINDS))
-    if isinstance(start.predictor.table, Tableau) and config.ppo.policy != "gaussian":
-        raise ConfigError(
-            f"data.predictor_snapshot {start.path} holds a tableau, which ppo.policy"
-            f" {config.ppo.policy} cannot learn: set ppo.policy=gaussian"
-        )
+    check_start(config, start)
     return start
 
 
@@ -113,49 +110,7 @@ def prompts_of(
     )
 
 
-def policy_of(config: RDPOConfig, start: Start, nodes: Tensor) -> ResidualPolicy | GaussianPolicy:
-    """The policy around the start on nodes; what a Gaussian one measures is in its checkpoint."""
-    if config.ppo.policy == "gaussian":
-        return GaussianPolicy(compiled_start(start.predictor.solver(), nodes))
-    return dirichlet_policy(config, start)
-
-
-def measured_policy(
-    config: RDPOConfig, start: Start, problem: Problem, processes: Processes
-) -> ResidualPolicy | GaussianPolicy:
-    """The policy of a new run: of a Gaussian one, rank 0's moments and width on training prompts."""
-    nodes, scorer = problem.train.nodes, problem.train
-    if config.ppo.policy != "gaussian":
-        return policy_of(config, start, nodes)
-    tableau, broadcast = compiled_start(start.predictor.solver(), nodes), processes.ranks.broadcast
-    probe = Probe(scorer.backend, problem.prompts[:PROBES], scorer.guidance_scale, config.ppo.rollout_chunk)
-    policy = GaussianPolicy(tableau, gram=broadcast(probe.moments(tableau, nodes)))
-    std = config.ppo.policy_std
-    measured = measure_std(policy, probe, nodes) if std is None else std
-    policy.std.copy_(broadcast(torch.tensor(measured, dtype=torch.float64)))
-    return policy
-
-
-def dirichlet_policy(config: RDPOConfig, start: Start) -> ResidualPolicy:
-    """The Dirichlet policy around the start table."""
-    ppo, table = config.ppo, start.table
-    chosen = {"scale_dir": ppo.train_scale_dir, "scale_time": ppo.train_scale_time}
-    learned = [name in table.arrays() if chosen[name] is None else chosen[name] for name in SCALES]
-    assert ppo.dirichlet_concentration is not None  # choose_exploration has set it
-    settings = PolicySettings(
-        concentration=ppo.dirichlet_concentration,
-        scale_std=ppo.scale_std,
-        learned_scales=tuple(name for name, is_learned in zip(SCALES, learned, strict=True) if is_learned),
-        limit=ppo.max_log_change,
-        residual=ppo.policy,
-        seed=config.run.seed,
-    )
-    return make_policy(table, settings)
-
-
-def predictor_of(
-    policy: ResidualPolicy | GaussianPolicy, state: dict, exported: dict, measured: dict
-) -> Predictor:
+def predictor_of(policy: Policy, state: dict, exported: dict, measured: dict) -> Predictor:
     """The mean table of a policy's state as a predictor; leaves the policy in that state.
 
     Args:
@@ -173,14 +128,6 @@ def predictor_of(
         table = policy.mean()
     provenance = exported["provenance"] | measured
     return Predictor(table, Spec(**exported["spec"]), exported["nodes"], provenance)
-
-
-def exported_spec(config: RDPOConfig, spec: Spec, nodes: Tensor, guidance: float) -> Spec:
-    """The spec of the run's predictors: the tableau's on its nodes for a Gaussian policy."""
-    spec = replace(spec, guidance_rate=guidance, backend_config=without_secrets(spec.backend_config))
-    if config.ppo.policy != "gaussian":
-        return spec
-    return replace(spec, solver="tableau", num_steps=len(nodes), num_points=None, afs=False, max_order=1)
 
 
 def prepare(
@@ -207,6 +154,7 @@ def prepare(
     trained = load_reward(config.reward.type, config.reward.load_options(), device)
     measured = [trained, *(load_reward(name, {}, device) for name in config.evaluation.rewards)]
     scorer = Scorer(backend, nodes, guidance, spec.afs, spec.max_order, [trained], config.reward.batch_size)
+    spec = replace(spec, guidance_rate=float(guidance), backend_config=without_secrets(spec.backend_config))
     problem = Problem(
         scorer,
         train,
@@ -216,18 +164,20 @@ def prepare(
             list(range(EVALUATION_SEED, EVALUATION_SEED + count)),
             config.evaluation.batch,
         ),
-        exported_spec(config, spec, nodes, float(guidance)),
+        exported_spec(config, spec, nodes),
         {
             "kind": "rdpo",
             "parent": start.parent,
             "reward": trained.protocol(),
             "seed": config.run.seed,
-            "ppo": {k: v for k, v in vars(config.ppo).items() if k != "policy_std"},  # policy has it
+            "ppo": {k: v for k, v in asdict(config.ppo).items() if k != "policy_std"},  # policy has it
             "learned_sigmas": predictor.provenance.get("learned_sigmas", False),
         },
         predictor.is_start,
+        anchor_of(config, scorer, train, processes),
     )
-    return RDPOTrainer(config, measured_policy(config, start, problem, processes), problem, run, processes)
+    policy = new_policy(config, start, (scorer, train), processes)
+    return ESTIMATORS[config.ppo.estimator](config, policy, problem, run, processes)
 
 
 def check_rewards(config: RDPOConfig) -> list[str]:

@@ -5,44 +5,29 @@ prompts.
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from common.statistics import clustered_halfwidth
-from solvers import SolverTable, Spec, Tableau, UserError
+from solvers import SolverTable, Tableau, UserError
 
 from ..processes import Processes
 from ..run_folder import RunFolder
 from ..trainer import Intervals, Trainer
 from .advice import no_signal
+from .base import Draw, Policy
 from .config import RDPOConfig
-from .gaussian import GaussianPolicy, TableauSample
 from .loss import BASELINES, adapt_kl_coef, normalize_advantages, ppo_loss
-from .policy import ResidualPolicy, TableSample
-from .rollout import HeldOut, RolloutPlan, Scorer, rollout_scores, stream
+from .rollout import Problem, RolloutPlan, rollout_scores, stream
 
 SKIPS = 3  # steps in a row without a finite reward that end a run
 
 
 class Diverged(UserError):
     """Rewards or log probabilities that are not finite, several steps in a row."""
-
-
-@dataclass
-class Problem:
-    """What a policy learns from and is measured on."""
-
-    train: Scorer
-    prompts: list[str]
-    heldout: HeldOut
-    spec: Spec
-    """Of the predictors that are exported."""
-    provenance: dict
-    from_start: bool = False
-    """Whether nothing was learned yet in the table that the policy is centred on."""
 
 
 class RDPOTrainer(Trainer):
@@ -55,7 +40,7 @@ class RDPOTrainer(Trainer):
     def __init__(
         self,
         config: RDPOConfig,
-        policy: ResidualPolicy | GaussianPolicy,
+        policy: Policy,
         problem: Problem,
         run: RunFolder,
         processes: Processes,
@@ -97,6 +82,7 @@ class RDPOTrainer(Trainer):
         advantages = normalize_advantages(raw, centre=ppo.baseline == "mixed").flatten()
         with self.clock.part("update"):
             update = self.update(draw, old_log_prob, advantages)
+        update |= self.hold_anchor()
         return {
             "step": self.step,
             "reward": rewards.mean().item(),
@@ -109,7 +95,7 @@ class RDPOTrainer(Trainer):
             **self.policy.drift(),
         }
 
-    def update(self, draw: TableSample | TableauSample, old_log_prob: Tensor, advantages: Tensor) -> dict:
+    def update(self, draw: Draw, old_log_prob: Tensor, advantages: Tensor) -> dict:
         """Epochs of minibatches of the clipped surrogate; every rank does the same, so nothing is
         exchanged.
         """
@@ -142,6 +128,14 @@ class RDPOTrainer(Trainer):
             self.kl_coef = adapt_kl_coef(self.kl_coef, parts[-1]["kl"], ppo.kl_target)
         return record
 
+    def hold_anchor(self) -> dict[str, float]:
+        """Bring the policy back inside its bound, where it has one; how far it is from its start."""
+        anchor = self.problem.anchor
+        if anchor is None:
+            return {}
+        with self.clock.part("anchor"):
+            return {f"anchor_{anchor.name}": anchor.hold(self.policy)}
+
     def clip_gradient(self) -> float:
         """Clip the gradient of all parameters together; its norm before. Not finite: Diverged."""
         limit = self.config.ppo.max_grad_norm or math.inf
@@ -152,9 +146,7 @@ class RDPOTrainer(Trainer):
             )
         return norm
 
-    def skip(
-        self, plan: RolloutPlan, draw: TableSample | TableauSample, rewards: Tensor, log_prob: Tensor
-    ) -> dict:
+    def skip(self, plan: RolloutPlan, draw: Draw, rewards: Tensor, log_prob: Tensor) -> dict:
         """Record a step that is not finite; too many in a row end the run."""
         self.skipped += 1
         bad = (~(rewards.flatten().isfinite() & log_prob.isfinite())).nonzero()[:, 0].tolist()
@@ -184,6 +176,14 @@ class RDPOTrainer(Trainer):
         """The reward that is trained on, as records have it."""
         return self.train.rewards[0].name
 
+    @property
+    def selected_by(self) -> str:
+        """The reward by whose gain the best policy is chosen, as records have it."""
+        evaluation, rewards = self.config.evaluation, self.heldout.score.rewards
+        if evaluation.select_by not in evaluation.rewards:
+            return self.trained_name
+        return rewards[1 + evaluation.rewards.index(evaluation.select_by)].name
+
     def evaluate(self) -> dict:
         """The mean table against the start table on fixed prompts and seeds: paired gains with 95 % intervals
         over the prompts.
@@ -203,7 +203,7 @@ class RDPOTrainer(Trainer):
                 f"{self.run.path}: a held-out reward at step {self.step} is not finite; check the reward and"
                 " the start table"
             )
-        self.compare_with_best(record[f"gain_{self.trained_name}"])
+        self.compare_with_best(record[f"gain_{self.selected_by}"])
         return {**record, "table": self.policy.describe(table)}
 
     def gains(self, scores: Tensor, base_scores: Tensor) -> dict[str, float]:

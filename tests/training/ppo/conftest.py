@@ -6,8 +6,8 @@ from rewards import Reward
 from solvers import SolverTable, Spec, polynomial
 from training.ppo.config import EvaluationConfig, LoggingConfig, PPOConfig, RDPOConfig, RunConfig
 from training.ppo.policy import PolicySettings, make_policy
-from training.ppo.rollout import HeldOut, Scorer
-from training.ppo.trainer import Problem, RDPOTrainer
+from training.ppo.rollout import HeldOut, Problem, Scorer
+from training.ppo.trainer import RDPOTrainer
 from training.processes import Processes
 from training.run_folder import RunFolder
 
