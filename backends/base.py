@@ -2,12 +2,14 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from common.errors import note
+from common.prompts import check_seeds
 from solvers import SCHEDULES, NoiseSchedule, Spec, UserError, discrete, flowmatch, schedule_nodes
 
 from .conditioning import Condition
@@ -56,6 +58,20 @@ class Backend(ABC):
     def precompute_embeddings(self, prompts: Sequence[str], guidance_scale: float) -> None:  # noqa: B027
         """Encode all prompts of a run before its first batch, where that saves memory; nothing by default."""
 
+    def truncated(self, prompts: Sequence[str]) -> list[str]:
+        """Those of some prompts whose ends no text encoder reads; none by default."""
+        return []
+
+    def note_truncated(self, prompts: Sequence[str]) -> None:
+        """Note how many prompts of a run are longer than what the text encoders read, and the first
+        of them.
+        """
+        if cut := self.truncated(list(dict.fromkeys(prompts))):
+            note(
+                f"{len(cut)} of {len(set(prompts))} prompts are longer than the text encoders read, and their"
+                f" ends are left out; the first is {cut[0][:60]!r}"
+            )
+
     @abstractmethod
     def velocity(self, condition: Condition) -> Callable[[Tensor, Tensor], Tensor]:
         """dx/dsigma under a condition of B images, for M points at once.
@@ -78,18 +94,12 @@ class Backend(ABC):
         return {}
 
     def fingerprint(self) -> str:
-        """A hash of the weights of networks(): of names, shapes and up to 256 evenly spread values of each
-        tensor.
-        """
-        digest = hashlib.sha256()
-        for part, network in sorted(self.networks().items()):
-            for name, value in sorted(network.state_dict().items()):
-                flat = value.detach().flatten()
-                few = flat[:: max(1, len(flat) // 256)][:256].double().cpu()
-                digest.update(
-                    f"{part}.{name} {list(value.shape)} {value.dtype}".encode() + few.numpy().tobytes()
-                )
-        return digest.hexdigest()[:16]
+        """The fingerprint of the weights of networks()."""
+        return fingerprint_of(self.networks())
+
+    def image_fingerprint(self) -> str | None:
+        """The fingerprint of all weights that images depend on, the decoder's too; None without any."""
+        return self.fingerprint() if self.networks() else None
 
     def checkpoint_blocks(self) -> None:
         """Recompute the activations of the network's blocks in a backward pass instead of keeping them."""
@@ -170,8 +180,24 @@ class Backend(ABC):
 
 def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Unit float32 noise [len(seeds), *shape]; that of a seed, from its own CPU generator, depends on nothing
-    else.
+    else. Seeds that are not below 2^32: UserError.
     """
+    check_seeds(seeds)
     return torch.stack(
         [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     )
+
+
+def fingerprint_of(networks: Mapping[str, nn.Module]) -> str:
+    """A hash of weights: of names, shapes and up to 256 evenly spread values of each tensor.
+
+    It takes milliseconds, and finds other weights of the same layout unless they differ only in values
+    between.
+    """
+    digest = hashlib.sha256()
+    for part, network in sorted(networks.items()):
+        for name, value in sorted(network.state_dict().items()):
+            flat = value.detach().flatten()
+            few = flat[:: max(1, len(flat) // 256)][:256].double().cpu()
+            digest.update(f"{part}.{name} {list(value.shape)} {value.dtype}".encode() + few.numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -12,7 +12,7 @@ from common.resolution import image_size
 
 from . import quiet  # noqa: F401  isort: skip
 from diffusers import DiffusionPipeline, ModelMixin  # isort: skip
-from .base import Backend, BackendError
+from .base import Backend, BackendError, fingerprint_of
 from .compiled import compile_blocks, compile_errors
 from .conditioning import Condition
 from .embeddings import EmbeddingCache
@@ -32,6 +32,7 @@ COMMON_OPTIONS: Options = {  # name: type and meaning
     "use_safetensors": (bool, "true: safetensors weights only; false: pickled ones only"),
     "pipeline_kwargs": (dict, "more arguments of from_pretrained"),
 }
+SPECIAL = 3  # tokens at most that a tokenizer adds to a prompt's
 # arguments of from_pretrained that run code which comes with the weights
 RUNS_CODE = ("custom_pipeline", "custom_revision", "trust_remote_code")
 
@@ -74,6 +75,21 @@ class PipelineBackend(Backend):
         """The embeddings [1, ...] that guidance moves away from: those of the negative prompt."""
         return self._embeddings.stacked([self.config.get("negative_prompt", "")])
 
+    def token_limits(self) -> dict[str, int]:
+        """How many tokens each text encoder reads, by the name of its tokenizer."""
+        return {"tokenizer": self.pipe.tokenizer.model_max_length}
+
+    def truncated(self, prompts: Sequence[str]) -> list[str]:
+        limits = self.token_limits()
+        longest = max(limits.values())
+        tokenizers = [(self.pipe.components[name], limit) for name, limit in limits.items()]
+        return [
+            prompt
+            for prompt in prompts
+            if len(prompt.encode()) + SPECIAL > longest  # a token is a byte at least
+            and all(len(tokenizer(prompt).input_ids) > limit for tokenizer, limit in tokenizers)
+        ]
+
     def networks(self) -> dict[str, torch.nn.Module]:
         return {self.NETWORK: self.network, **text_encoders(self.pipe)}
 
@@ -104,6 +120,9 @@ class PipelineBackend(Backend):
                 )
             self._fingerprint = super().fingerprint()
         return self._fingerprint
+
+    def image_fingerprint(self) -> str:
+        return fingerprint_of({"vae": self.pipe.vae}) + self.fingerprint()
 
     def precompute_embeddings(self, prompts: Sequence[str], guidance_scale: float) -> None:
         """With offload: encode all prompts, then free the text encoders for good."""

@@ -25,6 +25,8 @@ OPTIONS = COMMON_OPTIONS | {
     "max_sequence_length": (int, "tokens of the T5 encoder"),
 }
 
+TOKENS = 512  # of the T5 encoder
+
 
 class Flux(PipelineBackend):
     """A guidance-distilled rectified flow: the guidance scale is an input of the network, evaluated once.
@@ -62,11 +64,17 @@ class Flux(PipelineBackend):
         return inputs if self._times is None else (self._times, *inputs[1:])
 
     def embed(self, prompt: str) -> dict[str, Tensor]:
-        length = self.config.get("max_sequence_length", 512)
+        length = self.config.get("max_sequence_length", TOKENS)
         text, pooled, _ = self.pipe.encode_prompt(
             prompt, None, device=self.device, max_sequence_length=length
         )
         return {"text": text, "pooled": pooled}
+
+    def token_limits(self) -> dict[str, int]:
+        return {
+            "tokenizer": self.pipe.tokenizer.model_max_length,
+            "tokenizer_2": self.config.get("max_sequence_length", TOKENS),
+        }
 
     def encode(self, prompts: Sequence[str], guidance_scale: float) -> Condition:
         if guidance_scale != 1 and not self.network.config.guidance_embeds:

@@ -23,6 +23,8 @@ OPTIONS = COMMON_OPTIONS | {
     "text_encoder_3": (bool, "false: without the T5 encoder, which is most of the weights"),
 }
 
+TOKENS = 256  # of the T5 encoder
+
 
 class SD3(PipelineBackend):
     """Rectified flow (Esser et al. 2024, arXiv 2403.03206): the network's output is the velocity dx/dsigma
@@ -64,9 +66,15 @@ class SD3(PipelineBackend):
             None,
             device=self.device,
             do_classifier_free_guidance=False,
-            max_sequence_length=self.config.get("max_sequence_length", 256),
+            max_sequence_length=self.config.get("max_sequence_length", TOKENS),
         )
         return {"text": text, "pooled": pooled}
+
+    def token_limits(self) -> dict[str, int]:
+        limits = {name: self.pipe.components[name].model_max_length for name in ("tokenizer", "tokenizer_2")}
+        if self.pipe.tokenizer_3 is None:
+            return limits
+        return {**limits, "tokenizer_3": self.config.get("max_sequence_length", TOKENS)}
 
     def velocity(self, condition: Condition) -> Velocity:
         self.offload_text_encoders()

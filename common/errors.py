@@ -6,17 +6,28 @@ import sys
 import click
 import torch
 
+MAX_MESSAGE = 2000  # characters
+
 
 class UserError(ValueError):
     """Bad input; the message is one line that names the file, key or value, what was expected and the
     remedy.
     """
 
+    def __init__(self, message: str):
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """text as one line of printable characters; what a terminal would act on is escaped."""
+    text = text if len(text) <= MAX_MESSAGE else text[:MAX_MESSAGE] + "..."
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
 
 def note(text: str) -> None:
     """Print a note for the user on standard error, once for all processes of a torchrun launch."""
     if os.environ.get("RANK", "0") == "0":
-        click.echo(f"note: {text}", err=True)
+        click.echo(f"note: {printable(text)}", err=True)
 
 
 def run_command(command: click.Command) -> None:
@@ -29,7 +40,7 @@ def run_command(command: click.Command) -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        click.echo(f"error: {error.filename}: {error.strerror}", err=True)
+        click.echo(f"error: {printable(str(error.filename))}: {error.strerror}", err=True)
         sys.exit(2)
     except torch.OutOfMemoryError as error:
         reason = str(error).splitlines()[0][:200]

@@ -6,6 +6,7 @@ from typing import Any
 
 TEXT, SOFT, LINE, PAGE = "#1b1f26", "#5b6472", "#d6dae1", "#ffffff"
 STYLE: dict[str, Any] = {
+    "text.parse_math": False,  # a dollar sign in a name is one
     "font.size": 10,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",

@@ -1,7 +1,55 @@
-"""Atomic writing of files."""
+"""Files of users: read only where they are files and of a bounded size, written as a whole or not at all."""
 
 import os
-from pathlib import Path
+import stat
+from pathlib import Path, PurePosixPath
+
+from .errors import UserError
+
+MAX_BYTES = 2**30
+
+
+class FileError(UserError):
+    """A file that is not read; the message is one line that names it."""
+
+
+def read_file(path: Path, limit: int = MAX_BYTES) -> bytes:
+    """The content of a file.
+
+    Raises:
+        FileError: a pipe, a device or a folder, which is not read, or more than `limit` bytes.
+        OSError: it cannot be opened or read.
+    """
+    if "\0" in str(path):
+        raise FileError(f"{str(path)!r}: a name with a NUL byte; correct it")
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is opened without a wait
+    with open(descriptor, "rb") as file:
+        info = os.fstat(descriptor)
+        if not stat.S_ISREG(info.st_mode):
+            raise FileError(f"{path}: not a file; remove it, or name a file")
+        content = file.read(limit + 1) if info.st_size <= limit else b""
+    if max(len(content), info.st_size) > limit:
+        raise FileError(f"{path}: {info.st_size} bytes, expected at most {limit}")
+    return content
+
+
+def is_name_within(name: str) -> bool:
+    """Whether a name that some file holds is that of a file below that file's folder, links left aside."""
+    parts = PurePosixPath(name).parts
+    return bool(parts) and "\0" not in name and parts[0] != "/" and ".." not in parts
+
+
+def path_within(folder: Path, name: str) -> Path:
+    """The path of a file below a folder, by a name that some file holds.
+
+    Raises:
+        FileError: an absolute name, one with .. or a NUL byte, or a link that leads out of the folder.
+    """
+    if is_name_within(name) and (folder / name).resolve().is_relative_to(folder.resolve()):
+        return folder / name
+    raise FileError(
+        f"{folder}: {name[:200]!r} is not a file of this folder, and is not read; put a copy of it there"
+    )
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -1,18 +1,43 @@
 """manifest.jsonl: which images of an output folder are complete and what made them; a part for each rank."""
 
 import fcntl
+import hashlib
 import json
+import math
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError
-from .files import write_atomically
+from .files import FileError, is_name_within, path_within, read_file, write_atomically
+from .images import MAX_BYTES, is_image
+from .prompts import check_prompt, is_text
 
 NAME = "manifest.jsonl"
-KEYS = frozenset({"file", "seed", "prompt"})
+MAX_FILE = 2**32  # bytes of a file of records
+Fields = Mapping[str, tuple[type, ...]]
+IDENTITY: Fields = {"file": (str,), "seed": (int,), "prompt": (str,)}
+CONTENT: Fields = {"bytes": (int,), "sha256": (str,)}
+KEYS = frozenset({*IDENTITY, *CONTENT})
+"""Of one image; what else a record holds is the same for all images of a folder."""
+SETTINGS: Fields = {
+    "solver": (str,),
+    "predictor": (str, type(None)),
+    "nodes": (list,),
+    "depth": (int,),
+    "evaluations": (int,),
+    "guidance": (int, float),
+    "guidance_rows": (int,),
+    "finish": (str,),
+    "backbone": (str,),
+    "weights": (str, type(None)),
+    "config": (dict,),
+    "dtype": (str,),
+}
+NEWER = frozenset({"weights"})  # settings that manifests of earlier versions lack
 
 
 class ManifestError(UserError):
@@ -20,37 +45,93 @@ class ManifestError(UserError):
 
 
 def read_records(
-    path: Path, keys: Collection[str] = KEYS, remedy: str = "make all images anew"
+    path: Path, fields: Fields = IDENTITY, remedy: str = "make all images anew", whole: bool = False
 ) -> list[dict]:
     """The complete lines of a manifest or another file of records.
 
     Args:
         path: the file; one that does not exist has none.
-        keys: what each record must have.
+        fields: what each record must have, and of which types.
         remedy: what removing the file does, for the message.
+        whole: whether a last line that a killed run left half written is refused instead of skipped.
 
     Raises:
-        ManifestError: a line is no record; a last line that a killed run left half written is skipped.
+        ManifestError: a line is no record, or of wrong types.
     """
     records: list[dict] = []
-    if not path.exists():
+    if not os.path.lexists(path):
         return records
-    lines = path.read_bytes().split(b"\n")
+    lines = read_file(path, MAX_FILE).split(b"\n")
     for number, line in enumerate(lines, 1):
+        where = f"{path}, line {number}"
         try:
             record = json.loads(line) if line else None
-        except ValueError:
-            if number == len(lines):
+        except (ValueError, RecursionError):
+            if number == len(lines) and not whole:
                 break
             record = line
-        if record is None:
-            continue
-        if not isinstance(record, dict) or not record.keys() >= set(keys):
-            raise ManifestError(
-                f"{path}, line {number}: not the record of an image; remove the line, or the file to {remedy}"
-            )
-        records.append(record)
+        if record is not None:
+            records.append(checked(record, fields, where, f"remove the line, or the file to {remedy}"))
     return records
+
+
+def checked(record: Any, fields: Fields, where: str, remedy: str) -> dict:
+    """record, if it is a mapping that has the fields, and those of a manifest, in their types.
+
+    Raises:
+        ManifestError: it is not; begins with `where` and ends with `remedy`.
+    """
+    if not isinstance(record, dict) or not record.keys() >= fields.keys():
+        what = "the record of an image" if "file" in fields else f"a record with {', '.join(fields)}"
+        raise ManifestError(f"{where}: not {what}; {remedy}")
+    for key, types in {**SETTINGS, **CONTENT, **fields}.items():
+        value = record.get(key)
+        if key not in record:
+            continue
+        if type(value) not in types:
+            names = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in types)
+            raise ManifestError(f"{where}: {key} is {short(value)}, expected {names}; {remedy}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ManifestError(f"{where}: {key} is {value}, expected a finite number; {remedy}")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ManifestError(f"{where}: {key} is {short(value)}, expected an integer of 64 bits; {remedy}")
+        if isinstance(value, str) and not is_text(value):
+            raise ManifestError(f"{where}: {key} is {short(value)}, expected UTF-8 text; {remedy}")
+    if "prompt" in fields:
+        check_prompt(record["prompt"], f"{where}: prompt")
+    if "file" in fields and not is_name_within(record["file"]):
+        raise ManifestError(
+            f"{where}: file is {short(record['file'])}, expected a name below the folder; it is not read;"
+            f" {remedy}"
+        )
+    return record
+
+
+def identity(record: Mapping) -> dict:
+    """Which image a record is of: its file, seed and prompt."""
+    return {key: record[key] for key in IDENTITY}
+
+
+def content_facts(content: bytes) -> dict:
+    """Length and SHA-256 of an image's file, as its record holds them."""
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def is_content(record: Mapping, content: bytes) -> bool:
+    """Whether the bytes of an image's file are those that its record holds; a record without their hash is
+    of an earlier version, and any whole image will do.
+    """
+    if "sha256" in record:
+        return content_facts(content).items() <= record.items()
+    return is_image(content)
+
+
+def is_intact(folder: Path, record: Mapping) -> bool:
+    """Whether the file of a record is there as it was written."""
+    try:
+        return is_content(record, read_file(path_within(folder, record["file"]), MAX_BYTES))
+    except (OSError, FileError):
+        return False
 
 
 @contextmanager
@@ -113,7 +194,7 @@ class Manifest:
     """The records of an output folder by file name, and this rank's part for new ones."""
 
     def __init__(self, outdir: Path, rank: int, settings: dict):
-        self.outdir, self.settings = outdir, settings
+        self.outdir, self.rank, self.settings = outdir, rank, settings
         self.part = part_of(outdir / NAME, rank)
         self.records: dict[str, dict] = {}
         for path in [outdir / NAME, *parts_of(outdir / NAME)]:
@@ -122,7 +203,7 @@ class Manifest:
 
     def _accept(self, path: Path, record: dict) -> None:
         for key, value in self.settings.items():
-            if record.get(key) != value:
+            if record.get(key) != value and not (key in NEWER and key not in record):
                 raise ManifestError(
                     f"{path} holds images with {key} {short(record.get(key))}, but this run has"
                     f" {short(value)}; choose another --outdir"
@@ -130,7 +211,9 @@ class Manifest:
         self.records[record["file"]] = record
 
     def has(self, record: dict) -> bool:
-        """Whether this very image (file, seed, prompt) is recorded and there."""
+        """Whether this very image (file, seed, prompt) is recorded and, as rank 0 sees it, its file is as it
+        was written.
+        """
         known = self.records.get(record["file"])
         if known is None:
             return False
@@ -139,7 +222,7 @@ class Manifest:
                 f"{self.outdir / record['file']} was made with prompt {short(known['prompt'])}, "
                 f"but this run pairs its seed with {short(record['prompt'])}; choose another --outdir"
             )
-        return (self.outdir / record["file"]).is_file()
+        return self.rank > 0 or is_intact(self.outdir, known)
 
     def add(self, records: list[dict]) -> None:
         """Append complete images to this rank's part; they survive whatever happens later."""

@@ -1,22 +1,25 @@
 """The images of a folder with their prompts and seeds, in the order in which they are scored."""
 
 import hashlib
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 import common.records as manifest
+from common.files import path_within, read_file
+from common.images import MAX_BYTES, MAX_PIXELS, decode_image
 from common.prompts import read_prompts
 from solvers import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+NAMED = re.compile(r"(\d{6,}/)?\d{6,}\.png")
+MAX_BATCH = 2**28  # pixels of a batch: 3 GiB of float32
 
 
 class ImagesError(UserError):
@@ -34,14 +37,20 @@ class ImageSet:
     settings: dict
 
     def content(self, record: dict) -> bytes:
-        """The bytes of an image's file."""
-        path = self.folder / record["file"]
-        if not path.is_file():
+        """The bytes of an image's file, which must be those that its manifest records."""
+        path = path_within(self.folder, record["file"])
+        if not path.exists():
             raise ImagesError(
                 f"{path} is in {manifest.NAME} but not there; make it again with sample.py, or remove its"
                 " line"
             )
-        return path.read_bytes()
+        content = read_file(path, MAX_BYTES)
+        if "sha256" in record and not manifest.is_content(record, content):
+            raise ImagesError(
+                f"{path}: {len(content)} bytes, other than those that {manifest.NAME} records; make it again"
+                " with the same sample.py command"
+            )
+        return content
 
 
 def read_image_set(folder: Path, prompts: Path | None = None) -> ImageSet:
@@ -60,12 +69,13 @@ def read_image_set(folder: Path, prompts: Path | None = None) -> ImageSet:
         raise ImagesError(
             f"--images {folder}: sampling was not finished; run the same sample.py command again first"
         )
-    if path.is_file():
+    if path.exists():
         if prompts is not None:
             raise ImagesError(
                 f"--prompts {prompts}: {path} says the prompt of each image; leave the option out"
             )
-        return from_manifest(folder, manifest.read_records(path))
+        remedy = "make them with the same sample.py command"
+        return from_manifest(folder, manifest.read_records(path, remedy=remedy, whole=True))
     if prompts is None:
         raise ImagesError(
             f"--images {folder}: no {manifest.NAME} says the prompts; give --prompts FILE to pair them by"
@@ -87,16 +97,7 @@ def read_image_set(folder: Path, prompts: Path | None = None) -> ImageSet:
 
 
 def from_manifest(folder: Path, records: list[dict]) -> ImageSet:
-    """The images of a manifest's records; what is said of each must be of the right type, and all else the
-    same for all.
-    """
-    for record in records:
-        for key, kind in (("file", str), ("seed", int), ("prompt", str)):
-            if type(record[key]) is not kind:
-                raise ImagesError(
-                    f"{folder / manifest.NAME}: {key} is {manifest.short(record[key])}, expected"
-                    f" {kind.__name__}"
-                )
+    """The images of a manifest's records, of which all but the images' own must be the same."""
     names = Counter(record["file"] for record in records)
     if len(names) < len(records):
         raise ImagesError(
@@ -106,13 +107,27 @@ def from_manifest(folder: Path, records: list[dict]) -> ImageSet:
     for other in settings:
         for key in sorted(other.keys() | settings[0].keys()):
             one, two = settings[0].get(key), other.get(key)
-            if one != two:
+            if one != two and not (key in manifest.NEWER and None in (one, two)):
                 difference = f"images with {key} {manifest.short(one)} and {manifest.short(two)}"
                 raise ImagesError(
                     f"{folder / manifest.NAME}: {difference}; give every run a folder of its own"
                 )
-    own = [{k: r[k] for k in ("file", "seed", "prompt")} for r in records]
+    check_listed(folder, names)
+    own = [{k: r[k] for k in manifest.KEYS if k in r} for r in records]
     return nonempty(ImageSet(folder, own, settings[0] if settings else {}))
+
+
+def check_listed(folder: Path, names: Collection[str]) -> None:
+    """Refuse images, by the names that sample.py gives them, that a manifest does not list."""
+    files = (
+        p.relative_to(folder).as_posix() for pattern in ("*.png", "*/*.png") for p in folder.glob(pattern)
+    )
+    unlisted = sorted(file for file in files if NAMED.fullmatch(file) and file not in names)
+    if unlisted:
+        raise ImagesError(
+            f"{folder / manifest.NAME}: lists {len(names)} images, but not {len(unlisted)} that are there,"
+            f" such as {unlisted[0]}; run the same sample.py command again, or remove them"
+        )
 
 
 def nonempty(images: ImageSet) -> ImageSet:
@@ -131,14 +146,10 @@ def decode(contents: Sequence[bytes], paths: Sequence[Path]) -> Tensor:
     """Files of B images of one size as a tensor [B, 3, H, W] in [0, 1]; `paths` is for the message of an
     error.
     """
-    pixels = []
+    pixels: list[np.ndarray] = []
+    limit = min(MAX_PIXELS, MAX_BATCH // len(contents))
     for content, path in zip(contents, paths, strict=True):
-        try:
-            pixels.append(np.asarray(Image.open(BytesIO(content)).convert("RGB"), dtype=np.float32))
-        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ImagesError(
-                f"{path}: not a readable image ({' '.join(str(error).split())[:100]}); make it again"
-            ) from None
+        pixels.append(np.asarray(decode_image(content, path, limit), dtype=np.float32))
         if pixels[-1].shape != pixels[0].shape:
             sizes = [
                 f"{p} of {a.shape[1]} x {a.shape[0]}" for p, a in ((paths[0], pixels[0]), (path, pixels[-1]))

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 import common.records as manifest
-from common.files import write_atomically
+from common.files import read_file, write_atomically
 from common.statistics import BOOTSTRAP, RESAMPLES, SEED, Estimate, estimate
 from rewards import Reward
 from solvers import UserError
@@ -17,7 +17,24 @@ from .images import ImageSet
 from .provenance import Training
 
 FOLDER = "scores"
-KEYS = manifest.KEYS | {"score", "image", "protocol"}
+LINE: manifest.Fields = {
+    **manifest.IDENTITY,
+    "score": (float,),
+    "image": (str,),
+    "protocol": (str,),
+}
+SUMMARY: manifest.Fields = {
+    "metric": (str,),
+    "count": (int,),
+    "prompts": (int,),
+    "mean": (float,),
+    "standard_error": (float, type(None)),
+    "interval": (list, type(None)),
+    "trained_on": (bool, type(None)),
+    "protocol_id": (str,),
+    "protocol": (dict,),
+    "images": (dict,),
+}
 
 
 class ScoresError(UserError):
@@ -52,15 +69,8 @@ def protocol_id(protocol: dict) -> str:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The complete lines of a file of scores or of a part of it; one that is no score: ScoresError."""
-    lines = manifest.read_records(path, KEYS, "score all images anew")
-    for line in lines:
-        if type(line["score"]) is not float or not isfinite(line["score"]):
-            raise ScoresError(
-                f"{path}: the score of {line['file']} is {line['score']!r}, expected a finite number; remove"
-                " the file"
-            )
-    return lines
+    """The complete lines of a file of scores or of a part of it; one that is no score: ManifestError."""
+    return manifest.read_records(path, LINE, "score all images anew")
 
 
 class ScoreFile:
@@ -84,7 +94,7 @@ class ScoreFile:
     def has(self, record: dict, image: str) -> bool:
         """Whether this very image (file, seed, prompt, hash of its bytes) is scored."""
         line = self.lines.get(record["file"], {})
-        return line.items() >= (record | {"image": image}).items()
+        return line.items() >= (manifest.identity(record) | {"image": image}).items()
 
     def add(self, lines: list[dict]) -> None:
         """Append lines to this rank's part."""
@@ -169,15 +179,34 @@ def read_scores(folder: Path, metric: str) -> Scores:
         raise ScoresError(f"{folder} has no {metric} scores; {again}")
     if manifest.parts_of(path):
         raise ScoresError(f"{folder}: scoring with {metric} was not finished; {again}")
-    lines = read_lines(path)
-    try:
-        summary = json.loads(beside.read_bytes())
-        identity = [summary[k] for k in ("metric", "count", "protocol_id")]
-        same_mean = isclose(
-            summary["mean"], fmean(line["score"] for line in lines), rel_tol=1e-9, abs_tol=1e-12
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise ScoresError(f"{beside}: not a summary of scores ({error!r}); {again}") from None
-    if identity != [metric, len(lines), lines[0]["protocol"]] or not same_mean:
+    lines, summary = read_lines(path), read_summary(beside, again)
+    mean = fmean(line["score"] for line in lines) if lines else 0.0
+    identity = [summary[k] for k in ("metric", "count", "protocol_id")]
+    same_mean = isclose(summary["mean"], mean, rel_tol=1e-9, abs_tol=1e-12)
+    if not lines or identity != [metric, len(lines), lines[0]["protocol"]] or not same_mean:
         raise ScoresError(f"{beside} does not belong to the lines of {path.name}; {again}")
     return Scores(folder, metric, lines, summary)
+
+
+def read_summary(path: Path, remedy: str) -> dict:
+    """A summary, whose values have the types of those that summarise writes; else ScoresError."""
+    content = read_file(path)
+    try:
+        values = json.loads(content)
+        if not isinstance(values, dict):
+            raise ValueError("no JSON object")
+    except (ValueError, RecursionError) as error:
+        raise ScoresError(f"{path}: not a summary of scores ({str(error)[:100]}); {remedy}") from None
+    summary = manifest.checked(values, SUMMARY, str(path), remedy)
+    interval, bootstrap = summary["interval"], summary.get("bootstrap", {"resamples": 0, "seed": 0})
+    pair = interval is None or (len(interval) == 2 and all(map(is_finite, interval)))
+    made = isinstance(bootstrap, dict) and bootstrap.keys() >= {"resamples", "seed"}
+    if not (pair and made and isinstance(summary.get("method"), str | None)):
+        raise ScoresError(f"{path}: interval, method or bootstrap are not those of scores; {remedy}")
+    manifest.checked(summary["images"], {}, f"{path}, images", remedy)
+    return summary
+
+
+def is_finite(value: object) -> bool:
+    """Whether a value is a finite number."""
+    return type(value) in (int, float) and isfinite(value)

@@ -50,10 +50,22 @@ def score_images(images: ImageSet, metric: Metric, training: Training, ranks: Ra
         summary = None
         if ranks.rank == 0:
             lines = ScoreFile(images, metric.name, protocol, 0).gather()
+            check_complete(lines, images, metric.name)
             summary = summarise(lines, metric.name, metric.reward, images, training)
             write_summary(images.folder, summary)
         ranks.barrier()
     return summary
+
+
+def check_complete(lines: list[dict], images: ImageSet, metric: str) -> None:
+    """Refuse fewer scores than images."""
+    scored = {line["file"] for line in lines}
+    lacking = [record["file"] for record in images.records if record["file"] not in scored]
+    if lacking:
+        raise ScoresError(
+            f"{images.folder}: {len(lacking)} of {len(images.records)} images have no {metric} score, such as"
+            f" {lacking[0]}; all ranks must share this folder: run the same command again"
+        )
 
 
 def score_batch(images: ImageSet, records: list[dict], reward: Reward, known: ScoreFile) -> None:
@@ -75,5 +87,6 @@ def score_batch(images: ImageSet, records: list[dict], reward: Reward, known: Sc
                 " finite number"
             )
         own = {"heads": {name: scores[i] for name, scores in parts.items()}} if reward.parts else {}
-        lines.append(records[i] | {"score": total[i], "image": hashes[i], "protocol": known.protocol} | own)
+        made = {"score": total[i], "image": hashes[i], "protocol": known.protocol}
+        lines.append(manifest.identity(records[i]) | made | own)
     known.add(lines)

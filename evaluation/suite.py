@@ -120,7 +120,7 @@ def sampled(plan: SuitePlan, run: SuiteRun) -> bool:
     if manifest.parts_of(path):
         return False
     records = manifest.read_records(path)
-    same = all(r | run.settings == r and (folder / r["file"]).is_file() for r in records)
+    same = all(r | run.settings == r and manifest.is_intact(folder, r) for r in records)
     return same and [(r["seed"], r["prompt"]) for r in records] == plan.pairs
 
 

@@ -17,7 +17,8 @@ from backends import Backend, load_backend
 from backends.parallel import ParallelEvaluator
 from common.distributed import Ranks, install_sigterm_handler, process_group
 from common.errors import UserError, note
-from common.records import Manifest, exclusive
+from common.images import holds_image
+from common.records import Manifest, content_facts, exclusive
 from solvers import BASELINES, Solver, Tableau, baseline_of, compile_tableau, sample
 
 from .output import Output, make_grid, save_png
@@ -68,6 +69,7 @@ class Sampler:
             "guidance_rows": self.cfg_rows,
             "finish": self.finish,
             "backbone": f"{self.backend.name}: {self.backend.identity()}",
+            "weights": self.backend.image_fingerprint(),
             "config": self.backend.image_options(),
             "dtype": str(self.backend.dtype).removeprefix("torch."),
         }
@@ -163,6 +165,7 @@ def generate(
         ranks.barrier()  # every rank has read the parts of an earlier run
         todo = [(i, batches[i]) for i in ranks.broadcast(missing)]
         merge(manifest, ranks)
+        sampler.backend.note_truncated([record["prompt"] for _, batch in todo for record in batch])
         ranks.barrier()
         made = write_batches(sampler, todo, output, manifest, ranks)
         ranks.barrier()
@@ -180,12 +183,12 @@ def make_batches(prompts: Sequence[str], seeds: Sequence[int], output: Output, s
 
 
 def is_complete(manifest: Manifest, index: int, batch: Batch, output: Output, steps: int) -> bool:
-    """Whether all files of a batch exist; an image of another prompt is refused."""
+    """Whether all files of a batch are there and whole; an image of another prompt is refused."""
     images = [manifest.has(record) for record in batch]
     extra = [output.grid_path(index)] if output.grid else []
     if output.return_inters:
-        extra += [output.inter_path(record["seed"], steps - 1) for record in batch]
-    return all(images) and all(path.is_file() for path in extra)
+        extra += [output.inter_path(record["seed"], n) for record in batch for n in range(steps)]
+    return all(images) and all(manifest.rank > 0 or holds_image(path) for path in extra)
 
 
 def merge(manifest: Manifest, ranks: Ranks) -> None:
@@ -208,14 +211,13 @@ def write_batches(
             if divides_points and ranks.rank > 0:
                 sampler.latents([r["prompt"] for r in batch], [r["seed"] for r in batch])
                 continue
-            write_batch(sampler, index, batch, output)
-            manifest.add(batch)
+            manifest.add(write_batch(sampler, index, batch, output))
             bar.update(len(batch))
     return 0 if divides_points and ranks.rank > 0 else count
 
 
-def write_batch(sampler: Sampler, index: int, batch: Batch, output: Output) -> None:
-    """Make and write the images of one batch, and what goes beside them."""
+def write_batch(sampler: Sampler, index: int, batch: Batch, output: Output) -> Batch:
+    """Make and write the images of one batch, and what goes beside them; returns the records of its files."""
 
     def save_step(n: int, x: Tensor) -> None:
         for record, image in zip(batch, sampler.backend.decode(x), strict=True):
@@ -226,10 +228,10 @@ def write_batch(sampler: Sampler, index: int, batch: Batch, output: Output) -> N
     check_finite(latents, batch, "latents")
     images = sampler.backend.decode(latents)
     check_finite(images, batch, "decoded images")
-    for record, image in zip(batch, images, strict=True):
-        save_png(image, output.outdir / record["file"])
+    contents = [save_png(x, output.outdir / r["file"]) for r, x in zip(batch, images, strict=True)]
     if output.grid:
         save_png(make_grid(images), output.grid_path(index))
+    return [record | content_facts(content) for record, content in zip(batch, contents, strict=True)]
 
 
 def check_finite(values: Tensor, batch: Batch, what: str) -> None:

@@ -56,9 +56,10 @@ def to_uint8(image: Tensor) -> Tensor:
     return (image.float().clamp(0, 1) * 255).round().byte().cpu()
 
 
-def save_png(image: Tensor, path: Path) -> None:
-    """Write an image [3, H, W] in [0, 1] as a PNG, as a whole or not at all."""
+def save_png(image: Tensor, path: Path) -> bytes:
+    """Write an image [3, H, W] in [0, 1] as a PNG, as a whole or not at all; returns the file's content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = BytesIO()
     Image.fromarray(to_uint8(image).permute(1, 2, 0).numpy()).save(content, "PNG")
     write_atomically(path, content.getvalue())
+    return content.getvalue()

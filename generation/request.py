@@ -10,7 +10,7 @@ from torch import Tensor
 from backends import check_backbone_known, check_backend
 from backends.model_family import AUTO, family_of_model
 from common.errors import UserError, note
-from common.prompts import COCO, read_prompts
+from common.prompts import COCO, check_prompt, read_prompts
 from solvers import (
     Predictor,
     Solver,
@@ -85,8 +85,7 @@ class PromptOptions:
     def _checked(self, prompt: str) -> str:
         if self.prompt_file is not None:
             note(f"--prompt is given: --prompt-file {self.prompt_file} is not read")
-        if not prompt.isprintable() and any("\ud800" <= c <= "\udfff" for c in prompt):
-            raise UserError(f"--prompt {prompt!a}: not UTF-8 text")
+        check_prompt(prompt, "--prompt")
         return prompt
 
 

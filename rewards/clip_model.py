@@ -106,7 +106,7 @@ class PickScore(ClipReward):
 def load_processor(reward: str, where: str) -> tuple[Any, Pixels]:
     """The tokenizer and the image preparation of a CLIP model in a folder or on the hub, else RewardError."""
     with wrap_errors(reward, unusable_model(where, "a CLIP processor")):
-        tokenizer = AutoTokenizer.from_pretrained(where)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
         if len(tokenizer) < 512:  # each byte, inside and at the end of a word
             raise ValueError(f"a tokenizer of {len(tokenizer)} words, whose files are missing")
         # PIL's by name, for its sizes: which one AutoImageProcessor takes depends on what is installed

@@ -15,11 +15,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from common.errors import note
+from common.files import read_file
 from common.plugins import is_code
 from solvers import UserError
 from solvers.predictor.options import SECRETS
 
 Config = TypeVar("Config")
+MAX_BYTES = 2**20  # of a file
+MAX_NODES = 10**5
 
 
 class ConfigError(UserError):
@@ -40,13 +43,14 @@ def load_config(schema: type[Config], path: Path, overrides: Sequence[str] = ())
     Unknown keys, wrong types and missing values: ConfigError.
     """
     try:
-        values = _use_new_names(_created(path.read_text(encoding="utf-8"), str(path)), schema, str(path))
+        text = read_file(path, MAX_BYTES).decode("utf-8-sig")
+        values = _use_new_names(_created(text, str(path)), schema, str(path))
         config = _merge(OmegaConf.structured(schema), values, str(path))
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"--config {path}: cannot be read as UTF-8 text ({error})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path}: not YAML ({_one_line(error)})") from None
     config = _with_overrides(config, schema, overrides)
     try:
@@ -76,17 +80,53 @@ def _with_overrides(config: Any, schema: type, overrides: Sequence[str]) -> Any:
             raise ConfigError(f"--override {text!r}: expected section.key=value")
         try:
             option = f"--override {text}"
-            config = _merge(config, _use_new_names(OmegaConf.from_dotlist([text]), schema, option), option)
-        except (yaml.YAMLError, OmegaConfBaseException, TypeError) as error:
+            values = _without_resolvers(OmegaConf.from_dotlist([text]), option)
+            config = _merge(config, _use_new_names(values, schema, option), option)
+        except (yaml.YAMLError, OmegaConfBaseException, TypeError, RecursionError) as error:
             raise ConfigError(f"--override {text}: not a value ({_one_line(error)})") from None
     return config
 
 
 def _created(text: str, option: str) -> Any:
     try:
-        return OmegaConf.create(text)
+        _check_size(yaml.compose(text, Loader=yaml.SafeLoader), option)
+        return _without_resolvers(OmegaConf.create(text), option)
     except (OmegaConfBaseException, AssertionError) as error:
         raise ConfigError(f"{option}: expected sections of keys and values ({_one_line(error)})") from None
+
+
+def _check_size(root: yaml.Node | None, option: str) -> None:
+    """Refuse YAML whose aliases unfold to more than MAX_NODES: each of ten lines may hold the one before ten
+    times.
+    """
+    waiting, count = [] if root is None else [root], 0
+    while waiting:
+        node, count = waiting.pop(), count + 1
+        if isinstance(node, yaml.MappingNode):
+            waiting += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        if count + len(waiting) > MAX_NODES:
+            raise ConfigError(f"{option}: more than {MAX_NODES} keys and values; write it without aliases")
+
+
+def _without_resolvers(values: Any, option: str) -> Any:
+    """values, unless a text in them calls a resolver such as ${oc.env:NAME}, whose result, a secret perhaps,
+    would be written into the run's files; ${section.key} refers to another key and is no resolver.
+    """
+    waiting: list[Any] = [OmegaConf.to_container(values, resolve=False)]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            waiting += [*item, *item.values()]
+        elif isinstance(item, list):
+            waiting += item
+        elif isinstance(item, str) and ":" in item.partition("${")[2]:
+            raise ConfigError(
+                f"{option}: {item[:100]!r} calls a resolver, whose result would be written into files; write"
+                " the value itself, a token into the environment as HF_TOKEN"
+            )
+    return values
 
 
 def _use_new_names(values: Any, schema: type, option: str) -> Any:

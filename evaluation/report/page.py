@@ -8,9 +8,9 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 
-from common.files import write_atomically
+from common.files import path_within, read_file, write_atomically
+from common.images import MAX_BYTES, decode_image
 from common.statistics import STUDENT
 from solvers import UserError
 
@@ -188,7 +188,7 @@ def samples(family: Family) -> list[dict]:
         cells = []
         for entry, of_run in zip(entries, lines, strict=True):
             of_image = {metric: pairs[pair] for metric, pairs in of_run.items()}
-            source, small = thumbnail(entry.run.folder / next(iter(of_image.values()))["file"])
+            source, small = thumbnail(path_within(entry.run.folder, next(iter(of_image.values()))["file"]))
             scores = [
                 (k, line["score"], entry.run.scores[k].summary["trained_on"]) for k, line in of_image.items()
             ]
@@ -201,12 +201,9 @@ def thumbnail(path: Path) -> tuple[str, bool]:
     """An image as an address that holds it, made smaller where it has more than SIDE pixels a side; whether
     it has few of them.
     """
-    try:
-        image = Image.open(path).convert("RGB")
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be shown ({' '.join(str(error).split())[:100]}); make the image again"
-        ) from None
+    if not path.exists():
+        raise UserError(f"{path}: is in the scores but not there; make the image again")
+    image = decode_image(read_file(path, MAX_BYTES), path)
     content, kind, small = BytesIO(), "png", max(image.size) <= SIDE // 4
     if max(image.size) > SIDE:
         image.thumbnail((SIDE, SIDE))

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.errors import printable
 from solvers import PredictorError
-from solvers.predictor.safe_pickle import printable
 
 from ..tables import read_json, scheduler_config
 from . import epd_scheduler

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import click
 
-from common.errors import note, run_command
+from common.errors import note, printable, run_command
 
 from . import Predictor, PredictorError, load_predictor, resolve_predictor_path, save_predictor
-from .safe_pickle import printable
 
 
 def describe(predictor: Predictor) -> str:

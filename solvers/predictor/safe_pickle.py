@@ -15,7 +15,6 @@ MAX_ITEMS = 10**6  # opcodes of a file, items that its content unfolds to
 MAX_TUPLES = 10**4
 # integers of more than 4 bytes: many can have one hash, and a dictionary of such keys takes quadratic time
 MAX_LARGE = 1000
-MAX_MESSAGE = 2000  # characters
 CREATE = {
     "EMPTY_LIST",
     "EMPTY_DICT",
@@ -51,15 +50,6 @@ MALFORMED = (
 
 class PredictorError(UserError):
     """A predictor that cannot be found, read or used; the message is one printable line for the user."""
-
-    def __init__(self, message: str):
-        super().__init__(printable(message))
-
-
-def printable(text: str) -> str:
-    """text as one line of printable characters; what a terminal would act on is escaped."""
-    text = text if len(text) <= MAX_MESSAGE else text[:MAX_MESSAGE] + "..."
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,12 +1,13 @@
 """Prompt files: what is read from each format, what is refused, and the project's own."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from common.errors import UserError
-from common.prompts import parse_seeds, read_prompts
+from common.prompts import check_seeds, parse_seeds, read_prompts
 
 PROMPTS = Path(__file__).parents[2] / "src" / "prompts"
 
@@ -87,6 +88,10 @@ def test_seeds_and_ranges_of_seeds():
         ("-3", "neither"),
         ("²", "neither"),
         (str(2**32), "too large"),
+        ("1" * 5000, "too large"),
+        ("0-4294967295", "4294967296 seeds, expected at most 10000000"),
+        ("0-9,5", "seed 5 is there twice"),
+        ("7-9,0-8", "seed 7 is there twice"),
     ],
 )
 def test_other_seeds_are_refused(text, word):
@@ -105,6 +110,43 @@ def test_other_seeds_are_refused(text, word):
 def test_prompts_of_a_file(tmp_path, name, content, prompts):
     (tmp_path / name).write_text(content, encoding="utf-8")
     assert read_prompts(tmp_path / name, "--prompt-file") == prompts
+
+
+def test_the_last_seeds_with_noise_of_their_own():
+    assert parse_seeds("4294967290-4294967295,007") == [*range(2**32 - 6, 2**32), 7]
+    check_seeds([0, 2**32 - 1])
+    for seed in (-1, 2**32):
+        with pytest.raises(UserError, match=f"seed {seed}: expected 0 to 4294967295"):
+            check_seeds([seed])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a cat\n" + b"x" * 2**25, "prompt 2, 'xxxx.*33554432 characters, expected at most 65536"),
+        ("text\n" + "x" * 2**23, "8388608 characters"),
+        (b"a\0b", "a NUL character; save the text as UTF-8"),
+        ("a cat".encode("utf-16-le"), "a NUL character"),
+        ("a cat".encode("utf-16"), "cannot be read as UTF-8"),
+        ("caf\u00e9".encode("latin-1"), "cannot be read as UTF-8"),
+    ],
+    ids=["32 MB", "8 MB cell", "nul", "utf-16 without a BOM", "utf-16", "latin-1"],
+)
+def test_texts_that_are_no_prompts_are_one_line(tmp_path, content, words):
+    for name in ("a.txt", "a.csv"):
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        if name == "a.csv" or not isinstance(content, str):
+            with pytest.raises(UserError, match=r"a\.(txt|csv)") as error:
+                read_prompts(path, "--prompt-file")
+            assert len(str(error.value)) < 400
+
+
+def test_a_pipe_or_a_device_is_no_prompt_file(tmp_path):
+    os.mkfifo(tmp_path / "a.txt")
+    for path in (tmp_path / "a.txt", Path("/dev/zero")):
+        with pytest.raises(UserError, match=f"{path}: cannot be read"):
+            read_prompts(path, "--prompt-file")
 
 
 def test_a_file_without_prompts_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """What a distillation configuration may hold, checked before anything loads."""
 
 from backends import DTYPES, NAMES, SCHEDULES
+from common.prompts import MAX_SEEDS, SEEDS
 from solvers import BASELINES
 
 from ..config import ConfigError, check_choices, check_ranges, or_code
@@ -25,8 +26,7 @@ def check(config: DistillConfig) -> None:
             *[("evaluation.schedules", name, SCHEDULES) for name in config.evaluation.schedules],
         ]
     )
-    highest: dict[str, float] = dict.fromkeys(("train.seed", "bank.first_seed", "bank.heldout_seed"), 2**40)
-    check_ranges(config, LOWEST, highest, above_zero=("train.checkpoint_minutes",))
+    check_ranges(config, LOWEST, HIGHEST, above_zero=("train.checkpoint_minutes",))
     _check_student(config)
     _check_pairs(config)
     _check_loss(config)
@@ -69,6 +69,11 @@ LOWEST: dict[str, float] = {  # key: smallest value that makes sense
     "evaluation.tuning_pairs": 1,
 }
 
+HIGHEST: dict[str, float] = {
+    **dict.fromkeys(("train.seed", "bank.first_seed", "bank.heldout_seed"), SEEDS - 1),
+    **dict.fromkeys(("bank.pairs", "bank.heldout_pairs"), MAX_SEEDS),
+}
+
 
 def _check_student(config: DistillConfig) -> None:
     student = config.student
@@ -86,6 +91,12 @@ def _check_pairs(config: DistillConfig) -> None:
         range(bank.first_seed, bank.first_seed + bank.pairs),
         range(bank.heldout_seed, bank.heldout_seed + bank.heldout_pairs),
     )
+    for name, part in zip(("first", "heldout"), seeds, strict=True):
+        if part.stop > SEEDS:
+            raise ConfigError(
+                f"bank.{name}_seed is {part.start}: with {len(part)} pairs its seeds reach {part.stop - 1},"
+                f" expected at most {SEEDS - 1}, after which noise repeats itself"
+            )
     if max(s.start for s in seeds) < min(s.stop for s in seeds):
         raise ConfigError(
             f"bank.first_seed {bank.first_seed} and bank.heldout_seed {bank.heldout_seed}: training and"

@@ -112,8 +112,10 @@ def load_features(name: str, device: torch.device) -> Features:
     from transformers import AutoImageProcessor, AutoModel
 
     try:
-        model, info = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-        processor = AutoImageProcessor.from_pretrained(name, backend="pil")
+        model, info = AutoModel.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
+        processor = AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
         if info["missing_keys"] or info["mismatched_keys"]:
             raise ValueError("weights are missing from its files")
     except Exception as error:  # what the libraries raise for a broken file has no common type

@@ -101,6 +101,7 @@ def make_banks(config: DistillConfig, backend: Backend, processes: Processes) ->
     train, heldout = (
         Bank(config.bank, backend, teacher, config.guidance_scale, pairs) for pairs in pairs_of(config)
     )
+    backend.note_truncated(train.pairs.prompts + heldout.pairs.prompts)
     backend.precompute_embeddings(
         list(dict.fromkeys(train.missing_prompts(ranks) + heldout.missing_prompts(ranks))),
         config.guidance_scale,

@@ -149,6 +149,7 @@ def prepare(
     train, heldout = prompts_of(config, backend.name, spec.dataset_name)
     heldout = heldout[:count]
     backend.fingerprint()  # with offload it is kept before the text encoders are freed
+    backend.note_truncated([*train, *heldout])
     backend.precompute_embeddings(list(dict.fromkeys([*train, *heldout])), guidance)
     trained = load_reward(config.reward.type, config.reward.load_options(), device)
     measured = [trained, *(load_reward(name, {}, device) for name in config.evaluation.rewards)]
