@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from common.distributed import Ranks, process_group, use_single_thread
+from common.same_run import check_same, locked_by_run
 from solvers import UserError
 
 from .config import load_config, to_yaml
@@ -101,7 +102,8 @@ class ActiveRun:
     max_steps: int | None = None
 
     def restore(self, trainer: Trainer) -> None:
-        """Bring a trainer to the checkpoint."""
+        """Bring a trainer to the checkpoint; ranks with other prompts, tables or weights: SharedError."""
+        check_same(self.ranks, trainer.depends_on())
         if self.checkpoint is not None:
             trainer.restore(self.checkpoint)
 
@@ -137,10 +139,12 @@ def active_run(
         name: end of a new folder's name.
         exps: where a new folder goes.
     """
-    state = None if run is None else run.load_checkpoint()
     check_float64(options.device)
     with process_group(options.device) as ranks:
         use_single_thread(ranks)
+        check_same(ranks, {"configuration": to_yaml(config), "run to go on with": run and str(run.path)})
         folder = run or RunFolder.create(name, to_yaml(config), ranks, exps)
-        Processes(ranks).echo(f"run folder: {folder.path}")
-        yield ActiveRun(folder, ranks, state, options.max_steps)
+        with locked_by_run(folder.path, ranks, "wait for it, or stop it"):
+            state = None if run is None else run.load_checkpoint()
+            Processes(ranks).echo(f"run folder: {folder.path}")
+            yield ActiveRun(folder, ranks, state, options.max_steps)

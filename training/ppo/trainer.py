@@ -51,6 +51,17 @@ class RDPOTrainer(Trainer):
     title, module_key = "RDPO", "policy"
     measure, higher_is_better = "gain", True
     kept_checkpoints = 3
+    config: RDPOConfig
+    free_settings = frozenset(
+        {
+            "data",  # the content of its files counts
+            "logging",
+            "model.backend_options.model_name_or_path",  # its weights count
+            "ppo.steps",
+            "run.output_root",
+            "run.run_name",
+        }
+    )
 
     def __init__(
         self,
