@@ -17,12 +17,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .errors import UserError
+from .errors import SharedError, UserError
 
 RESUME_HINT = "what is complete is kept, run the same command again"
 # a rank may have much more left to do than another; torchrun ends all when one dies
 TIMEOUT = timedelta(days=1)
 Part = TypeVar("Part")
+Result = TypeVar("Result")
 
 
 class StopRequested(Exception):
@@ -52,6 +53,34 @@ class Ranks:
             device = self.device if self.device.type == "cuda" else None
             dist.broadcast_object_list(box, src=0, device=device)
         return box[0]
+
+    def on_first(self, action: Callable[[], Result]) -> Result:
+        """What action() of rank 0 returns, on every rank; the UserError that it raises, too."""
+        if self.world == 1:
+            return action()
+        result, reason = None, None
+        if self.rank == 0:
+            try:
+                result = action()
+            except UserError as error:
+                reason = str(error)
+            except OSError as error:
+                if error.filename is None:
+                    raise
+                reason = f"{error.filename}: {error.strerror}"
+        result, reason = self.broadcast((result, reason))
+        if reason is not None:
+            raise SharedError(reason)
+        return result
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, on every rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        with collective_errors():
+            dist.all_gather_object(values, value)
+        return values
 
     def any_rank(self, flag: bool) -> bool:
         """Whether the flag is set on any rank; the same answer on all."""

@@ -24,6 +24,15 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+class SharedError(UserError):
+    """An error that every rank of a run raises; one process of each machine reports it."""
+
+
+def is_reporter() -> bool:
+    """Whether this process reports what all ranks of its machine know."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def note(text: str) -> None:
     """Print a note for the user on standard error, once for all processes of a torchrun launch."""
     if os.environ.get("RANK", "0") == "0":
@@ -35,7 +44,8 @@ def run_command(command: click.Command) -> None:
     try:
         command()
     except UserError as error:
-        click.echo(f"error: {error}", err=True)
+        if is_reporter() or not isinstance(error, SharedError):
+            click.echo(f"error: {error}", err=True)
         sys.exit(2)
     except OSError as error:
         if error.filename is None:

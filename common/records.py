@@ -5,6 +5,8 @@ import hashlib
 import json
 import math
 import os
+import platform
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,6 +40,7 @@ SETTINGS: Fields = {
     "dtype": (str,),
 }
 NEWER = frozenset({"weights"})  # settings that manifests of earlier versions lack
+HOLDER = re.compile(r"process \d+ on [^\n]*\n")
 
 
 class ManifestError(UserError):
@@ -135,11 +138,12 @@ def is_intact(folder: Path, record: Mapping) -> bool:
 
 
 @contextmanager
-def exclusive(outdir: Path, remedy: str = "wait for it, or choose another --outdir") -> Iterator[None]:
-    """Lock an output folder for this run, until its end or the end of its process.
+def exclusive(outdir: Path, remedy: str = "wait for it, or choose another --outdir") -> Iterator[str]:
+    """Lock an output folder for this run, until its end or the end of its process; yields the line that names
+    the holder.
 
-    The lock is a file .lock, of which nothing is read or written; one that is a link or no file:
-    ManifestError.
+    The kernel frees the lock of a process that ends, however it ends. The file .lock holds the process and
+    the host while it is held, and nothing afterwards; one that is a link or no file: ManifestError.
     """
     path = outdir / ".lock"
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -153,10 +157,35 @@ def exclusive(outdir: Path, remedy: str = "wait for it, or choose another --outd
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ManifestError(f"{outdir}: another run is writing here; {remedy}") from None
-        yield
+            text = holder_of(lock)
+            by = f" ({text})" if text else ""
+            raise ManifestError(f"{outdir}: another run is writing here{by}; {remedy}") from None
+        holder = f"process {os.getpid()} on {platform.node()}"
+        written = write_holder(lock, holder)
+        try:
+            yield holder if written else ""
+        finally:
+            if written:
+                os.ftruncate(lock, 0)
     finally:
         os.close(lock)
+
+
+def holder_of(lock: int) -> str:
+    """The holder that an open lock names; nothing where it holds anything else."""
+    text = os.pread(lock, 400, 0).decode("utf-8", "replace")
+    return text.rstrip("\n") if HOLDER.fullmatch(text) else ""
+
+
+def write_holder(lock: int, holder: str) -> bool:
+    """Name the holder in an open lock, unless that is a file of something else or cannot be written."""
+    if os.fstat(lock).st_nlink > 1 or (os.fstat(lock).st_size and not holder_of(lock)):
+        return False
+    try:
+        os.ftruncate(lock, 0)
+        return os.pwrite(lock, f"{holder}\n".encode(), 0) == len(holder) + 1
+    except OSError:  # a full disk: the lock holds all the same
+        return False
 
 
 def part_of(path: Path, rank: int) -> Path:

@@ -1,13 +1,13 @@
 """Scoring a folder of images with a metric, batch by batch, on any number of processes."""
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from math import isfinite
 
 from tqdm import tqdm
 
-import common.records as manifest
 from common.distributed import Ranks
+from common.records import identity
+from common.same_run import check_same, locked_by_run
 from rewards import Reward
 
 from .images import ImageSet, decode, hash_of
@@ -31,9 +31,11 @@ def score_images(images: ImageSet, metric: Metric, training: Training, ranks: Ra
     line; a batch that lacks one is scored as a whole, so that a run that was interrupted ends in the very
     same files.
     """
+    protocol = protocol_id(protocol_of(metric.reward))
+    same = {"images": images.records, "settings of images": images.settings, "metric": metric.name}
+    check_same(ranks, same | {"protocol": protocol, "--batch": metric.batch})
     (images.folder / FOLDER).mkdir(exist_ok=True)
-    with manifest.exclusive(images.folder / FOLDER, "wait for it") if ranks.rank == 0 else nullcontext():
-        protocol = protocol_id(protocol_of(metric.reward))
+    with locked_by_run(images.folder / FOLDER, ranks, "wait for it"):
         known = ScoreFile(images, metric.name, protocol, ranks.rank)
         ranks.barrier()  # every rank has read what an earlier run left
         if ranks.rank == 0:
@@ -88,5 +90,5 @@ def score_batch(images: ImageSet, records: list[dict], reward: Reward, known: Sc
             )
         own = {"heads": {name: scores[i] for name, scores in parts.items()}} if reward.parts else {}
         made = {"score": total[i], "image": hashes[i], "protocol": known.protocol}
-        lines.append(manifest.identity(records[i]) | made | own)
+        lines.append(identity(records[i]) | made | own)
     known.add(lines)

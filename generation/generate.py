@@ -3,7 +3,6 @@
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,8 @@ from backends.parallel import ParallelEvaluator
 from common.distributed import Ranks, install_sigterm_handler, process_group
 from common.errors import UserError, note
 from common.images import holds_image
-from common.records import Manifest, content_facts, exclusive
+from common.records import NAME, Manifest, content_facts, read_records
+from common.same_run import check_complete, check_same, locked_by_run
 from solvers import BASELINES, Solver, Tableau, baseline_of, compile_tableau, sample
 
 from .output import Output, make_grid, save_png
@@ -156,7 +156,9 @@ def generate(
         ManifestError: the folder holds other images, or another run is writing there.
     """
     output.outdir.mkdir(parents=True, exist_ok=True)
-    with exclusive(output.outdir) if ranks.rank == 0 else nullcontext():
+    if ranks.world > 1:
+        check_same(ranks, settings_of_run(sampler, prompts, seeds, output))
+    with locked_by_run(output.outdir, ranks):
         manifest = Manifest(output.outdir, ranks.rank, sampler.settings())
         batches = make_batches(prompts, seeds, output, manifest.settings)
         missing = [
@@ -169,8 +171,30 @@ def generate(
         ranks.barrier()
         made = write_batches(sampler, todo, output, manifest, ranks)
         ranks.barrier()
-        merge(manifest, ranks)
+        ranks.on_first(lambda: check_complete(output.outdir, *merged(manifest, seeds, output)))
     return made
+
+
+def settings_of_run(sampler: Sampler, prompts: Sequence[str], seeds: Sequence[int], output: Output) -> dict:
+    """What must be the same on all ranks, by its name in messages."""
+    written = {k: v for k, v in vars(output).items() if k != "outdir"}
+    parallel = [sampler.evaluator.ranks is not None, sampler.evaluator.branches]
+    return {
+        **sampler.settings(),
+        "weights": sampler.backend.fingerprint(),
+        "prompts": list(prompts),
+        "seeds": list(seeds),
+        "output options": written,
+        "--parallel": parallel,
+    }
+
+
+def merged(manifest: Manifest, seeds: Sequence[int], output: Output) -> tuple[int, int]:
+    """Gather the ranks' parts; how many images are asked for, and how many of them are recorded and there."""
+    Manifest.merge(manifest.outdir)
+    wanted = {output.name(seed) for seed in seeds}
+    recorded = {r["file"] for r in read_records(manifest.outdir / NAME)} & wanted
+    return len(wanted), sum((manifest.outdir / name).is_file() for name in recorded)
 
 
 def make_batches(prompts: Sequence[str], seeds: Sequence[int], output: Output, settings: dict) -> list[Batch]:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from common.distributed import Ranks, process_group, use_single_thread
+from common.same_run import check_same, locked_by_run
 from solvers import UserError
 
 from .config import load_config, to_yaml, without_secrets
@@ -107,7 +108,8 @@ class ActiveRun:
     """What a viewer shows beside the curves."""
 
     def restore(self, trainer: Trainer) -> None:
-        """Bring a trainer to the checkpoint."""
+        """Bring a trainer to the checkpoint; ranks with other prompts, tables or weights: SharedError."""
+        check_same(self.ranks, trainer.depends_on())
         if self.checkpoint is not None:
             trainer.restore(self.checkpoint)
 
@@ -147,12 +149,14 @@ def active_run(
         name: end of a new folder's name.
         exps: where a new folder goes.
     """
-    state = None if run is None else run.load_checkpoint()
     check_float64(options.device)
     check_report_to(config.logging.report_to)
     with process_group(options.device) as ranks:
         use_single_thread(ranks)
+        check_same(ranks, {"configuration": to_yaml(config), "run to go on with": run and str(run.path)})
         folder = run or RunFolder.create(name, to_yaml(config), ranks, exps)
-        Processes(ranks).echo(f"run folder: {folder.path}")
         shown = without_secrets(asdict(config))
-        yield ActiveRun(folder, ranks, state, options.max_steps, config.logging.report_to, shown)
+        with locked_by_run(folder.path, ranks, "wait for it, or stop it"):
+            state = None if run is None else run.load_checkpoint()
+            Processes(ranks).echo(f"run folder: {folder.path}")
+            yield ActiveRun(folder, ranks, state, options.max_steps, config.logging.report_to, shown)

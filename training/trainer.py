@@ -15,9 +15,10 @@ from tqdm import tqdm
 from common.distributed import StopRequested
 from solvers import UserError
 
+from .checkpoint import canonical, check_settings, check_state, settings_of
 from .clock import Clock
 from .processes import Processes, StopRequest
-from .run_folder import RunFolder
+from .run_folder import RunError, RunFolder
 
 LogFunction = Callable[[dict, dict[str, float]], None]  # a record, and seconds by part of the work
 
@@ -74,6 +75,9 @@ class Trainer(ABC):
     measure: str
     higher_is_better: bool
     kept_checkpoints: int
+    free_settings: frozenset[str]
+    """What may change when a run goes on: sections, or keys "section.key"."""
+    config: object
 
     def __init__(
         self,
@@ -186,6 +190,7 @@ class Trainer(ABC):
         best = {"step": self.best.step, "stale": self.best.stale, "state": self.best.state}
         return {
             "depends_on": self.depends_on(),
+            "settings": settings_of(self.config, self.free_settings),
             "step": self.step,
             self.module_key: self.module.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -196,7 +201,7 @@ class Trainer(ABC):
     def save(self) -> None:
         """Write a checkpoint."""
         if self.processes.first:
-            self.run.save_checkpoint(self.step, self.state(), self.kept_checkpoints)
+            self.run.save_checkpoint(self.step, canonical(self.state()), self.kept_checkpoints)
             self.timer.restart()
 
     def save_if_due(self, now: bool = False) -> None:
@@ -207,7 +212,15 @@ class Trainer(ABC):
             self.save()
 
     def restore(self, state: dict) -> None:
-        """Go on from a checkpoint; where something changed that the run depends on: UserError."""
+        """Go on from a checkpoint; where something changed that the run depends on, or where it is not one of
+        such a run: UserError.
+        """
+        keys = frozenset({"step", "best", "optimiser", self.module_key})
+        check_state(self.run.path, state, keys, self.intervals.steps)
+        # absent from earlier checkpoints
+        check_settings(
+            self.run.config, state.get("settings", {}), settings_of(self.config, self.free_settings)
+        )
         recorded = self.recorded_dependencies(state)
         for name, value in self.depends_on().items():
             if recorded.get(name) != value:
@@ -215,13 +228,24 @@ class Trainer(ABC):
                     f"{self.run.path}: its {name} changed since its checkpoint; restore it, or start a new"
                     " run"
                 )
-        self.module.load_state_dict(state[self.module_key])
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.load(state)
         self.step, best = state["step"], state["best"]
         value = best[self.measure] if best["step"] >= 0 else None
         self.best = Best(best["step"], value, best["stale"], best["state"])
         # absent from earlier checkpoints, which were written after evaluations
         self.evaluated = state.get("evaluated", self.step)
+
+    def load(self, state: dict) -> None:
+        """Put the numbers of a checkpoint into the module and the optimiser; of other shapes: RunError."""
+        try:
+            self.module.load_state_dict(state[self.module_key])
+            self.optimiser.load_state_dict(state["optimiser"])
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise RunError(
+                f"{self.run.path}: its checkpoint does not fit its configuration ({reason}); remove the"
+                " checkpoint to go on from the one before, or start a new run"
+            ) from None
 
     def recorded_dependencies(self, state: dict) -> dict[str, Any]:
         """The depends_on of a checkpoint."""

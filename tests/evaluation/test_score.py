@@ -258,7 +258,7 @@ def test_damaged_scores_and_a_second_run_are_refused(evaluation, scored, tmp_pat
     path.write_text("{}\n" + text)
     assert "digits.jsonl, line 1" in refused_folder(evaluation, folder)
     with exclusive(folder / "scores"):
-        assert "another run is writing here; wait for it" in refused_folder(evaluation, folder)
+        assert "another run is writing here (process" in refused_folder(evaluation, folder)
 
 
 def test_an_error_is_one_line_and_exit_status_2(tmp_path):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from backends import Backend
 from common.prompts import default_prompts
+from common.same_run import check_same
 from solvers import baseline_of
 
 from ..config import ConfigError
@@ -102,6 +103,7 @@ def make_banks(config: DistillConfig, backend: Backend, processes: Processes) ->
         Bank(config.bank, backend, teacher, config.guidance_scale, pairs) for pairs in pairs_of(config)
     )
     backend.note_truncated(train.pairs.prompts + heldout.pairs.prompts)
+    check_same(ranks, {f"{k} of the bank": v for bank in (train, heldout) for k, v in bank.contents.items()})
     backend.precompute_embeddings(
         list(dict.fromkeys(train.missing_prompts(ranks) + heldout.missing_prompts(ranks))),
         config.guidance_scale,

@@ -46,6 +46,17 @@ class DistillTrainer(Trainer):
     title, module_key = "distil", "student"
     measure, higher_is_better = "error", False
     kept_checkpoints = 2
+    config: DistillConfig
+    free_settings = frozenset(
+        {
+            "bank.folder",
+            "bank.prompts",  # their content counts, which names the bank
+            "bank.heldout_prompts",
+            "evaluation.depths",
+            "train.checkpoint_interval",
+            "train.checkpoint_minutes",
+        }
+    )
 
     def __init__(
         self,

@@ -85,3 +85,9 @@ class Policy(nn.Module, ABC):
     def provenance(self) -> dict:
         """What was measured for the policy: nothing, unless a policy says so."""
         return {}
+
+
+def same_numbers(learned: SolverTable | Tableau, start: SolverTable | Tableau) -> bool:
+    """Whether two tables, or two tableaus of the same levels, hold the same numbers."""
+    pairs = [(value, vars(learned)[name]) for name, value in vars(start).items() if isinstance(value, Tensor)]
+    return all(torch.equal(a, b) for a, b in pairs)

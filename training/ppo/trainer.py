@@ -19,7 +19,7 @@ from ..processes import Processes
 from ..run_folder import RunFolder
 from ..trainer import Intervals, Trainer
 from .advice import no_signal
-from .base import Draw, Policy
+from .base import Draw, Policy, same_numbers
 from .config import RDPOConfig
 from .loss import BASELINES, adapt_kl_coef, normalize_advantages, ppo_loss
 from .rollout import Problem, RolloutPlan, rollout_scores, stream
@@ -37,6 +37,17 @@ class RDPOTrainer(Trainer):
     title, module_key = "RDPO", "policy"
     measure, higher_is_better = "gain", True
     kept_checkpoints = 3
+    config: RDPOConfig
+    free_settings = frozenset(
+        {
+            "data",  # the content of its files counts
+            "logging",
+            "model.backend_options.model_name_or_path",  # its weights count
+            "ppo.steps",
+            "run.output_root",
+            "run.run_name",
+        }
+    )
 
     def __init__(
         self,
@@ -282,12 +293,6 @@ def intervals_of(config: RDPOConfig) -> Intervals:
         patience=config.evaluation.patience,
         log=config.logging.log_interval,
     )
-
-
-def same_numbers(learned: SolverTable | Tableau, start: SolverTable | Tableau) -> bool:
-    """Whether two tables, or two tableaus of the same levels, hold the same numbers."""
-    pairs = [(value, vars(learned)[name]) for name, value in vars(start).items() if isinstance(value, Tensor)]
-    return all(torch.equal(a, b) for a, b in pairs)
 
 
 def spread(values: Tensor) -> float:
