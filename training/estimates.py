@@ -190,7 +190,8 @@ def rdpo_estimates(config: RDPOConfig, spec: Spec, start: Start) -> list[str]:
     cost = start.predictor.cost().evaluations
     measured = -(-ppo.steps // config.evaluation.interval)
     learned = ppo.steps * ppo.rollout_batch_size * cost * per_image
-    held_out = (1 + measured) * config.evaluation.images * cost * per_image
+    shown = min(config.logging.validation_images, config.evaluation.images)
+    held_out = (1 + measured) * (config.evaluation.images + shown) * cost * per_image
     lines = [f"network rows: {learned + held_out} (rollouts {learned}, held-out evaluations {held_out})"]
     points = max(map(len, start.predictor.cost().levels))
     memory = memory_text(spec, "auto", ppo.rollout_chunk * points * per_image, "passing")

@@ -32,12 +32,13 @@ def test_the_temporary_file_of_a_dead_process_is_removed(tmp_path, leftover):
         "notes.tmp",
         f"a.png.{HOST}-x.tmp",
         f"a.png.{HOST}-{DEAD}.tmp.bak",
-        f"a.png.{HOST}-{os.getpid()}.tmp",
+        f"a.png.{HOST}-OWN.tmp",  # of this process
         f"a.png.another-host-{DEAD}.tmp",
     ],
 )
 def test_nothing_else_is_removed(tmp_path, name):
     """Files of the user's own, of a process that lives, and of a process of another machine."""
+    name = name.replace("OWN", str(os.getpid()))
     (tmp_path / name).write_bytes(b"kept")
     write_atomically(tmp_path / "other.png", b"whole")
     assert (tmp_path / name).read_bytes() == b"kept"

@@ -226,4 +226,6 @@ def test_names_with_markup_are_text(evaluation, scored, tmp_path):
     name = "<script>alert(1)</script> $\\frac$".replace("/", "_")
     runs = [shutil.copytree(run, tmp_path / f"{name}{i}") for i, run in enumerate(scored)]
     evaluation.run("report", "--run", runs[0], "--run", runs[1], "--out", tmp_path / "report.html")
-    assert "<script>" not in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "<script>alert" not in page
+    assert page.count("<script") == 1  # its own

@@ -13,8 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from common import figures
 from common.distributed import Ranks
 from training.distill import plots as distill_plots
+from training.log import Log, TensorboardBoard
 from training.ppo import plots as ppo_plots
-from training.run_folder import Log, RunFolder
+from training.run_folder import RunFolder
 
 NAMES = ["euler", "ipndm2", "dpmpp", "unipc", "heun", "dpm2", "ipndm", "ipndm3", "dpmpp3", "unipc3", "dpm"]
 TRAINER = SimpleNamespace(
@@ -118,7 +119,7 @@ def test_rdpo_draws_its_rewards(tmp_path, drawn):
 def test_tensorboard_has_every_number_by_its_name(tmp_path):
     run = run_of(tmp_path, [])
     record = {"step": 3, "loss": 0.5, "skipped": 2, "baseline": "euler", "table": {"r": [[0.5]]}}
-    log = Log(run, Ranks(0, 1, torch.device("cpu")), 0)
+    log = Log(run, Ranks(0, 1, torch.device("cpu")), TensorboardBoard(run, 0))
     log(record)
     log.close()
     board = EventAccumulator(str(tmp_path / "logs"))

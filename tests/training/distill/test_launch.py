@@ -34,7 +34,7 @@ def best_of(run) -> Predictor:
 
 def test_a_run_writes_all_it_promises(whole_distill):
     run = whole_distill
-    written = ["checkpoints", "configs", "error.png", "export", "logs", "table.png"]
+    written = [".lock", "checkpoints", "configs", "error.png", "export", "logs", "table.png"]
     assert sorted(p.name for p in run.path.iterdir()) == written
     records = [json.loads(line, parse_constant=pytest.fail) for line in run.metrics.read_text().splitlines()]
     assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4, 5, 6]
@@ -122,7 +122,7 @@ def test_shipped_configurations_are_valid(path):
         ("train.checkpoint_minutes=0", "train.checkpoint_minutes is 0.0, expected a number above 0"),
         ("train.lr=nan", "train.lr is nan"),
         ("train", "expected section.key=value"),
-        ("backend.name=sdxl", "backend.name is 'sdxl', expected one of"),
+        ("backend.name=pixart", "backend.name is 'pixart', expected one of"),
         ("student.kind=net", "student.kind"),
         ("student.scale_dir=1.5", "student.scale_dir is 1.5"),
         ("student.start=baseline", "student.start"),

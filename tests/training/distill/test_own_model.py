@@ -140,7 +140,7 @@ def test_mistakes_get_one_line(models, more, message):
             "is not supported, expected one of Stable",
         ),
         ({}, "expected JSON with _class_name"),
-        (None, "name it with --backend ldm|sd3|flux"),
+        (None, "name it with --backend ldm|sdxl|sd3|flux|"),
     ],
 )
 def test_a_folder_of_another_kind_gets_one_line(tmp_path, index, message):
