@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import report
-from benchmarks.quality import distillation, grid_cells, rdpo
+from benchmarks.quality import distillation, grid_cells, rdpo, rdpo_tableaus
 from benchmarks.speed import summary
 
 README = (grid_cells.ROOT / "README.md").read_text()
@@ -53,6 +53,8 @@ def test_the_documented_grid_is_what_show_prints():
 def test_the_documented_results_of_rdpo_are_what_show_prints():
     names = ("gain", "recipes", "estimators", "policies", "tradeoff")
     lines = {line for name in names for line in printed(rdpo.main, "show", name).splitlines()}
+    more = ("anchors", "families")
+    lines |= {line for name in more for line in printed(rdpo_tableaus.main, "show", name).splitlines()}
     documented = [line for line in RESULTS[RESULTS.index("## RDPO") :].splitlines() if line.startswith("|")]
     assert len(documented) > 40
     assert [line for line in documented if line not in lines] == []

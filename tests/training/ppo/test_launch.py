@@ -167,7 +167,7 @@ def test_a_resume_with_another_reward_is_refused(tmp_path):
     save_file({k: v + 1e-3 for k, v in weights.items()}, other / "model.safetensors", {"format": "pt"})
     text = run.config.read_text()
     run.config.write_text(text.replace("weights_path: null", f"weights_path: {other}", 1))
-    with pytest.raises(UserError, match="reward.weights_path is .* but its checkpoint was made with None"):
+    with pytest.raises(UserError, match=r"reward.weights_path is .* but its checkpoint was made with None"):
         invoke(RDPO.main, "--resume", run.path)
 
 
