@@ -275,7 +275,7 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path, made, tiny_folder):
         (
             made("eps"),
             {"resolution": "100by80"},
-            "resolution '100by80': expected pixels a side such as 1024, or",
+            "resolution is '100by80', expected int: pixels a side, or WIDTHxHEIGHT",
         ),
         (made("eps"), {"refiner": "x"}, "unknown option"),
     ]:
