@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .errors import UserError
 from .files import FileError, is_name_within, path_within, read_file, write_atomically
@@ -203,11 +203,19 @@ def append_records(part: Path, records: list[dict]) -> None:
     removed.
     """
     with open(part, "a+b") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
+        remove_torn_line(file)
         file.write("".join(map(line_of, records)).encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def remove_torn_line(file: BinaryIO) -> None:
+    """Cut a file after its last newline, where it does not end with one."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 1))
+    if size and file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def replace_records(path: Path, records: list[dict]) -> None:

@@ -24,7 +24,17 @@ SOLVERS = {
     "tableau": "tableau",
 }
 STAGES = {"start": "start table", "distilled": "distilled", "rdpo": "RDPO"}
-BACKBONES = {"ldm": "Stable Diffusion", "sd3": "Stable Diffusion 3", "flux": "FLUX.1", "digits": "digits"}
+BACKBONES = {
+    "ldm": "Stable Diffusion",
+    "sdxl": "Stable Diffusion XL",
+    "sd3": "Stable Diffusion 3",
+    "flux": "FLUX.1",
+    "chroma": "Chroma",
+    "sana": "Sana",
+    "aura_flow": "AuraFlow",
+    "lumina2": "Lumina-Image 2.0",
+    "digits": "digits",
+}
 
 
 def predictor_of(run: Run, predictors: Mapping[str, Path]) -> Predictor | None:

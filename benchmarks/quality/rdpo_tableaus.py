@@ -14,7 +14,7 @@ import click
 from torch import Tensor
 
 from common.errors import run_command
-from solvers import Predictor, load_predictor
+from solvers import Predictor, load_predictor, save_predictor
 
 from ..report import RESULTS, mean_and_halfwidth
 from . import rdpo_runs as runs
@@ -155,8 +155,6 @@ def rivals(count: int, workers: int, seeds: int) -> None:
 
 def kept_cma_es(start: Path, seed: int, spread: float, settings: tuple[str, ...]) -> Predictor:
     """The table that CMA-ES ends with; it is kept with the runs."""
-    from solvers import save_predictor
-
     job = Job(f"cma-{spread:g}", seed, (*settings, f"spread={spread}"), start)
     path = runs.WORK / f"cma-{job.run_name}.pkl"
     if not path.exists():

@@ -24,11 +24,11 @@ def step_cost(way: str, start: Path, settings: tuple[str, ...]) -> dict[str, flo
         settings: overrides of the configuration.
     """
     context = multiprocessing.get_context("spawn")
-    ours, other = context.Pipe()
-    child = context.Process(target=measure, args=(other, way, start, (*settings, *BARE)))
+    receiver, sender = context.Pipe()
+    child = context.Process(target=measure, args=(sender, way, start, (*settings, *BARE)))
     child.start()
-    other.close()
-    cost = ours.recv()
+    sender.close()
+    cost = receiver.recv()
     child.join()
     return cost
 

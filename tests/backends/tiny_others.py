@@ -54,8 +54,8 @@ def make_dc(channels: int) -> d.AutoencoderDC:
     )
 
 
-def sana(words) -> d.SanaPipeline:
-    network = d.SanaTransformer2DModel(
+def sana_network(size: int) -> d.SanaTransformer2DModel:
+    return d.SanaTransformer2DModel(
         in_channels=4,
         out_channels=4,
         num_attention_heads=2,
@@ -65,33 +65,41 @@ def sana(words) -> d.SanaPipeline:
         cross_attention_head_dim=8,
         cross_attention_dim=WIDTH,
         caption_channels=WIDTH,
-        sample_size=16,
+        sample_size=size,
     )
+
+
+def sana(words) -> d.SanaPipeline:
+    network = sana_network(16)
     scheduler = d.DPMSolverMultistepScheduler(
         use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0
     )
     return d.SanaPipeline(words, make_gemma(words), make_dc(4), network, scheduler)
 
 
-def aura_flow(words) -> d.AuraFlowPipeline:
-    network = d.AuraFlowTransformer2DModel(
+def aura_flow_network(width: int) -> d.AuraFlowTransformer2DModel:
+    return d.AuraFlowTransformer2DModel(
         sample_size=8,
         num_mmdit_layers=1,
         num_single_dit_layers=1,
         attention_head_dim=8,
         num_attention_heads=4,
         caption_projection_dim=32,
-        joint_attention_dim=32,
+        joint_attention_dim=width,
         pos_embed_max_size=16,
     )
+
+
+def aura_flow(words) -> d.AuraFlowPipeline:
+    network = aura_flow_network(32)
     vae = make_kl(4)
     vae.register_to_config(force_upcast=True)
     scheduler = d.FlowMatchEulerDiscreteScheduler(shift=1.73)
     return d.AuraFlowPipeline(words, make_t5(words, 32), vae, network, scheduler)
 
 
-def lumina2(words) -> d.Lumina2Pipeline:
-    network = d.Lumina2Transformer2DModel(
+def lumina2_network() -> d.Lumina2Transformer2DModel:
+    return d.Lumina2Transformer2DModel(
         sample_size=8,
         in_channels=4,
         hidden_size=24,
@@ -104,6 +112,10 @@ def lumina2(words) -> d.Lumina2Pipeline:
         axes_lens=(300, 128, 128),
         cap_feat_dim=WIDTH,
     )
+
+
+def lumina2(words) -> d.Lumina2Pipeline:
+    network = lumina2_network()
     scheduler = d.FlowMatchEulerDiscreteScheduler(shift=6.0)
     return d.Lumina2Pipeline(network, scheduler, make_kl(4, 0.3611, 0.1159), make_gemma(words), words)
 

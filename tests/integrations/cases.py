@@ -8,6 +8,8 @@ import diffusers as d
 import torch
 from tiny import make_text_encoder, make_tokenizer, make_unet, make_vae
 from tiny_flow import make_projected_clip
+from tiny_others import aura_flow_network, lumina2_network, sana_network
+from tiny_sdxl import make_sdxl_unet
 
 WORDS = 6
 
@@ -75,24 +77,8 @@ def sd_parts(folder) -> dict:
 def sdxl_parts(folder) -> dict:
     torch.manual_seed(0)
     words = make_tokenizer(folder / "words")
-    unet = d.UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        layers_per_block=1,
-        block_out_channels=(16, 32),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=4,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        transformer_layers_per_block=1,
-        projection_class_embeddings_input_dim=80,
-        cross_attention_dim=64,
-        norm_num_groups=8,
-    )
-    encoders = {"text_encoder": make_text_encoder(words), "text_encoder_2": make_projected_clip(words, 32)}
+    unet = make_sdxl_unet(64, 1)
+    encoders = {"text_encoder": make_text_encoder(words), "text_encoder_2": make_projected_clip(words, 48)}
     tokenizers = {"tokenizer": words, "tokenizer_2": words}
     return {"unet": unet, "vae": make_vae(), "scheduler": noise_scheduler()} | encoders | tokenizers
 
@@ -111,32 +97,13 @@ def controlnet(unet) -> d.ControlNetModel:
 
 
 def aura_flow() -> Case:
-    sizes = {
-        "num_mmdit_layers": 1,
-        "num_single_dit_layers": 1,
-        "attention_head_dim": 8,
-        "num_attention_heads": 4,
-    }
-    net = d.AuraFlowTransformer2DModel(
-        sample_size=8, caption_projection_dim=32, joint_attention_dim=16, pos_embed_max_size=64, **sizes
-    )
+    net = aura_flow_network(16)
     pipe = d.AuraFlowPipeline(None, None, None, net, flow_scheduler(shift=1.73))
     return Case(pipe, (4, 8, 8), pairs(16) | {"height": 64, "width": 64})
 
 
 def sana() -> Case:
-    net = d.SanaTransformer2DModel(
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_layers=1,
-        num_cross_attention_heads=2,
-        cross_attention_head_dim=8,
-        cross_attention_dim=16,
-        caption_channels=16,
-        sample_size=8,
-    )
+    net = sana_network(8)
     pipe = d.SanaPipeline(None, None, None, net, flow_scheduler(shift=3.0))
     size = {"height": 256, "width": 256, "use_resolution_binning": False, "negative_prompt": None}
     return Case(pipe, (4, 8, 8), pairs(16) | size)
@@ -157,19 +124,7 @@ def pixart() -> Case:
 
 
 def lumina2() -> Case:
-    net = d.Lumina2Transformer2DModel(
-        sample_size=8,
-        in_channels=4,
-        hidden_size=24,
-        num_layers=1,
-        num_refiner_layers=1,
-        num_attention_heads=3,
-        num_kv_heads=1,
-        multiple_of=2,
-        axes_dim_rope=(4, 2, 2),
-        axes_lens=(128, 128, 128),
-        cap_feat_dim=16,
-    )
+    net = lumina2_network()
     pipe = d.Lumina2Pipeline(net, flow_scheduler(shift=6.0), None, None, None)
     return Case(pipe, (4, 8, 8), pairs(16) | {"height": 64, "width": 64})
 

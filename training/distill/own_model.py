@@ -39,7 +39,15 @@ from .students import STUDENTS
 CONFIGS = Path(__file__).parent / "cfgs"
 BASES = {"ldm": "sd15", "sd3": "sd3_1024", "flux": "flux_dev"}
 SMALL_BASES = {"ldm": "digits", "sd3": "digits_sd3", "flux": "digits_flux"}
-NETWORKS = {"ldm": "unet", "sd3": "transformer", "flux": "vae"}
+FLOW_BASE, NOISE_BASE = (
+    "flux",
+    "ldm",
+)  # whose settings other families have: flow matching, and a U-Net of noise
+SIZE_PARTS = {
+    "ldm": "unet",
+    "sdxl": "unet",
+    "flux": "vae",
+}  # of a pipeline, with its sample_size; else transformer
 """The part of a pipeline folder whose sample_size is that of the images: of latents, but for the VAE's."""
 BASELINES = ["euler", "ipndm2", "dpmpp", "unipc"]
 STEEP_GUIDANCE, STEEP_STEPS = 5.0, 10
@@ -88,7 +96,7 @@ def resolution_of(model: str, family: str) -> int | None:
     try:
         network, vae = (
             json.loads((path / part / "config.json").read_text(encoding="utf-8"))
-            for part in (NETWORKS[family], "vae")
+            for part in (SIZE_PARTS.get(family, "transformer"), "vae")
         )
         size = int(network["sample_size"])
         return size if family == "flux" else size * 2 ** (len(vae["block_out_channels"]) - 1)
@@ -110,8 +118,11 @@ def student_of(own: OwnModel, steps: int, damping: float) -> StudentConfig:
 
 
 def shipped_configuration(name: str, small: bool) -> DistillConfig:
-    """The shipped configuration of a family: that of its published model, or of its digits."""
-    return load_config(DistillConfig, CONFIGS / f"{(SMALL_BASES if small else BASES)[name]}.yaml")
+    """The shipped configuration of a family: that of its published model, or of its digits; a family without
+    one has that of a family like it.
+    """
+    like = name if name in BASES else FLOW_BASE if find_family(name).flow else NOISE_BASE
+    return load_config(DistillConfig, CONFIGS / f"{(SMALL_BASES if small else BASES)[like]}.yaml")
 
 
 def configuration(own: OwnModel, overrides: Sequence[str] = ()) -> DistillConfig:
@@ -174,10 +185,14 @@ def first_lines(config: DistillConfig, start: Start | None) -> list[str]:
     nodes = "" if config.student.kind == "tableau" else f"{config.nodes.num_steps} nodes, "
     size = f" at {options['resolution']} pixels" if "resolution" in options else ""
     return [
-        f"{options.get('model_name_or_path')}: family {config.backend.name}{size}, guidance"
-        f" {config.guidance_scale:g}",
-        f"student: {cost.depth} network calls one after another, {nodes}NFE {cost.evaluations} an image;"
-        f" num_inference_steps={cost.evaluations} in a diffusers pipeline",
+        (
+            f"{options.get('model_name_or_path')}: family {config.backend.name}{size}, guidance"
+            f" {config.guidance_scale:g}"
+        ),
+        (
+            f"student: {cost.depth} network calls one after another, {nodes}NFE {cost.evaluations} an image;"
+            f" num_inference_steps={cost.evaluations} in a diffusers pipeline"
+        ),
     ]
 
 

@@ -2,16 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import isfinite
 
 import torch
 from torch import Tensor
 
-from solvers import Solver, SolverTable, Tableau, sample
+from solvers import Solver, SolverTable, Tableau, UserError, sample
 
 from ..processes import Processes
 from .base import Policy
 from .probe import Probe
 
+TRIES = 100  # of a step back, which halves what is not finite
 INSIDE = 0.999  # of the bound that a step back aims at
 
 
@@ -56,11 +58,19 @@ class Anchor:
     processes: Processes
 
     def hold(self, policy: Policy) -> float:
-        """Move a policy back inside the bound where it has left it; how far it is from its start then."""
-        power = 0.5 if self.name == "kl" else 1.0  # of the change of the parameters in the measure
-        while (value := self.measured(policy)) > self.bound:
-            policy.shrink(INSIDE * (self.bound / value) ** power)
-        return value
+        """Move a policy back inside the bound where it has left it; how far it is from its start then. One
+        that cannot be brought inside: UserError.
+        """
+        power = 0.5 if self.name == "kl" else 1.0  # of the measure, as the parameters change
+        for _ in range(TRIES):
+            value = self.measured(policy)
+            if value <= self.bound:
+                return value
+            policy.shrink(INSIDE * (self.bound / value) ** power if isfinite(value) else 0.5)
+        raise UserError(
+            f"ppo.anchor.{self.name} is {self.bound}, but the measure near the start is {value}: expected a"
+            " bound above rounding, and a start table whose latents are finite"
+        )
 
     def measured(self, policy: Policy) -> float:
         """Rank 0's measure, so that all ranks move back alike."""

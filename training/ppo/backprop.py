@@ -36,6 +36,11 @@ class BackpropTrainer(RDPOTrainer):
             rows = slice(first, min(first + ppo.minibatch_size, len(images)))
             measure = partial(self.gradient, RolloutPlan(plan.prompts[rows], plan.seeds[rows]))
             result = self.processes.map(measure, rows.stop - first, ppo.rollout_chunk)
+            if not result.isfinite().all():
+                raise Diverged(
+                    f"{self.run.path}: a reward at step {self.step}, or its gradient, is not finite; lower"
+                    " ppo.learning_rate, or check the reward"
+                )
             rewards.append(result[:, -1])
             with self.clock.part("update"):
                 updates.append(self.ascend(result[:, :-1].sum(0) / len(result)))
@@ -101,11 +106,6 @@ class BackpropTrainer(RDPOTrainer):
         for parameter, piece in zip(parameters, pieces, strict=True):
             ascent = -piece.view_as(parameter).to(parameter)
             parameter.grad = ascent if parameter.grad is None else parameter.grad + ascent
-        if not gradient.isfinite().all():
-            raise Diverged(
-                f"{self.run.path}: the gradient of the reward at step {self.step} is not finite; lower"
-                " ppo.learning_rate, or check the reward"
-            )
         norm = self.clip_gradient()
         self.optimiser.step()
         return {"kl": kl.item(), "grad_norm": norm, "kl_coef": self.kl_coef}

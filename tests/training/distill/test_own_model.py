@@ -3,17 +3,26 @@
 import json
 import re
 import shutil
+import sys
+from functools import partial
 
 import pytest
 import torch
 
+from backends import find_family
+from backends.model_ids import PIPELINES
 from common.errors import UserError
+from solvers import load_predictor
 from training.distill.config import DistillConfig
 from training.distill.own_model import OwnModel, configuration, main
 from training.run_folder import RunFolder
 
 from ...commands import ROOT, command_lines, command_of, run_of
 from ..runs import error_of, invoke, overrides
+
+sys.path.insert(0, str(ROOT / "tests" / "backends"))
+from tiny_others import save_other
+from tiny_sdxl import save_sdxl
 
 FOLDERS = {"ldm": "sd", "sd3": "sd3", "flux": "flux"}
 PLACEHOLDER = "exps/PLACEHOLDER"
@@ -106,6 +115,36 @@ def test_family_guidance_and_schedule_are_the_models(models, family, guidance, s
     out = invoke(main, "my", "--model", models[family], "--steps", 8, "--student", "epd", "--dry-run")
     assert "8 network calls one after another, 5 nodes, NFE 12 an image; num_inference_steps=12" in out
     assert "network rows: " in out
+
+
+@pytest.mark.parametrize(
+    "family", [name for name in dict.fromkeys(PIPELINES.values()) if name not in FOLDERS]
+)
+def test_a_family_without_digits_has_a_configuration(family, tmp_path):
+    """That of a family like it, for the class that the folder names."""
+    name = next(k for k, v in PIPELINES.items() if v == family)
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    config = configuration(OwnModel(str(tmp_path), 8))
+    assert config.backend.name == family
+    flow = find_family(family).flow
+    assert (config.nodes.schedule, config.teacher.schedule) == (
+        ("flowmatch", "flowmatch") if flow else ("discrete", "polynomial")
+    )
+    assert config.backend.dtype == ("bfloat16" if flow else "float16")
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sana"])
+def test_from_a_folder_of_another_family_to_a_table(family, tmp_path):
+    save = save_sdxl if family == "sdxl" else partial(save_other, family)
+    model = save(tmp_path)
+    few = overrides(
+        f"bank.folder={tmp_path / 'banks'}", "teacher.inner=3", "teacher.check=0", "backend.dtype=float32",
+        "evaluation.baselines=[euler]", "evaluation.schedules=[polynomial]",
+    )  # fmt: skip
+    small = ("--steps", 3, "--pairs", 4, "--train-steps", 2, "--device", "cpu", "--exps", tmp_path / "exps")
+    invoke(main, "my", "--model", model, *small, *few)
+    (best,) = (tmp_path / "exps").glob("*-my/export/*-best.pkl")
+    assert (load_predictor(best).spec.backend, load_predictor(best).cost().depth) == (family, 3)
 
 
 @pytest.mark.parametrize(

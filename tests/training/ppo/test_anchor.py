@@ -1,13 +1,12 @@
 """What keeps a policy near its start: bounds on its drift, levels that stay, the choice by another reward."""
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 
 from digits.data import training_prompts
-from solvers import Predictor, SolverTable, Spec, save_predictor
+from solvers import Predictor, SolverTable, Spec, UserError, save_predictor
 from training.ppo.anchor import Anchor, divergence
 from training.ppo.gaussian import GaussianPolicy
 from training.ppo.policy import PolicySettings, make_policy
@@ -47,6 +46,23 @@ def test_projection_ends_just_inside_the_bound_and_leaves_what_is_inside(kind):
     kept = {k: v.clone() for k, v in policy.state_dict().items()}
     anchor.hold(policy)
     assert all(torch.equal(v, kept[k]) for k, v in policy.state_dict().items())
+
+
+@pytest.mark.parametrize("limit", [0.3, 0.0])
+def test_a_measure_that_is_not_finite_moves_the_policy_back(limit):
+    """Further out than `limit` latents overflow; where they do so at the start too, it is one line."""
+    policy = policies()["gaussian"]
+    anchor = Anchor(
+        "latents",
+        1.0,
+        lambda p: p.loc.abs().max().item() if limit and p.loc.abs().max() < limit else float("inf"),
+        Processes(ALONE),
+    )
+    if limit:
+        assert 0.3 * limit < anchor.hold(policy) < limit
+        return
+    with pytest.raises(UserError, match=r"ppo.anchor.latents is 1.0, but .* inf: expected a bound above"):
+        anchor.hold(policy)
 
 
 def save_start(folder, kind):
@@ -163,8 +179,3 @@ def test_the_best_policy_is_chosen_by_the_reward_that_is_named(tmp_path, select_
 def test_mistakes_are_one_line(tmp_path, settings, message):
     assert message in RDPO.error(*RDPO.arguments(tmp_path, "refused", *settings))
     assert not (tmp_path / "exps").exists()
-
-
-def test_records_are_plain_json(tmp_path):
-    run = RDPO.start(tmp_path, "held", *DIRICHLET, "ppo.anchor.kl=0.01", "ppo.frozen_levels=[0]")
-    assert json.loads(run.metrics.read_text().splitlines()[-1])["step"] == 4
