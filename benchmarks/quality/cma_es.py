@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from tqdm import tqdm
 from backends import load_backend
 from common.distributed import Ranks
 from rewards import load_reward
-from solvers import Predictor, SolverTable, Tableau
+from solvers import Predictor, SolverTable, Spec, Tableau
 from training.config import load_config
 from training.ppo.config import RDPOConfig
 from training.ppo.gaussian import GaussianPolicy
@@ -73,44 +73,69 @@ class TableauCoordinates:
         return self.policy.tableau(points)
 
 
-def cma_es(path: Path, start: Path, seed: int, spread: float, overrides: tuple[str, ...] = ()) -> Predictor:
-    """CMA-ES (Hansen 2016, arXiv 1604.00772) from a start table, with the images that RDPO has by the
-    configuration `path`.
+@dataclass(frozen=True)
+class Search:
+    """CMA-ES (Hansen 2016, arXiv 1604.00772) from a start table.
 
-    Each generation tries 16 tables on the same pairs of prompt and noise, at first with standard deviation
-    `spread`; it has the images of RDPO's rollouts and of its evaluations, and ends with the mean of its
-    distribution. With ppo.policy: gaussian it searches that policy's coordinates.
+    Each generation tries 16 tables on the same pairs of prompt and noise, as many as make the images of a
+    step of RDPO. With ppo.policy: gaussian it searches that policy's coordinates.
     """
-    import cma
 
-    config = load_config(RDPOConfig, path, [f"data.predictor_snapshot={start}", *overrides])
-    table_start = find_start(config)
-    choose_exploration(config.ppo, table_start.predictor.is_start)
-    predictor = table_start.predictor
-    spec, ppo = merge_spec(config, table_start), config.ppo
-    backend, reward = load_backend(spec, "cpu"), load_reward("digits", {}, "cpu")
-    score = Scorer(backend, predictor.sigmas, spec.guidance_rate, spec.afs, spec.max_order, [reward])
-    prompts = prompts_of(config, "digits")[0]
+    config: RDPOConfig
+    score: Scorer
+    prompts: list[str]
     coordinates: Coordinates
-    if ppo.policy == "gaussian":
-        processes = Processes(Ranks(0, 1, torch.device("cpu")))
-        policy = new_policy(config, table_start, (score, prompts), processes)
-        assert isinstance(policy, GaussianPolicy)
-        coordinates = TableauCoordinates(policy)
-    else:
-        coordinates = Logits(table_start.table)
-    strategy = cma.CMAEvolutionStrategy(
-        coordinates.origin, spread, {"popsize": POPULATION, "seed": seed + 1, "verbose": -9}
-    )
+    strategy: Any
+    spec: Spec
+
+    @classmethod
+    def make(cls, config: RDPOConfig, seed: int, spread: float) -> "Search":
+        """A search whose first tables have the standard deviation `spread`."""
+        import cma
+
+        start = find_start(config)
+        choose_exploration(config.ppo, start.predictor.is_start)
+        spec, nodes = merge_spec(config, start), start.predictor.sigmas
+        backend, reward = load_backend(spec, "cpu"), load_reward("digits", {}, "cpu")
+        score = Scorer(backend, nodes, spec.guidance_rate, spec.afs, spec.max_order, [reward])
+        prompts = prompts_of(config, "digits")[0]
+        coordinates: Coordinates
+        if config.ppo.policy == "gaussian":
+            processes = Processes(Ranks(0, 1, torch.device("cpu")))
+            policy = new_policy(config, start, (score, prompts), processes)
+            assert isinstance(policy, GaussianPolicy)
+            coordinates = TableauCoordinates(policy)
+        else:
+            coordinates = Logits(start.table)
+        options = {"popsize": POPULATION, "seed": seed + 1, "verbose": -9}
+        strategy = cma.CMAEvolutionStrategy(coordinates.origin, spread, options)
+        return cls(config, score, prompts, coordinates, strategy, exported_spec(config, spec, nodes))
+
+    def generation(self, seed: int, number: int) -> None:
+        """One generation, on the prompts and noise of RDPO's step of that number."""
+        points, ppo = self.strategy.ask(), self.config.ppo
+        plan = RolloutPlan.make(self.prompts, ppo, seed, number)
+        tried = torch.from_numpy(np.stack(points))
+        rewards = scores_of_points(self.score, self.coordinates, tried, plan, ppo.rloo_k)
+        self.strategy.tell(points, (-rewards).tolist())
+
+    def mean(self) -> Predictor:
+        """The table at the mean of the search's distribution."""
+        table = self.coordinates.tables(torch.from_numpy(np.asarray(self.strategy.result.xfavorite)))
+        return Predictor(table, self.spec, self.score.nodes)
+
+
+def cma_es(path: Path, start: Path, seed: int, spread: float, overrides: tuple[str, ...] = ()) -> Predictor:
+    """The table of CMA-ES with the images of RDPO's rollouts and of its evaluations by the configuration
+    `path`.
+    """
+    config = load_config(RDPOConfig, path, [f"data.predictor_snapshot={start}", *overrides])
+    search, ppo = Search.make(config, seed, spread), config.ppo
     evaluations = (ppo.steps // config.evaluation.interval + 1) * config.evaluation.images
     generations = range(ppo.steps + evaluations // ppo.rollout_batch_size)
-    for step in tqdm(generations, desc=f"CMA-ES, spread {spread:g}", disable=None):
-        points = strategy.ask()
-        plan = RolloutPlan.make(prompts, ppo, seed, step)
-        rewards = scores_of_points(score, coordinates, torch.from_numpy(np.stack(points)), plan, ppo.rloo_k)
-        strategy.tell(points, (-rewards).tolist())
-    best = coordinates.tables(torch.from_numpy(np.asarray(strategy.result.xfavorite)))
-    return Predictor(best, exported_spec(config, spec, predictor.sigmas), predictor.sigmas)
+    for number in tqdm(generations, desc=f"CMA-ES, spread {spread:g}", disable=None):
+        search.generation(seed, number)
+    return search.mean()
 
 
 def scores_of_points(

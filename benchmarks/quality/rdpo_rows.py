@@ -33,6 +33,14 @@ SETTING_HEADER = [
 ]
 
 
+COST_HEADER = ["setting", "seconds a step of 64 images", "highest memory, MiB"]
+
+
+def cost_cells(setting: str, row: dict) -> list[str]:
+    """What a step of a setting costs."""
+    return [setting, f"{row['seconds_a_step']:.2f}", f"{row['memory_mib']:.0f}"]
+
+
 def setting_cells(rows: list[dict]) -> list[str]:
     """One setting over its training seeds: mean gains, and the first evaluation of each seed whose interval
     lies above 0.
@@ -44,12 +52,12 @@ def setting_cells(rows: list[dict]) -> list[str]:
     spread = torch.tensor([r["reward_gain"] for r in rows]).std().item() if len(rows) > 1 else 0.0
     return [
         rows[0]["setting"],
-        f"{mean('gain_where_chosen'):+.4f}",
+        f"{mean('gain_where_chosen'):+.4f}" if "gain_where_chosen" in rows[0] else "-",
         f"{mean('reward_gain'):+.4f}",
         f"{spread:.4f}",
         f"{100 * mean('digit_and_colour_gain'):+.1f}",
         f"{mean('rmse_gain'):+.3f}",
-        f"{mean('advantage_std'):.4f}",
+        f"{mean('advantage_std'):.4f}" if mean("advantage_std") else "-",
         " ".join(str(r.get("first_step_with_gain") or "-") for r in rows),
     ]
 
@@ -82,6 +90,8 @@ def tables_of(rows: list[dict]) -> str:
     if labels := dict.fromkeys(row["setting"] for row in rows if "setting" in row):
         of_settings = [[r for r in rows if r.get("setting") == label] for label in labels]
         tables.append(text_table(SETTING_HEADER, [setting_cells(group) for group in of_settings]))
+    if costs := {row["setting"]: row for row in rows if "seconds_a_step" in row}:
+        tables.append(text_table(COST_HEADER, [cost_cells(*cost) for cost in costs.items()]))
     return "\n\n".join(tables)
 
 

@@ -143,8 +143,9 @@ def rivals(count: int, workers: int, seeds: int) -> None:
     base = evaluation.measure(evaluation.sampler(group.name, load_predictor(start)))
     for row in rows[1:]:
         row |= costs[row["setting"]]
+    cost = step_cost("cma", start, plain)
     for spread in SPREADS:
-        name, cost = f"CMA-ES, spread {spread:g}", step_cost("cma", start, plain)
+        name = f"CMA-ES, spread {spread:g}"
         for seed in range(seeds):
             tuned = kept_cma_es(start, seed, spread, plain)
             sampler = evaluation.sampler(name, tuned)

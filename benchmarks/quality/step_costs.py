@@ -1,14 +1,22 @@
 """Seconds and memory of one step of a way to tune a table, in a process of its own."""
 
+import json
 import multiprocessing
 import resource
 import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import median
+
+import torch
+
+from training.config import load_config
+from training.ppo.config import RDPOConfig
+from training.ppo.launch import main
 
 from . import rdpo_runs as runs
-from .cma_es import cma_es
+from .cma_es import Search
 
 STEPS = 6
 # nothing is held out and nothing is written between
@@ -35,8 +43,6 @@ def step_cost(way: str, start: Path, settings: tuple[str, ...]) -> dict[str, flo
 
 def measure(answer: Connection, way: str, start: Path, settings: tuple[str, ...]) -> None:
     """Run a few steps, and send what they cost."""
-    import torch
-
     torch.set_num_threads(1)
     seconds = (seconds_of_generations if way == "cma" else seconds_of_a_run)(start, settings)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -44,22 +50,18 @@ def measure(answer: Connection, way: str, start: Path, settings: tuple[str, ...]
 
 
 def seconds_of_generations(start: Path, settings: tuple[str, ...]) -> float:
-    """The seconds of a generation of CMA-ES: of some less those of one, after a first that warms up."""
-    took = []
-    for steps in (1, 1, STEPS):
+    """The median seconds of a generation of CMA-ES, after a first that warms up."""
+    config = load_config(RDPOConfig, runs.CONFIG, [f"data.predictor_snapshot={start}", *settings])
+    search, took = Search.make(config, 0, 1.0), []
+    for number in range(STEPS + 1):
         begin = time.perf_counter()
-        cma_es(runs.CONFIG, start, 0, 1.0, (*settings, f"ppo.steps={steps}"))
+        search.generation(0, number)
         took.append(time.perf_counter() - begin)
-    return (took[2] - took[1]) / (STEPS - 1)
+    return median(took[1:])
 
 
 def seconds_of_a_run(start: Path, settings: tuple[str, ...]) -> float:
-    """The median seconds of a step of an RDPO run."""
-    import json
-    from statistics import median
-
-    from training.ppo.launch import main
-
+    """The median seconds of a step of an RDPO run, after a first that warms up."""
     texts = ["run.seed=0", f"data.predictor_snapshot={start}", *settings]
     overrides = [part for text in texts for part in ("--override", text)]
     with tempfile.TemporaryDirectory() as folder:
@@ -67,4 +69,4 @@ def seconds_of_a_run(start: Path, settings: tuple[str, ...]) -> float:
         main(arguments, standalone_mode=False)
         lines = next(Path(folder).glob("*/logs/seconds.jsonl")).read_text().splitlines()
     records = [json.loads(line) for line in lines]
-    return median(sum(v for k, v in r.items() if k != "step") for r in records if r["step"] > 0)
+    return median(sum(v for k, v in r.items() if k != "step") for r in records if r["step"] > 1)
